@@ -1,0 +1,43 @@
+"""Command-line arguments by tyro, with errors in one line."""
+
+import contextlib
+import io
+import re
+from typing import Any, TypeVar
+
+import tyro
+
+ArgumentsT = TypeVar("ArgumentsT")
+
+
+class ArgumentError(Exception):
+    """Report arguments that cannot be parsed, in one line."""
+
+
+def parse(kind: type[ArgumentsT], arguments: list[str], *, command: str, description: str, default: Any = None) -> ArgumentsT:
+    """Parse the arguments of a command into a dataclass; --help prints and exits.
+
+    Raises:
+        ArgumentError: an unknown option, a missing or malformed value, or one out of range.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed: ArgumentsT = tyro.cli(
+                kind, prog=f"trpo-jax {command}", description=description, args=arguments, default=default
+            )
+        return parsed
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ArgumentError(one_line(errors.getvalue())) from None
+
+
+def one_line(boxed: str) -> str:
+    """Flatten an error that tyro has drawn as a box of sections into sections joined by semicolons."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    rows = [row.strip(" │╭╮╰╯─") for row in text.splitlines() if not row.startswith("╭")]
+    sections = re.split(r"\n{2,}|\n(?=\n)", "\n".join(rows))
+    words = [" ".join(section.split()) for section in sections]
+    words = [re.sub(r"Error parsing (?:run\.)?(?:trpo\.)?([\w.-]+): (\w+: got)", r"\1.\2", section) for section in words]
+    return "; ".join(section for section in words if section and "full helptext" not in section)

@@ -1,0 +1,127 @@
+"""What a person sees while a training runs: a progress bar on a terminal, plain lines elsewhere."""
+
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import rich.console
+import rich.progress
+
+from trpo_jax.training.run_config import RunConfig
+
+LINES_A_RUN = 20
+"""Where stdout is no terminal, progress is printed about so often."""
+
+
+class PlainConsole:
+    """Progress as lines of text."""
+
+    def __init__(self, run_config: RunConfig):
+        self.run_config = run_config
+        self.total = max(run_config.num_timesteps, 1)
+        self._printed = 0
+        self._started = time.perf_counter()
+
+    def start(self, run_dir: Path) -> None:
+        """Say what is about to happen."""
+        trpo = self.run_config.trpo
+        batch = f"{trpo.num_envs} environments × {trpo.unroll_length} steps"
+        run = self.run_config
+        self.say(f"{run.environment} ({run.backend}), {run.num_timesteps:,} steps, {batch} an iteration")
+        self.say(f"run folder {run_dir}")
+        self.say("compiling (the first start on a machine takes longest) …")
+
+    def iteration(self, step: int, metrics: dict[str, float]) -> None:
+        """Report an iteration."""
+        if step * LINES_A_RUN // self.total > self._printed or step >= self.total:
+            self._printed = step * LINES_A_RUN // self.total
+            left = format_seconds(self._seconds_left(step))
+            self.say(f"step {step:>10,}  {describe(metrics)}  {left} left")
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Report an evaluation."""
+        if "eval/episode_reward" in metrics:
+            self.say(f"step {step:>10,}  evaluation: return {describe_evaluation(metrics)}")
+
+    def interrupted(self, run_dir: Path) -> None:
+        """Say what Ctrl-C left behind."""
+        self.say(f"interrupted; the run folder is usable: trpo-jax evaluate {run_dir}")
+
+    def finish(self, run_dir: Path, metrics: dict[str, float]) -> None:
+        """Say how it ended."""
+        took = format_seconds(time.perf_counter() - self._started)
+        result = f"return {describe_evaluation(metrics)}, " if "eval/episode_reward" in metrics else ""
+        self.say(f"done: {result}in {took}")
+        self.say(f"look again with: trpo-jax evaluate {run_dir}")
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        print(line, flush=True)
+
+    def _seconds_left(self, step: int) -> float:
+        return (time.perf_counter() - self._started) / step * max(self.total - step, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        return None
+
+
+class TerminalConsole(PlainConsole):
+    """Progress as a bar that stays in place."""
+
+    def __init__(self, run_config: RunConfig):
+        super().__init__(run_config)
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(bar_width=None),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn("{task.fields[metrics]}"),
+            rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+            console=rich.console.Console(highlight=False),
+            expand=True,
+        )
+        self._task = self._progress.add_task(run_config.environment, total=self.total, metrics="compiling …")
+
+    def iteration(self, step: int, metrics: dict[str, float]) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=min(step, self.total), metrics=describe(metrics))
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(line, soft_wrap=True, markup=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._progress.stop()
+
+
+def make_console(run_config: RunConfig) -> PlainConsole:
+    """Return a progress bar where stdout is a terminal, plain lines elsewhere."""
+    return TerminalConsole(run_config) if sys.stdout.isatty() else PlainConsole(run_config)
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """Put the metrics of an iteration into a short line."""
+    episode_return = metrics["training/episode_reward"]
+    shown = "    –" if math.isnan(episode_return) else f"{episode_return:5.0f}"
+    return f"return {shown}  KL {metrics['training/kl']:.4f}  {metrics['training/sps']:,.0f} steps/s"
+
+
+def describe_evaluation(metrics: dict[str, float]) -> str:
+    """Put an evaluation into words."""
+    return f"{metrics['eval/episode_reward']:.0f} ± {metrics['eval/episode_reward_std']:.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as m:ss or h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

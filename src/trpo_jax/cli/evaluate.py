@@ -1,0 +1,52 @@
+"""`trpo-jax evaluate`."""
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from trpo_jax.cli.arguments import parse
+from trpo_jax.config import ConfigError
+
+DESCRIPTION = "Play episodes with the newest policy of a run folder and print mean, standard deviation and 95 % interval."
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateArguments:
+    """What `trpo-jax evaluate` takes."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder that `trpo-jax train` wrote."""
+    episodes: int = 128
+    """Episodes to play, side by side; at least 2."""
+    deterministic: bool = True
+    """Act with the policy's mean action instead of samples."""
+    seed: int = 0
+    """Seed of the initial states and, for a stochastic policy, of the actions."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 2:
+            raise ConfigError("episodes", self.episodes, "an integer >= 2")
+        if self.seed < 0:
+            raise ConfigError("seed", self.seed, "an integer >= 0")
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    """Evaluate as the arguments say; return the exit code."""
+    parsed = parse(EvaluateArguments, arguments, command="evaluate", description=DESCRIPTION)
+
+    from trpo_jax.training.evaluate import confidence_interval, summarize
+    from trpo_jax.training.run import evaluate_run
+    from trpo_jax.training.run_folder import open_run_folder
+
+    folder, run_config = open_run_folder(parsed.run)
+    step, episodes = evaluate_run(
+        run_config, folder, num_episodes=parsed.episodes, deterministic=parsed.deterministic, seed=parsed.seed
+    )
+    metrics, (low, high) = summarize(episodes), confidence_interval(episodes)
+    kind = "deterministic" if parsed.deterministic else "stochastic"
+    print(f"{run_config.environment} ({run_config.backend}) after {step:,} steps, {parsed.episodes} {kind} episodes")
+    print(f"return  {metrics['eval/episode_reward']:.1f} ± {metrics['eval/episode_reward_std']:.1f} (standard deviation)")
+    print(f"        95 % interval of the mean: {low:.1f} … {high:.1f}")
+    print(f"length  {metrics['eval/avg_episode_length']:.1f} ± {metrics['eval/std_episode_length']:.1f}")
+    return 0

@@ -1,0 +1,68 @@
+"""`trpo-jax`: find the command, run it, turn errors into one line and an exit code."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from trpo_jax.cli.startup import configure_process
+
+USAGE = """usage: trpo-jax COMMAND …
+
+Trust Region Policy Optimization in JAX.
+
+commands:
+  train ENV|CONFIG.toml   train a policy; writes a run folder
+  evaluate RUN            play episodes with the policy of a run folder
+
+`trpo-jax COMMAND --help` explains every option of a command.
+"""
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 for success, 2 for bad input, 130 after Ctrl-C."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else USAGE_ERROR
+    if arguments[0] == "--version":
+        from trpo_jax import __version__
+
+        print(__version__)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    try:
+        configure_process()
+        return _command(command)(rest)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except _bad_input() as error:
+        print(f"trpo-jax {command}: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    from trpo_jax.config import ConfigError, unknown_name
+
+    if name == "train":
+        from trpo_jax.cli.train import train_command
+
+        return train_command
+    if name == "evaluate":
+        from trpo_jax.cli.evaluate import evaluate_command
+
+        return evaluate_command
+    raise ConfigError("command", name, unknown_name("command", name, ["train", "evaluate"]))
+
+
+def _bad_input() -> tuple[type[Exception], ...]:
+    from trpo_jax.cli.arguments import ArgumentError
+    from trpo_jax.config import ConfigError
+    from trpo_jax.training.checkpoint import CheckpointError
+
+    return ConfigError, ArgumentError, CheckpointError

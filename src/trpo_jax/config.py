@@ -1,0 +1,179 @@
+"""How configuration dataclasses are declared, checked, and read from plain mappings.
+
+A configuration is a frozen dataclass and a pytree at once: its float fields are leaves, so they may be traced, batched
+by `vmap` or swept in one program; every other field is static and selects a program of its own.
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+
+import jax
+import numpy as np
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
+
+
+class ConfigError(ValueError):
+    """Report a configuration value that cannot be used: the field, what came, what is allowed."""
+
+    def __init__(self, field: str, got: Any, allowed: str):
+        super().__init__(f"{field}: got {got!r}, allowed: {allowed}")
+        self.field, self.got, self.allowed = field, got, allowed
+
+    def within(self, prefix: str) -> "ConfigError":
+        """Return the same error with the field named from one level further out."""
+        return ConfigError(f"{prefix}.{self.field}", self.got, self.allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """Say in which range a number must lie."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def describe(self, kind: str) -> str:
+        """Put the allowed values into words, after the name of their type."""
+        bounds = ((">", self.above), (">=", self.at_least), ("<", self.below), ("<=", self.at_most))
+        limits = [f"{sign} {limit:g}" for sign, limit in bounds if limit is not None]
+        return " ".join([kind, " and ".join(limits)]).strip()
+
+    def admits(self, value: Any) -> bool:
+        """Tell whether a concrete value of the right type lies in range."""
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+def setting(*, default: Any, static: bool = False, **allowed: Any) -> Any:
+    """Declare a field of a configuration with its default and the values it may hold.
+
+    Args:
+        default: the value when none is given.
+        static: keep a float out of the pytree's leaves, because it decides shapes.
+        **allowed: the fields of `Allowed`, applied to each element of a tuple.
+    """
+    return dataclasses.field(default=default, metadata={"allowed": Allowed(**allowed), "force_static": static})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, setting))
+def config(cls: type) -> type:
+    """Make a class a configuration: a frozen dataclass, checked when it is built, registered as a pytree.
+
+    A value that is traced (or is a placeholder that JAX puts into a pytree) passes unchecked.
+    """
+    cls.__post_init__ = check  # type: ignore[attr-defined]
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    leaves: list[str] = []
+    static: list[str] = []
+    for field in dataclasses.fields(cls):
+        is_leaf = field.type is float or dataclasses.is_dataclass(_plain(field.type))
+        (leaves if is_leaf and not field.metadata.get("force_static") else static).append(field.name)
+    return jax.tree_util.register_dataclass(cls, data_fields=leaves, meta_fields=static)
+
+
+def check(settings: Any) -> None:
+    """Raise `ConfigError` for the first field whose concrete value is not allowed."""
+    for field in dataclasses.fields(settings):
+        allowed = field.metadata.get("allowed", Allowed())
+        value = getattr(settings, field.name)
+        if isinstance(value, (bool, int, float, str, tuple, list, np.generic)):
+            _check_value(field.name, value, field.type, allowed)
+
+
+def _check_value(name: str, value: Any, kind: Any, allowed: Allowed) -> None:
+    kind = _plain(kind)
+    if dataclasses.is_dataclass(kind):
+        raise ConfigError(name, value, f"a {getattr(kind, '__name__', kind)}")
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise ConfigError(name, value, "one of " + ", ".join(choices))
+    elif typing.get_origin(kind) is tuple:
+        element = typing.get_args(kind)[0]
+        if not isinstance(value, tuple) or not all(_fits(item, element, allowed) for item in value):
+            raise ConfigError(name, value, f"a list, each item {allowed.describe(_KIND_NAMES[element])}")
+    elif not _fits(value, kind, allowed):
+        raise ConfigError(name, value, allowed.describe(_KIND_NAMES[kind]))
+
+
+def _plain(kind: Any) -> Any:
+    """Take the annotations that only the command line reads off a type."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+
+
+_KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+_ACCEPTED = {int: (int, np.integer), float: (int, float, np.number), bool: (bool, np.bool_), str: (str,)}
+
+
+def _fits(value: Any, kind: type, allowed: Allowed) -> bool:
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    if not isinstance(value, _ACCEPTED[kind]):
+        return False
+    return kind in (bool, str) or allowed.admits(value)
+
+
+def from_mapping(defaults: ConfigT, mapping: Mapping[str, Any]) -> ConfigT:
+    """Return `defaults` with the values of a nested mapping (such as a parsed TOML file) put in.
+
+    Args:
+        defaults: a configuration; what the mapping leaves out keeps its value.
+        mapping: field name -> value; a nested configuration is a mapping in turn, a tuple is a list.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest known one), a value of the wrong type, or one out of range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(defaults)}
+    changes: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if name not in fields:
+            raise ConfigError(name, value, unknown_name("field", name, list(fields)))
+        current = getattr(defaults, name)
+        if dataclasses.is_dataclass(current) and not isinstance(current, type):
+            if not isinstance(value, Mapping):
+                raise ConfigError(name, value, f"a table with the fields of {type(current).__name__}")
+            try:
+                changes[name] = from_mapping(current, value)
+            except ConfigError as error:
+                raise error.within(name) from None
+        elif isinstance(value, Mapping):
+            raise ConfigError(name, dict(value), "a single value, not a table")
+        else:
+            changes[name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(defaults, **changes)
+
+
+def to_mapping(settings: Any) -> dict[str, Any]:
+    """Turn a configuration with concrete values into a nested dict of plain Python values; None is left out."""
+    mapping: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            mapping[field.name] = to_mapping(value)
+        elif isinstance(value, tuple):
+            mapping[field.name] = list(value)
+        elif value is not None:
+            mapping[field.name] = value
+    return mapping
+
+
+def unknown_name(kind: str, name: str, known: list[str]) -> str:
+    """Say in words what is allowed where `name` is not known: the nearest names first, else all of them."""
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if nearest:
+        return f"a known {kind}; did you mean {' or '.join(nearest)}?"
+    return f"a known {kind}: {', '.join(sorted(known))}"

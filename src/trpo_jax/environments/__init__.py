@@ -1,0 +1,1 @@
+"""Floor 4: any simulator behind one small protocol."""

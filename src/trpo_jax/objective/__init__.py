@@ -1,0 +1,1 @@
+"""Floor 3: what a batch of experience says about a policy."""

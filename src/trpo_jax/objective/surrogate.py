@@ -1,0 +1,80 @@
+"""What a batch of experience says about a new policy: the surrogate objective and the distance to the old one."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from trpo_jax.policy.distributions import Distribution
+from trpo_jax.solver.curvature import weighted_mean
+
+
+class Batch(NamedTuple):
+    """Experience of one policy. All leaves share the leading axes `[...]` of `log_prob`, in any order of samples."""
+
+    observation: Any
+    """Pytree of `[..., *]`, as `policy_fn` takes it."""
+    action: Any
+    """Pytree of `[..., *]`, as the distribution's `log_prob` takes it."""
+    log_prob: Float[Array, "..."]
+    """log π_old(action | observation) under the policy that acted, nats."""
+    advantage: Float[Array, "..."]
+    weight: Float[Array, "..."] | None = None
+    """Non-negative sample weights of any scale; a sample of weight zero counts for nothing, whatever it holds."""
+
+
+def check_batch(batch: Batch) -> None:
+    """Raise ValueError or TypeError if leaves of the batch disagree in their leading axes, naming the leaf."""
+    axes = jnp.shape(batch.log_prob)
+    if 0 in axes or not axes:
+        raise ValueError(f"batch.log_prob: got shape {axes}, allowed: at least one batch axis, none of size 0")
+    for name in ("advantage", "weight"):
+        leaf = getattr(batch, name)
+        if leaf is not None and jnp.shape(leaf) != axes:
+            raise ValueError(f"batch.{name}: got shape {jnp.shape(leaf)}, allowed: {axes}, the shape of batch.log_prob")
+    for name in ("log_prob", "advantage", "weight"):
+        leaf = getattr(batch, name)
+        if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(f"batch.{name}: got dtype {jnp.result_type(leaf)}, allowed: a floating dtype")
+    for name in ("observation", "action"):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(batch, name)):
+            if jnp.shape(leaf)[: len(axes)] != axes:
+                where = f"batch.{name}{jax.tree_util.keystr(path)}"
+                raise ValueError(f"{where}: got shape {jnp.shape(leaf)}, allowed: leading axes {axes}, those of batch.log_prob")
+
+
+def mask_unweighted(batch: Batch) -> Batch:
+    """Put zeros where the weight is zero, so that a NaN there cannot reach a gradient (0 · NaN is NaN)."""
+    if batch.weight is None:
+        return batch
+    counted = batch.weight > 0
+
+    def mask(leaf):
+        shaped = counted.reshape(counted.shape + (1,) * (leaf.ndim - counted.ndim))
+        return jnp.where(shaped, leaf, jnp.zeros_like(leaf))
+
+    return jax.tree.map(mask, batch._replace(weight=None))._replace(weight=batch.weight)
+
+
+def surrogate_objective(distribution: Distribution, batch: Batch) -> Float[Array, ""]:
+    """Return the importance-sampled advantage L = mean of exp(log π(a|s) - log π_old(a|s)) · A, to be maximized.
+
+    Args:
+        distribution: the new policy at `batch.observation`.
+        batch: experience of the old policy.
+
+    Reference:
+        Schulman et al. 2015 (arXiv 1502.05477), equation 14.
+    """
+    ratio = jnp.exp(distribution.log_prob(batch.action) - batch.log_prob)
+    return weighted_mean(ratio * batch.advantage, batch.weight)
+
+
+def mean_and_max_kl(
+    old: Distribution, new: Distribution, weight: Float[Array, "..."] | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the mean and the largest KL(old ‖ new) over the batch, in nats; states of weight zero do not count."""
+    kl = old.kl(new)
+    counted = kl if weight is None else jnp.where(weight > 0, kl, 0.0)
+    return weighted_mean(kl, weight), jnp.max(counted)

@@ -1,0 +1,106 @@
+"""Flax modules that map observations to a distribution over actions, or to a value."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from trpo_jax.config import config, setting
+from trpo_jax.policy.distributions import Categorical, DiagonalGaussian, Distribution
+
+Activation = Literal["tanh", "relu", "elu", "swish"]
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "elu": nn.elu, "swish": nn.swish}
+
+
+class Network(Protocol):
+    """A network as the package uses it: any flax linen module, or an object with the same two methods."""
+
+    def init(self, key: Any, observation: Any, /) -> Any: ...
+
+    def apply(self, params: Any, observation: Any, /) -> Any: ...
+
+
+class Networks(NamedTuple):
+    """The two networks of an agent."""
+
+    policy: Network
+    """apply(params, observation [..., O]) -> Distribution with batch axes [...]."""
+    critic: Network
+    """apply(params, observation [..., O]) -> value [...]."""
+
+
+@config
+class PolicyConfig:
+    """The policy network: a multilayer perceptron, and for continuous actions a log standard deviation an action dimension."""
+
+    hidden_sizes: tuple[int, ...] = setting(default=(64, 64), at_least=1)
+    """Units of each hidden layer."""
+    activation: Activation = setting(default="tanh")
+    """Nonlinearity between layers."""
+    init_log_std: float = setting(default=0.0, static=True)
+    """Initial log of the action's standard deviation, the same in every state; action units are those of the box [-1, 1]."""
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron with orthogonal weights: √2 in hidden layers, `last_scale` in the last; zero biases."""
+
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+    activation: str
+    last_scale: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch O"]) -> Float[Array, "*batch F"]:
+        for size in self.hidden_sizes:
+            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=nn.initializers.orthogonal(2**0.5))(x))
+        return nn.Dense(self.output_size, kernel_init=nn.initializers.orthogonal(self.last_scale))(x)
+
+
+class GaussianPolicy(nn.Module):
+    """Map observations to a `DiagonalGaussian` whose log_std is a parameter, independent of the state.
+
+    The last layer starts small, so that the first policy has nearly the same mean, zero, everywhere.
+    """
+
+    action_size: int
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    init_log_std: float = 0.0
+
+    @nn.compact
+    def __call__(self, observation: Float[Array, "*batch O"]) -> DiagonalGaussian:
+        mean = MLP(self.hidden_sizes, self.action_size, self.activation, last_scale=0.01)(observation)
+        log_std = self.param("log_std", nn.initializers.constant(self.init_log_std), (self.action_size,), mean.dtype)
+        return DiagonalGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
+
+
+class CategoricalPolicy(nn.Module):
+    """Map observations to a `Categorical`, at first nearly uniform."""
+
+    num_actions: int
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+
+    @nn.compact
+    def __call__(self, observation: Float[Array, "*batch O"]) -> Categorical:
+        return Categorical(MLP(self.hidden_sizes, self.num_actions, self.activation, last_scale=0.01)(observation))
+
+
+class ValueNetwork(nn.Module):
+    """Map observations to a value."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+
+    @nn.compact
+    def __call__(self, observation: Float[Array, "*batch O"]) -> Float[Array, "*batch"]:
+        return MLP(self.hidden_sizes, 1, self.activation, last_scale=1.0)(observation)[..., 0]
+
+
+def policy_distribution(network: Network, params: Any, observation: Any) -> Distribution:
+    """Apply a policy in full matmul precision: the same numbers wherever it is evaluated, so that its ratio to itself is 1."""
+    with jax.default_matmul_precision("highest"):
+        return network.apply(params, observation)

@@ -1,0 +1,119 @@
+"""The method of conjugate gradients on pytrees."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from trpo_jax.solver.tree import MatVec, Params, add_scaled, cast_like, check_floating, upcast, vdot
+
+
+class CGInfo(NamedTuple):
+    """What conjugate gradients report besides the solution."""
+
+    iterations: Int[Array, ""]
+    """Products taken with the matrix; a starting point `x0` costs one more, which is not counted."""
+    residual_norm: Float[Array, ""]
+    """‖b - A x‖, as the recurrence knows it."""
+    negative_curvature: Bool[Array, ""]
+    """A search direction p with pᵀ A p <= 0 was met, and the iteration stopped before it."""
+
+
+def conjugate_gradient(
+    matvec: MatVec,
+    b: Params,
+    *,
+    max_iterations: int = 10,
+    tolerance: float | Float[Array, ""] = 1e-10,
+    x0: Params | None = None,
+    preconditioner: MatVec | None = None,
+) -> tuple[Params, CGInfo]:
+    """Solve A x = b for a symmetric positive definite A that is known by its products only.
+
+    Stops when ‖b - A x‖² <= tolerance · ‖b‖², after `max_iterations`, or at a direction p of non-positive curvature
+    pᵀ A p <= 0, where the iterate reached so far (still a descent direction of ½xᵀAx - bᵀx) is returned.
+
+    Args:
+        matvec: v -> A v. It is given vectors with the dtypes of `b`; the iteration itself runs in at least float32.
+        b: pytree of floating arrays, any shapes.
+        max_iterations: the most products taken; static.
+        tolerance: on the *relative squared* residual, dimensionless; may be traced.
+        x0: starting point like `b`; None is zero and saves a product.
+        preconditioner: v -> M⁻¹ v, an approximation of A⁻¹, symmetric positive definite.
+
+    Returns:
+        (x, CGInfo): x has the structure of `b`, in at least float32. Non-finite products end in a non-finite x,
+        never in an exception. b = 0 gives x = 0 after no iteration.
+
+    Raises:
+        TypeError: a leaf of `b` is not floating.
+        ValueError: max_iterations < 1.
+
+    Reference:
+        Hestenes and Stiefel 1952; Nocedal and Wright 2006, algorithm 5.3 (preconditioned), 7.2 (negative curvature).
+    """
+    solution, _, info = solve_with_residual(
+        matvec, b, max_iterations=max_iterations, tolerance=tolerance, x0=x0, preconditioner=preconditioner
+    )
+    return solution, info
+
+
+class _State(NamedTuple):
+    x: Params
+    residual: Params
+    direction: Params
+    residual_dot: Float[Array, ""]  # rᵀ M⁻¹ r
+    residual_norm2: Float[Array, ""]
+    iterations: Int[Array, ""]
+    negative_curvature: Bool[Array, ""]
+
+
+def solve_with_residual(
+    matvec: MatVec,
+    b: Params,
+    *,
+    max_iterations: int,
+    tolerance: float | Float[Array, ""],
+    x0: Params | None = None,
+    preconditioner: MatVec | None = None,
+) -> tuple[Params, Params, CGInfo]:
+    """Run `conjugate_gradient` and also return the residual b - A x, from which xᵀAx follows without a product."""
+    check_floating(b, "b")
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations: got {max_iterations}, allowed: an integer >= 1")
+    precondition = preconditioner or (lambda v: v)
+    target = upcast(b)
+
+    def product(v: Params) -> Params:
+        with jax.default_matmul_precision("highest"):
+            return upcast(matvec(cast_like(v, b)))
+
+    one = jnp.ones((), jnp.float32)
+    x = jax.tree.map(jnp.zeros_like, target) if x0 is None else upcast(x0)
+    residual = target if x0 is None else add_scaled(target, -one, product(x))
+    direction = precondition(residual)
+    target_norm2 = vdot(target, target)
+
+    def unfinished(state: _State) -> Bool[Array, ""]:
+        wanted = state.residual_norm2 > tolerance * target_norm2  # false for NaN, which ends the loop
+        return wanted & (state.iterations < max_iterations) & ~state.negative_curvature
+
+    def iterate(state: _State) -> _State:
+        a_direction = product(state.direction)
+        curvature = vdot(state.direction, a_direction)
+        negative = curvature <= 0
+        step = jnp.where(negative, 0.0, state.residual_dot / jnp.where(negative, 1.0, curvature))
+        x = add_scaled(state.x, step, state.direction)
+        residual = add_scaled(state.residual, -step, a_direction)
+        preconditioned = precondition(residual)
+        residual_dot = vdot(residual, preconditioned)
+        direction = add_scaled(preconditioned, residual_dot / state.residual_dot, state.direction)
+        return _State(x, residual, direction, residual_dot, vdot(residual, residual), state.iterations + 1, negative)
+
+    start = _State(
+        x, residual, direction, vdot(residual, direction), vdot(residual, residual), jnp.int32(0), jnp.zeros((), bool)
+    )
+    end = jax.lax.while_loop(unfinished, iterate, start)
+    info = CGInfo(end.iterations, jnp.sqrt(end.residual_norm2), end.negative_curvature)
+    return end.x, end.residual, info

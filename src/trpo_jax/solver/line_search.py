@@ -1,0 +1,66 @@
+"""Backtracking: the largest of a geometric series of step fractions that passes a test."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class LineSearchResult(NamedTuple):
+    """Where a backtracking line search ended."""
+
+    accepted: Bool[Array, ""]
+    """Whether any trial passed."""
+    fraction: Float[Array, ""]
+    """The step fraction of the last trial: the accepted one, or the smallest that failed."""
+    backtracks: Int[Array, ""]
+    """How often the fraction was shrunk, 0 … max_backtracks."""
+    trial: Any
+    """What `trial_fn` returned besides its verdict for the last trial."""
+
+
+def backtracking_line_search(
+    trial_fn: Callable[[Float[Array, ""]], tuple[Bool[Array, ""], Any]],
+    *,
+    backtrack_factor: float | Float[Array, ""] = 0.8,
+    max_backtracks: int = 10,
+) -> LineSearchResult:
+    """Try the step fractions 1, c, c², …, c^max_backtracks in turn and stop at the first that is accepted.
+
+    The last fraction counts like any other: a step that passes there is accepted.
+
+    Args:
+        trial_fn: fraction -> (accepted, trial). `trial` is any pytree of arrays, for example the candidate parameters,
+            and comes back for the last fraction tried, so that what was tested is, bit for bit, what is used.
+        backtrack_factor: c in (0, 1); may be traced.
+        max_backtracks: how often to shrink, so that max_backtracks + 1 fractions are tried; static.
+
+    Returns:
+        LineSearchResult; `accepted` is False when every fraction failed.
+
+    Raises:
+        ValueError: max_backtracks < 0.
+
+    Reference:
+        Nocedal and Wright 2006, algorithm 3.1; Schulman et al. 2015 (arXiv 1502.05477), appendix C.
+    """
+    if max_backtracks < 0:
+        raise ValueError(f"max_backtracks: got {max_backtracks}, allowed: an integer >= 0")
+    factor = jnp.asarray(backtrack_factor, jnp.float32)
+
+    def unfinished(carry):
+        accepted, attempt, _ = carry
+        return ~accepted & (attempt <= max_backtracks)
+
+    def attempt_next(carry):
+        _, attempt, _ = carry
+        accepted, trial = trial_fn(factor ** attempt.astype(jnp.float32))
+        return accepted, attempt + 1, trial
+
+    trial_shape = jax.eval_shape(lambda: trial_fn(jnp.float32(1))[1])
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), trial_shape)
+    accepted, attempts, trial = jax.lax.while_loop(unfinished, attempt_next, (jnp.zeros((), bool), jnp.int32(0), nothing))
+    backtracks = attempts - 1
+    return LineSearchResult(accepted, factor ** backtracks.astype(jnp.float32), backtracks, trial)

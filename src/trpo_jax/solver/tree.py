@@ -1,0 +1,60 @@
+"""Arithmetic on parameter pytrees that accumulates in at least float32."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+Params = PyTree[Float[Array, "..."]]
+"""Any pytree of floating arrays."""
+
+MatVec = Callable[[Params], Params]
+"""A symmetric linear map on parameter space: takes a vector of the parameters' structure, returns another."""
+
+
+def check_floating(tree: Any, name: str) -> None:
+    """Raise TypeError if the pytree is empty or a leaf is not a floating array, naming the leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise TypeError(f"{name}: got an empty pytree, allowed: a pytree with at least one floating array")
+    for path, leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            where = name + jax.tree_util.keystr(path)
+            raise TypeError(f"{where}: got dtype {dtype}, allowed: a floating dtype; close over leaves of other kinds")
+
+
+def upcast(tree: Params) -> Params:
+    """Cast leaves below float32 to float32; wider ones stay."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), tree)
+
+
+def cast_like(tree: Params, reference: Params) -> Params:
+    """Cast each leaf to the dtype of its counterpart in `reference`."""
+    return jax.tree.map(lambda x, like: jnp.asarray(x, jnp.result_type(like)), tree, reference)
+
+
+def vdot(a: Params, b: Params) -> Float[Array, ""]:
+    """Return the inner product of two pytrees, accumulated in at least float32."""
+    products = jax.tree.map(
+        lambda x, y: jnp.vdot(x, y, precision="highest", preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)), a, b
+    )
+    return functools.reduce(jnp.add, jax.tree.leaves(products))
+
+
+def add_scaled(a: Params, scale: Float[Array, ""], b: Params) -> Params:
+    """Return a + scale·b."""
+    return jax.tree.map(lambda x, y: x + scale.astype(y.dtype) * y, a, b)
+
+
+def max_abs(tree: Params) -> Float[Array, ""]:
+    """Return the largest absolute value of any element; NaN if there is one."""
+    return jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(upcast(tree))]).max()
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Tell whether every element of every leaf is finite."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()

@@ -1,0 +1,89 @@
+"""How well a policy does: whole episodes from fresh starts."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+from scipy import stats
+
+from trpo_jax.environments.protocol import Environment, EnvironmentState
+from trpo_jax.environments.wrappers import cast_like, strong
+from trpo_jax.training.inference import Params, Policy
+from trpo_jax.training.keys import as_typed_key
+
+
+class Episodes(NamedTuple):
+    """Return (sum of unscaled rewards) and length (environment steps) of each of E episodes."""
+
+    episode_return: Float[Array, "E"]
+    episode_length: Int[Array, "E"]
+
+
+def make_evaluator(
+    environment: Environment,
+    make_policy: Callable[..., Policy],
+    *,
+    num_episodes: int,
+    deterministic: bool,
+) -> Callable[[Params, Any], Episodes]:
+    """Return a jitted function (params, key) -> `Episodes` that plays `num_episodes` episodes side by side to their end.
+
+    Args:
+        environment: with a time limit, without resets (`TRPO.environment`); every episode must end.
+        make_policy: (params, deterministic) -> policy(observation, key).
+        num_episodes: E, static.
+        deterministic: act with the distribution's mode instead of a sample.
+
+    Raises:
+        ValueError: num_episodes < 1.
+    """
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes: got {num_episodes}, allowed: an integer >= 1")
+
+    class Progress(NamedTuple):
+        state: EnvironmentState
+        key: Key[Array, ""]
+        active: Bool[Array, "E"]
+        episodes: Episodes
+
+    def evaluate(params: Params, key: Any) -> Episodes:
+        policy = make_policy(params, deterministic)
+
+        def play(progress: Progress) -> Progress:
+            key, action_key = jax.random.split(progress.key)
+            action, _ = policy(progress.state.observation, action_key)
+            state = cast_like(environment.step(progress.state, action), progress.state)
+            episodes = Episodes(
+                progress.episodes.episode_return + jnp.where(progress.active, state.reward, 0.0),
+                progress.episodes.episode_length + progress.active,
+            )
+            return Progress(state, key, progress.active & ~(state.terminated | state.truncated), episodes)
+
+        reset_key, key = jax.random.split(as_typed_key(key))
+        state = strong(environment.reset(jax.random.split(reset_key, num_episodes)))
+        nothing = Episodes(jnp.zeros(num_episodes, jnp.float32), jnp.zeros(num_episodes, jnp.int32))
+        start = Progress(state, key, jnp.ones(num_episodes, bool), nothing)
+        return jax.lax.while_loop(lambda progress: jnp.any(progress.active), play, start).episodes
+
+    return jax.jit(evaluate)
+
+
+def summarize(episodes: Episodes) -> dict[str, float]:
+    """Return mean and standard deviation of episode return and length, under Brax's metric names."""
+    episode_return, length = (jnp.asarray(leaf, jnp.float32) for leaf in episodes)
+    return {
+        "eval/episode_reward": float(jnp.mean(episode_return)),
+        "eval/episode_reward_std": float(jnp.std(episode_return)),
+        "eval/avg_episode_length": float(jnp.mean(length)),
+        "eval/std_episode_length": float(jnp.std(length)),
+    }
+
+
+def confidence_interval(episodes: Episodes) -> tuple[float, float]:
+    """Return the 95 % interval of the mean return, by Student's t over the episodes; needs two of them."""
+    returns = np.asarray(episodes.episode_return, np.float64)
+    low, high = stats.t.interval(0.95, len(returns) - 1, loc=returns.mean(), scale=stats.sem(returns))
+    return float(low), float(high)

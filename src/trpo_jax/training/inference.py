@@ -1,0 +1,53 @@
+"""Using what was trained: a policy that acts and a critic that predicts, from parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+from trpo_jax.environments.protocol import Box, Discrete
+from trpo_jax.policy.networks import Network, policy_distribution
+from trpo_jax.training.critic import CriticParams, ValueFn, predict_scaled_value
+from trpo_jax.training.keys import as_typed_key
+from trpo_jax.training.normalization import NormalizerState, normalize
+from trpo_jax.training.rollout import to_environment_action
+
+Policy = Callable[..., tuple[Any, dict[str, Any]]]
+"""policy(observation, key) -> (action, extras)."""
+
+
+class Params(NamedTuple):
+    """What acts and predicts, in Brax's order."""
+
+    normalizer: NormalizerState | None
+    policy: Any
+    value: CriticParams
+
+
+def make_policy(network: Network, action_space: Box | Discrete, params: Params, deterministic: bool = False) -> Policy:
+    """Return policy(observation, key) -> (action, extras), as in Brax.
+
+    The action is what the environment takes. Extras of a stochastic policy hold "raw_action", before clipping, and its
+    "log_prob"; a deterministic one takes the distribution's mode, ignores the key, and has none.
+    """
+
+    def policy(observation: Any, key: jax.Array | None = None) -> tuple[Any, dict[str, Any]]:
+        distribution = policy_distribution(network, params[1], normalize(params[0], observation))
+        if deterministic:
+            return to_environment_action(action_space, distribution.mode()), {}
+        action = distribution.sample(as_typed_key(key))
+        extras = {"log_prob": distribution.log_prob(action), "raw_action": action}
+        return to_environment_action(action_space, action), extras
+
+    return policy
+
+
+def make_value_fn(params: Params) -> ValueFn:
+    """Return observation `[..., *]` -> value `[...]`: the critic, in units of unscaled reward."""
+
+    def value_fn(observation: Any) -> Float[Array, "..."]:
+        normalizer, _, critic = params
+        return predict_scaled_value(critic, normalize(normalizer, observation)) / critic.reward_scaling
+
+    return value_fn

@@ -1,0 +1,43 @@
+"""What is measured along the way."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class EpisodeStatistics(NamedTuple):
+    """Return and length of the running and of the latest finished episode of each of N environments."""
+
+    running_return: Float[Array, "N"]
+    running_length: Float[Array, "N"]
+    last_return: Float[Array, "N"]
+    last_length: Float[Array, "N"]
+    has_finished: Bool[Array, "N"]
+
+
+def init_episode_statistics(num_envs: int) -> EpisodeStatistics:
+    """Start with no episode finished."""
+    zeros = jnp.zeros(num_envs, jnp.float32)
+    return EpisodeStatistics(zeros, zeros, zeros, zeros, jnp.zeros(num_envs, bool))
+
+
+def record_step(statistics: EpisodeStatistics, reward: Float[Array, "N"], done: Bool[Array, "N"]) -> EpisodeStatistics:
+    """Count one step of each environment."""
+    running_return = statistics.running_return + reward
+    running_length = statistics.running_length + 1
+    return EpisodeStatistics(
+        jnp.where(done, 0.0, running_return),
+        jnp.where(done, 0.0, running_length),
+        jnp.where(done, running_return, statistics.last_return),
+        jnp.where(done, running_length, statistics.last_length),
+        statistics.has_finished | done,
+    )
+
+
+def latest_episodes(statistics: EpisodeStatistics) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return mean return and mean length of each environment's latest finished episode; NaN before any has finished."""
+    finished = jnp.sum(statistics.has_finished)
+    scale = jnp.where(finished > 0, 1.0 / jnp.maximum(finished, 1), jnp.nan)
+    mean_return = jnp.sum(jnp.where(statistics.has_finished, statistics.last_return, 0.0)) * scale
+    return mean_return, jnp.sum(jnp.where(statistics.has_finished, statistics.last_length, 0.0)) * scale

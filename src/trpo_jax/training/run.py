@@ -1,0 +1,96 @@
+"""A training with a folder of its own, and its evaluation later on."""
+
+from typing import Any
+
+import jax
+
+from trpo_jax.environments.registry import as_environment
+from trpo_jax.training.checkpoint import load_params
+from trpo_jax.training.evaluate import Episodes, make_evaluator
+from trpo_jax.training.inference import Params
+from trpo_jax.training.run_config import RunConfig
+from trpo_jax.training.run_folder import MetricsLog, RunFolder
+from trpo_jax.training.train import ProgressFn, train
+from trpo_jax.training.trpo import TRPO, inference_params, make_trpo
+
+
+def run_training(
+    run_config: RunConfig,
+    folder: RunFolder,
+    *,
+    environment: Any = None,
+    progress_fn: ProgressFn | None = None,
+    iteration_fn: ProgressFn | None = None,
+) -> dict[str, float]:
+    """Train as configured; write metrics and checkpoints into the run's folder.
+
+    Args:
+        run_config: what to train.
+        folder: made by `create_run_folder`.
+        environment: used instead of the one that the config names.
+        progress_fn: called as progress_fn(steps, metrics) after each evaluation.
+        iteration_fn: called likewise after each iteration.
+
+    Returns:
+        The metrics of the last evaluation and iteration.
+
+    Raises:
+        ConfigError: an unknown environment. KeyboardInterrupt passes through once the parameters are saved.
+    """
+    if environment is None:
+        environment = as_environment(run_config.environment, backend=run_config.backend)
+    with MetricsLog(folder.metrics) as log:
+
+        def on_iteration(step: int, metrics: dict[str, float]) -> None:
+            log.write(step, metrics)
+            if iteration_fn:
+                iteration_fn(step, metrics)
+
+        def on_evaluation(step: int, metrics: dict[str, float]) -> None:
+            log.write(step, {name: value for name, value in metrics.items() if name.startswith("eval/")})
+            if progress_fn:
+                progress_fn(step, metrics)
+
+        _, _, metrics = train(
+            environment,
+            run_config.num_timesteps,
+            config=run_config.trpo,
+            seed=run_config.seed,
+            num_evals=run_config.num_evals,
+            num_eval_envs=run_config.num_eval_envs,
+            deterministic_eval=run_config.deterministic_eval,
+            progress_fn=on_evaluation,
+            iteration_fn=on_iteration,
+            save_checkpoint_path=folder.checkpoints,
+        )
+    return metrics
+
+
+def load_policy(run_config: RunConfig, folder: RunFolder, *, environment: Any = None) -> tuple[TRPO, int, Params]:
+    """Load what a run has trained: (its algorithm, environment steps trained, parameters).
+
+    Raises:
+        ConfigError: an unknown environment.
+        CheckpointError: no checkpoint, a damaged one, or one that does not fit the configuration.
+    """
+    if environment is None:
+        environment = as_environment(run_config.environment, backend=run_config.backend)
+    trpo = make_trpo(environment, run_config.trpo)
+    template = inference_params(jax.eval_shape(trpo.init, jax.random.key(0)))
+    step, params = load_params(folder.checkpoints, template)
+    return trpo, step, params
+
+
+def evaluate_run(
+    run_config: RunConfig,
+    folder: RunFolder,
+    *,
+    num_episodes: int,
+    deterministic: bool,
+    seed: int,
+    environment: Any = None,
+) -> tuple[int, Episodes]:
+    """Play episodes with a run's newest policy: (environment steps trained, `Episodes`). Raises as `load_policy`."""
+    trpo, step, params = load_policy(run_config, folder, environment=environment)
+    evaluate = make_evaluator(trpo.environment, trpo.make_policy, num_episodes=num_episodes, deterministic=deterministic)
+    return step, evaluate(params, jax.random.key(seed))

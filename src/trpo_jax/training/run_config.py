@@ -1,0 +1,83 @@
+"""A run's whole configuration, and how it is read from and written to TOML."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+import tyro
+
+from trpo_jax.config import ConfigError, config, from_mapping, setting, to_mapping, unknown_name
+from trpo_jax.training.trpo import TRPOConfig
+
+
+@config
+class RunConfig:
+    """What `trpo-jax train` needs to know: an environment, a budget, evaluations, and how TRPO learns."""
+
+    environment: str = setting(default="ant")
+    """Name of a Brax environment."""
+    backend: Literal["spring", "positional", "generalized", "mjx"] = setting(default="spring")
+    """Brax's physics."""
+    num_timesteps: int = setting(default=1_000_000, at_least=0)
+    """Environment steps to train for, rounded up to whole iterations."""
+    seed: int = setting(default=0, at_least=0)
+    """Seed of everything random."""
+    num_evals: int = setting(default=1, at_least=0)
+    """Evaluations, evenly spread; with more than one the first comes before training, the last after it."""
+    num_eval_envs: int = setting(default=64, at_least=1)
+    """Episodes an evaluation plays."""
+    deterministic_eval: bool = setting(default=True)
+    """Evaluate the policy's mean action instead of samples."""
+    trpo: Annotated[TRPOConfig, tyro.conf.arg(name="")] = TRPOConfig()  # its fields stand beside the others
+
+
+def read_run_config(path: Path | str) -> RunConfig:
+    """Read a TOML file whose tables and keys are the fields of `RunConfig`, those of its `trpo` at the top level.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key, a wrong type, or a value out of range.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("config file", str(path), f"a readable TOML file ({getattr(error, 'strerror', error)})") from None
+    try:
+        mapping = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("config file", str(path), f"valid TOML ({error})") from None
+    try:
+        return run_config_from_mapping(mapping)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.field}", error.got, error.allowed) from None
+
+
+def run_config_from_mapping(mapping: dict[str, Any]) -> RunConfig:
+    """Build a `RunConfig` from a parsed TOML file."""
+    defaults = RunConfig()
+    known = [name for part in (defaults, defaults.trpo) for name in to_mapping(part) if name != "trpo"]
+    for name, value in mapping.items():
+        if name not in known:
+            raise ConfigError(name, value, unknown_name("field", name, known))
+    trpo = {name: value for name, value in mapping.items() if name in to_mapping(defaults.trpo)}
+    run = {name: value for name, value in mapping.items() if name not in trpo}
+    return dataclasses.replace(from_mapping(defaults, run), trpo=from_mapping(defaults.trpo, trpo))
+
+
+def write_run_config(path: Path | str, run_config: RunConfig) -> None:
+    """Write a configuration as TOML that `read_run_config` reads back to an equal one."""
+    mapping = to_mapping(run_config)
+    trpo = mapping.pop("trpo")
+    Path(path).write_text(tomli_w.dumps(mapping | trpo), encoding="utf-8")
+
+
+def shipped_config(environment: str, suite: str = "brax") -> Path | None:
+    """Return the configuration file that comes with the package for an environment, if there is one."""
+    package = Path(__file__).resolve().parents[1]
+    for root in (package / "configs", package.parents[1] / "configs"):  # an installed wheel; a checkout
+        path = root / suite / f"{environment}.toml"
+        if path.is_file():
+            return path
+    return None
