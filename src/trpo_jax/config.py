@@ -9,15 +9,12 @@ import difflib
 import math
 import typing
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
+ConfigT = TypeVar("ConfigT")
 
 
 class ConfigError(ValueError):
@@ -36,10 +33,10 @@ class ConfigError(ValueError):
 class Allowed:
     """Say in which range a number must lie."""
 
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
+    at_least: int | float | None = None
+    above: int | float | None = None
+    at_most: int | float | None = None
+    below: int | float | None = None
 
     def describe(self, kind: str) -> str:
         """Put the allowed values into words, after the name of their type."""
@@ -49,7 +46,7 @@ class Allowed:
 
     def admits(self, value: Any) -> bool:
         """Tell whether a concrete value of the right type lies in range."""
-        return (
+        return bool(
             math.isfinite(value)
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -77,6 +74,7 @@ def config(cls: type) -> type:
     """
     cls.__post_init__ = check  # type: ignore[attr-defined]
     cls = dataclasses.dataclass(frozen=True)(cls)
+    typing.no_type_check(vars(cls)["__init__"])  # `check` does it, and lets tracers pass
     leaves: list[str] = []
     static: list[str] = []
     for field in dataclasses.fields(cls):
@@ -137,13 +135,14 @@ def from_mapping(defaults: ConfigT, mapping: Mapping[str, Any]) -> ConfigT:
     Raises:
         ConfigError: an unknown name (with the nearest known one), a value of the wrong type, or one out of range.
     """
-    fields = {field.name: field for field in dataclasses.fields(defaults)}
+    settings: Any = defaults
+    names = [field.name for field in dataclasses.fields(settings)]
     changes: dict[str, Any] = {}
     for name, value in mapping.items():
-        if name not in fields:
-            raise ConfigError(name, value, unknown_name("field", name, list(fields)))
-        current = getattr(defaults, name)
-        if dataclasses.is_dataclass(current) and not isinstance(current, type):
+        if name not in names:
+            raise ConfigError(name, value, unknown_name("field", name, names))
+        current = getattr(settings, name)
+        if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
                 raise ConfigError(name, value, f"a table with the fields of {type(current).__name__}")
             try:
@@ -154,7 +153,7 @@ def from_mapping(defaults: ConfigT, mapping: Mapping[str, Any]) -> ConfigT:
             raise ConfigError(name, dict(value), "a single value, not a table")
         else:
             changes[name] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(defaults, **changes)
+    return dataclasses.replace(settings, **changes)
 
 
 def to_mapping(settings: Any) -> dict[str, Any]:
@@ -167,7 +166,7 @@ def to_mapping(settings: Any) -> dict[str, Any]:
         elif isinstance(value, tuple):
             mapping[field.name] = list(value)
         elif value is not None:
-            mapping[field.name] = value
+            mapping[field.name] = value.tolist() if isinstance(value, (np.generic, np.ndarray, jax.Array)) else value
     return mapping
 
 

@@ -36,8 +36,8 @@ def parse(kind: type[ArgumentsT], arguments: list[str], *, command: str, descrip
 def one_line(boxed: str) -> str:
     """Flatten an error that tyro has drawn as a box of sections into sections joined by semicolons."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    rows = [row.strip(" │╭╮╰╯─") for row in text.splitlines() if not row.startswith("╭")]
-    sections = re.split(r"\n{2,}|\n(?=\n)", "\n".join(rows))
+    rows = [row.strip(" │╰╯") for row in text.splitlines() if not row.startswith("╭")]
+    sections = re.split(r"^[─-]*$", "\n".join(rows), flags=re.MULTILINE)
     words = [" ".join(section.split()) for section in sections]
     words = [re.sub(r"Error parsing (?:run\.)?(?:trpo\.)?([\w.-]+): (\w+: got)", r"\1.\2", section) for section in words]
     return "; ".join(section for section in words if section and "full helptext" not in section)

@@ -5,7 +5,6 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import rich.console
 import rich.progress
@@ -64,7 +63,7 @@ class PlainConsole:
     def _seconds_left(self, step: int) -> float:
         return (time.perf_counter() - self._started) / step * max(self.total - step, 0)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PlainConsole":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -95,7 +94,7 @@ class TerminalConsole(PlainConsole):
         """Print a line above the bar."""
         self._progress.console.print(line, soft_wrap=True, markup=False)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TerminalConsole":
         self._progress.start()
         return self
 

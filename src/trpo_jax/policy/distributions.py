@@ -1,12 +1,13 @@
 """Action distributions: pytrees whose leaves carry the batch axes `[...]` first."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
+
+from trpo_jax.solver.tree import pytree_dataclass
 
 Action = Any
 
@@ -21,7 +22,7 @@ class Distribution(Protocol):
 
     def log_prob(self, action: Action) -> Float[Array, "..."]: ...
 
-    def kl(self, other: Self) -> Float[Array, "..."]: ...
+    def kl(self, other: Any) -> Float[Array, "..."]: ...
 
     def entropy(self) -> Float[Array, "..."]: ...
 
@@ -46,8 +47,7 @@ def expm1_minus_identity(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(near, small * small * series, jnp.expm1(jnp.where(near, 0.0, x)) - x)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree_dataclass
 class DiagonalGaussian:
     """A Gaussian with independent components, N(mean, diag(exp(log_std))²)."""
 
@@ -59,7 +59,7 @@ class DiagonalGaussian:
         standardized = (action - self.mean) * jnp.exp(-self.log_std)
         return jnp.sum(-0.5 * standardized**2 - self.log_std - 0.5 * math.log(2 * math.pi), axis=-1)
 
-    def kl(self, other: Self) -> Float[Array, "*batch"]:
+    def kl(self, other: "DiagonalGaussian") -> Float[Array, "*batch"]:
         """Return KL(self ‖ other) = Σ_a ½(e^r - 1 - r) + ½(mean₁ - mean₂)²/std₂², with r = 2(log_std₁ - log_std₂)."""
         log_variance_ratio = 2.0 * (self.log_std - other.log_std)
         shift = (self.mean - other.mean) * jnp.exp(-other.log_std)
@@ -78,8 +78,7 @@ class DiagonalGaussian:
         return self.mean
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree_dataclass
 class Categorical:
     """A distribution over the integers 0 … K-1, with probabilities softmax(logits)."""
 
@@ -89,7 +88,7 @@ class Categorical:
         """Return log softmax(logits)[action]."""
         return jnp.take_along_axis(jax.nn.log_softmax(self.logits), action[..., None], axis=-1)[..., 0]
 
-    def kl(self, other: Self) -> Float[Array, "*batch"]:
+    def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
         """Return KL(self ‖ other) = Σ_k p_k (e^d - 1 - d), with d = log q_k - log p_k; the first two terms sum to zero."""
         log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
         d = log_q - log_p

@@ -1,7 +1,7 @@
 """Flax modules that map observations to a distribution over actions, or to a value."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ Activation = Literal["tanh", "relu", "elu", "swish"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "elu": nn.elu, "swish": nn.swish}
 
 
+@runtime_checkable
 class Network(Protocol):
     """A network as the package uses it: any flax linen module, or an object with the same two methods."""
 

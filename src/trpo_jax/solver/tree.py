@@ -1,8 +1,9 @@
 """Arithmetic on parameter pytrees that accumulates in at least float32."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, dataclass_transform, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,14 @@ Params = PyTree[Float[Array, "..."]]
 
 MatVec = Callable[[Params], Params]
 """A symmetric linear map on parameter space: takes a vector of the parameters' structure, returns another."""
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def pytree_dataclass(cls: type) -> type:
+    """Make a class a frozen dataclass that is a pytree; fields with metadata {"static": True} are no leaves."""
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    no_type_check(vars(cls)["__init__"])  # JAX rebuilds pytrees around placeholders, which no type checker may look at
+    return jax.tree_util.register_dataclass(cls)
 
 
 def check_floating(tree: Any, name: str) -> None:

@@ -1,7 +1,7 @@
 """The value function: its parameters, what they predict, and how they are fitted."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from trpo_jax.config import config, setting
 from trpo_jax.policy.networks import Activation, Network
+from trpo_jax.solver.tree import pytree_dataclass
 
 
 @config
@@ -29,8 +30,7 @@ class CriticConfig:
     """Gradient steps a pass; must divide num_envs times unroll_length."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree_dataclass
 class CriticParams:
     """A value network's parameters, and with them all that is needed to use them."""
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.wrappers import cast_like, strong
-from trpo_jax.training.inference import Params, Policy
+from trpo_jax.training.inference import Policy
 from trpo_jax.training.keys import as_typed_key
 
 
@@ -28,12 +28,12 @@ def make_evaluator(
     *,
     num_episodes: int,
     deterministic: bool,
-) -> Callable[[Params, Any], Episodes]:
+) -> Callable[[Any, Any], Episodes]:
     """Return a jitted function (params, key) -> `Episodes` that plays `num_episodes` episodes side by side to their end.
 
     Args:
         environment: with a time limit, without resets (`TRPO.environment`); every episode must end.
-        make_policy: (params, deterministic) -> policy(observation, key).
+        make_policy: (params, deterministic) -> policy(observation, key) -> (action, extras).
         num_episodes: E, static.
         deterministic: act with the distribution's mode instead of a sample.
 
@@ -49,7 +49,7 @@ def make_evaluator(
         active: Bool[Array, "E"]
         episodes: Episodes
 
-    def evaluate(params: Params, key: Any) -> Episodes:
+    def evaluate(params: Any, key: Any) -> Episodes:
         policy = make_policy(params, deterministic)
 
         def play(progress: Progress) -> Progress:

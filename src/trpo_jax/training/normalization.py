@@ -1,11 +1,12 @@
 """Running mean and standard deviation of observations."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from trpo_jax.solver.tree import pytree_dataclass
 
 MAX_ABS = 10.0
 """Normalized observations are clipped to ±10: a feature seen rarely must not saturate a network."""
@@ -13,8 +14,7 @@ STD_EPS = 1e-6
 """Added to the variance, so that a feature that has not varied (std 0) does not turn a change of 0.001 into 1000 σ."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree_dataclass
 class NormalizerState:
     """Statistics of all observations so far; `mean`, `summed_variance` and `std` are pytrees like one observation."""
 

@@ -5,7 +5,6 @@ import math
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from trpo_jax.config import ConfigError
 from trpo_jax.training.run_config import RunConfig, read_run_config, write_run_config
@@ -70,7 +69,7 @@ class MetricsLog:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step} | finite) + "\n")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:

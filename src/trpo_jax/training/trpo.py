@@ -255,7 +255,7 @@ def _estimate(
 
 
 def _same_structure(a: Any, b: Any) -> bool:
-    return bool(jax.tree.structure(a) == jax.tree.structure(b))
+    return len({jax.tree.structure(a), jax.tree.structure(b)}) == 1
 
 
 def _flatten(tree: Any) -> Any:

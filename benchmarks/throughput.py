@@ -1,0 +1,107 @@
+"""How much of the simulator's speed training keeps: environment steps a second, training against random actions.
+
+    python benchmarks/throughput.py [--environments hopper ant] [--rounds 10] [--json FILE]
+
+Both run on the same environment and batch in one process and take turns; compilation is not counted. The simulator
+steps without resets and without a policy, with uniform random actions; training does everything an iteration does.
+"""
+
+import dataclasses
+import time
+
+import jax
+import report
+import tyro
+
+from trpo_jax import TRPOConfig, make_trpo
+from trpo_jax.environments.registry import as_environment
+from trpo_jax.environments.wrappers import cast_like, strong
+from trpo_jax.training.run_config import read_run_config, shipped_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Measure training steps/s over simulator steps/s."""
+
+    environments: tuple[str, ...] = ("hopper", "ant")
+    """Brax environments, with the settings that ship for them."""
+    rounds: int = 10
+    """Timed rounds, each of `iterations` of both."""
+    iterations: int = 5
+    """Training iterations a round."""
+    json: str | None = None
+    """Where to write the result."""
+
+
+def main(arguments: Arguments) -> None:
+    rows = [measure(name, arguments) for name in arguments.environments]
+    report.show("training against the simulator alone", rows)
+    if arguments.json:
+        report.save(arguments.json, rows)
+
+
+def measure(name: str, arguments: Arguments) -> dict:
+    path = shipped_config(name)
+    config = read_run_config(path).trpo if path else TRPOConfig()
+    trpo = make_trpo(name, config)
+    training = Training(trpo, arguments.iterations)
+    simulator = Simulator(name, config, arguments.iterations)
+    seconds = report.alternate({"training": training, "simulator": simulator}, rounds=arguments.rounds)
+    steps = trpo.steps_per_iteration * arguments.iterations
+    speed = report.ratio(seconds["simulator"], seconds["training"])
+    return {
+        "environment": name,
+        "batch": f"{config.num_envs} × {config.unroll_length}",
+        "training steps/s": steps / sorted(seconds["training"])[len(seconds["training"]) // 2],
+        "simulator steps/s": steps / sorted(seconds["simulator"])[len(seconds["simulator"]) // 2],
+        "ratio": speed["median"],
+        "ratio min": speed["min"],
+        "ratio max": speed["max"],
+    }
+
+
+class Training:
+    """Training iterations, one after another, from where the last call stopped."""
+
+    def __init__(self, trpo, iterations: int):
+        self.state = trpo.init(jax.random.key(0))
+        self.update = jax.jit(trpo.update, donate_argnums=0)
+        self.iterations = iterations
+
+    def __call__(self):
+        for _ in range(self.iterations):
+            self.state, metrics = self.update(self.state)
+        return metrics
+
+
+class Simulator:
+    """As many steps of the bare simulator with random actions."""
+
+    def __init__(self, name: str, config: TRPOConfig, iterations: int):
+        self.environment, self.config, self.iterations = as_environment(name), config, iterations
+        self.key = jax.random.key(0)
+        self.state = strong(jax.jit(self.environment.reset)(jax.random.split(self.key, config.num_envs)))
+        self.unroll = jax.jit(self._unroll, donate_argnums=0)
+
+    def _unroll(self, state, key):
+        shape = (self.config.num_envs, self.environment.action_space.size)
+
+        def step(state, key):
+            action = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+            new = cast_like(self.environment.step(state, action), state)
+            return new, (new.observation, new.reward)
+
+        state, _ = jax.lax.scan(step, state, jax.random.split(key, self.config.unroll_length))
+        return state
+
+    def __call__(self):
+        for _ in range(self.iterations):
+            self.key, key = jax.random.split(self.key)
+            self.state = self.unroll(self.state, key)
+        return self.state.reward
+
+
+if __name__ == "__main__":
+    start = time.perf_counter()
+    main(tyro.cli(Arguments, description=__doc__))
+    print(f"took {time.perf_counter() - start:.0f} s")

@@ -1,0 +1,90 @@
+"""Bad input: one line that names the field, what came and what is allowed; exit code 2; nothing written."""
+
+import pytest
+
+from trpo_jax.cli import main
+from trpo_jax.training.run_config import RunConfig
+from trpo_jax.training.run_folder import create_run_folder
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "configure_process", lambda: None)  # it changes this process's jax.config
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("precious")
+    (tmp_path / "typo.toml").write_text("[trust_region]\nmax_kll = 0.01\n")
+    (tmp_path / "zero.toml").write_text("num_envs = 0\n")
+
+
+BAD = {
+    "": "usage: trpo-jax COMMAND",
+    "trian ant": "trpo-jax trian: error: command: got 'trian', allowed: a known command; did you mean train?",
+    "train": "ENV|CONFIG.toml: got '', allowed: an environment or a TOML file as first argument",
+    "train --seed 1": "ENV|CONFIG.toml: got '--seed', allowed:",
+    "train antt": "environment: got 'antt', allowed: a known Brax environment; did you mean ant",
+    "train none.toml": "config file: got 'none.toml', allowed: a readable TOML file (No such file or directory)",
+    "train typo.toml": "typo.toml: trust_region.max_kll: got 0.01, allowed: a known field; did you mean max_kl?",
+    "train zero.toml": "zero.toml: num_envs: got 0, allowed: an integer >= 1",
+    "train ant --nope 3": "Unrecognized options: --nope, 3",
+    "train ant --trust-region.maxkl 3": "Perhaps you meant: --trust-region.max-kl FLOAT",
+    "train ant --num-envs": "Missing value for argument '--num-envs'",
+    "train ant --num-envs 3.5": "--num-envs: invalid literal for int() with base 10: '3.5'; Argument helptext: --num-envs INT",
+    "train ant --num-envs 0": "num_envs: got 0, allowed: an integer >= 1",
+    "train ant --discounting 1.5": "discounting: got 1.5, allowed: a number >= 0 and <= 1",
+    "train ant --trust-region.max-kl -1": "trust-region.max_kl: got -1.0, allowed: a number > 0",
+    "train ant --trust-region.max-kl nan": "trust-region.max_kl: got nan, allowed: a number > 0",
+    "train ant --backend bullet": "invalid choice 'bullet' for argument '--backend'",
+    "train ant --critic.num-minibatches 7": "critic.num_minibatches: got 7, allowed: a divisor of num_envs·unroll_length",
+    "train swimmer": "backend: got 'spring', allowed: one that swimmer offers: generalized",
+    "train ant --run-dir taken": "run_dir: got 'taken', allowed: a folder that is new or empty; nothing was changed",
+    "train ant --run-dir taken/file/run": "run_dir: got 'taken/file/run', allowed: a folder that can be written",
+    "evaluate": "RUN",
+    "evaluate none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",
+    "evaluate taken --episodes 1": "episodes: got 1, allowed: an integer >= 2",
+}
+
+
+@pytest.mark.parametrize("command", BAD)
+def test_bad_input_is_one_clear_line(command, capsys, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    assert main.run(command.split()) == 2
+    out, err = capsys.readouterr()
+    if command:
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("trpo-jax ")
+    assert BAD[command] in out + err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "taken" / "file").read_text() == "precious"
+
+
+def test_a_run_without_a_policy_is_reported(capsys, tmp_path):
+    create_run_folder(tmp_path / "run", RunConfig(environment="fast"))
+    assert main.run(["evaluate", "run"]) == 2
+    assert "run/checkpoints: no checkpoint here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["--version"]])
+def test_help_explains_and_exits_with_0(command, capsys):
+    try:
+        code = main.run(command)
+    except SystemExit as stop:
+        code = stop.code or 0
+    assert code == 0
+    assert capsys.readouterr().out
+
+
+def test_the_help_of_train_explains_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main.run(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for option, words in {
+        "--trust-region.max-kl FLOAT": "in nats",
+        "--num-timesteps INT": "Environment steps",
+        "--critic.learning-rate FLOAT": "Adam",
+        "--backend {spring,positional,generalized,mjx}": "physics",
+        "--policy.activation {tanh,relu,elu,swish}": "Nonlinearity",
+    }.items():
+        assert option in text
+        assert words in text.split(option)[1][:160]

@@ -1,0 +1,99 @@
+"""The command line as a person uses it: a process of its own, Brax compiled, a small budget."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+
+SMALL = [
+    *("--num-envs", "4", "--unroll-length", "8", "--critic.num-minibatches", "2", "--critic.hidden-sizes", "8"),
+    *("--policy.hidden-sizes", "8", "--episode-length", "20", "--num-eval-envs", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Environment variables with a compilation cache of the tests' own."""
+    variables = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    return variables | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "JAX_PLATFORMS": "cpu"}
+
+
+def trpo_jax(arguments, environment, cwd, **options):
+    command = [sys.executable, "-m", "trpo_jax", *arguments]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def finished_run(environment, tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("work")
+    arguments = ["train", "inverted_pendulum", "--num-timesteps", "96", "--run-dir", "run", "--seed", "3", *SMALL]
+    return cwd, trpo_jax(arguments, environment, cwd)
+
+
+@pytest.mark.brax
+def test_training_prints_plain_lines_and_nothing_else(finished_run):
+    _, result = finished_run
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[0] == "inverted_pendulum (spring), 96 steps, 4 environments × 8 steps an iteration"
+    assert [line for line in lines if line.startswith("step         96") and "steps/s" in line]
+    assert lines[-1] == "look again with: trpo-jax evaluate run"
+    assert "warp" not in result.stdout
+
+
+@pytest.mark.brax
+def test_a_run_folder_holds_the_resolved_config_metrics_and_policy(finished_run, environment):
+    cwd, _ = finished_run
+    config = tomllib.loads((cwd / "run" / "config.toml").read_text())
+    assert (config["environment"], config["seed"], config["num_envs"]) == ("inverted_pendulum", 3, 4)
+    assert config["trust_region"]["damping"] == 0.1
+    records = [json.loads(line) for line in (cwd / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [32, 64, 96, 96]
+    assert "training/kl" in records[0]
+    assert "eval/episode_reward" in records[-1]
+    assert sorted(path.name for path in (cwd / "run" / "checkpoints").iterdir()) == ["0", "96"]
+    assert (environment_cache := list((cwd.parent / environment["XDG_CACHE_HOME"]).rglob("*-cache"))), environment_cache
+
+
+@pytest.mark.brax
+def test_evaluate_loads_the_policy(finished_run, environment):
+    cwd, _ = finished_run
+    result = trpo_jax(["evaluate", "run", "--episodes", "3"], environment, cwd)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("inverted_pendulum (spring) after 96 steps, 3 deterministic episodes\nreturn  ")
+    assert "95 % interval of the mean:" in result.stdout
+
+
+@pytest.mark.brax
+def test_a_finished_run_is_not_overwritten(finished_run, environment):
+    cwd, _ = finished_run
+    before = (cwd / "run" / "metrics.jsonl").read_bytes()
+    result = trpo_jax(["train", "inverted_pendulum", "--run-dir", "run"], environment, cwd)
+    assert result.returncode == 2
+    assert "run_dir: got 'run', allowed: a folder that is new or empty" in result.stderr
+    assert (cwd / "run" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.brax
+def test_ctrl_c_leaves_a_usable_run_folder_and_says_where(finished_run, environment):
+    cwd, _ = finished_run  # whose compiled programs are in the cache
+    command = [sys.executable, "-m", "trpo_jax", "train", "inverted_pendulum", "--run-dir", "stopped", *SMALL]
+    process = subprocess.Popen(command, env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = cwd / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == ""
+    assert out.splitlines()[-1] == "interrupted; the run folder is usable: trpo-jax evaluate stopped"
+    steps = sorted(int(path.name) for path in (cwd / "stopped" / "checkpoints").iterdir())
+    last = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert steps == [0, last]

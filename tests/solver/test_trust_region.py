@@ -1,0 +1,198 @@
+"""The trust-region step on quadratics, whose solution is known."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trpo_jax.solver.trust_region import StepOutcome, TrustRegionConfig, trust_region_step
+
+N = 4
+_BASIS, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(N, N)))
+CURVATURE = (_BASIS * np.array([0.5, 1.0, 3.0, 8.0])) @ _BASIS.T
+GRADIENT = np.array([1.0, -2.0, 0.5, 3.0])
+PARAMS = np.array([0.1, -0.7, 2.0, -0.0])
+CONFIG = TrustRegionConfig(max_kl=0.02, damping=0.5, cg_iterations=20, cg_tolerance=0.0, max_backtracks=8)
+
+
+def split(flat):
+    return {"w": flat[:3].reshape(3, 1), "b": flat[3]}
+
+
+def join(tree):
+    return jnp.concatenate([tree["w"][:, 0], tree["b"][None]])
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def step(config, *, bend=0.0, scale=1.0, kl_scale=1.0, kl_offset=0.0, curvature=CURVATURE, params=PARAMS, dtype="float32"):
+    """Step on the objective scale·(gᵀd - ½·bend·(gᵀd)²/gᵀs) under kl_scale·½dᵀAd + kl_offset; d is the way from PARAMS, s the full step.
+
+    Along the step the actual improvement of the fraction f is so (1 - ½·bend·f) times the predicted one.
+    """
+    gradient, origin = jnp.asarray(GRADIENT, dtype), jnp.asarray(PARAMS, dtype)
+    full = jnp.asarray(GRADIENT @ natural_step(), dtype)
+    matrix = jnp.asarray(curvature, dtype)
+
+    def objective_fn(params):
+        rise = gradient @ (join(params) - origin)
+        return jnp.asarray(scale, dtype) * (rise - 0.5 * jnp.asarray(bend, dtype) * rise**2 / full)
+
+    def kl_fn(params):
+        d = join(params) - origin
+        return kl_scale * 0.5 * d @ (jnp.asarray(CURVATURE, dtype) @ d) + jnp.where((d != 0).any(), kl_offset, 0.0)
+
+    new, info = trust_region_step(
+        objective_fn, kl_fn, lambda v: split(matrix @ join(v)), split(jnp.asarray(params, dtype)), config
+    )
+    return join(new), info
+
+
+def natural_step(max_kl=CONFIG.max_kl, damping=CONFIG.damping):
+    """sqrt(2δ / xᵀAx)·x with x = A⁻¹g, in numpy."""
+    matrix = CURVATURE + damping * np.eye(N)
+    x = np.linalg.solve(matrix, GRADIENT)
+    return np.sqrt(2 * max_kl / (x @ matrix @ x)) * x
+
+
+def same_bits(a, b):
+    return np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_the_step_on_a_quadratic_is_the_analytic_one(dtype):
+    new, info = step(CONFIG, dtype=dtype.name)
+    tolerance = 100 * float(jnp.finfo(dtype).eps)
+    full = natural_step()
+    np.testing.assert_allclose(new - PARAMS, full, atol=tolerance)
+    assert info.outcome == StepOutcome.ACCEPTED
+    assert bool(info.accepted)
+    for reported, expected in [
+        (info.surrogate_improvement, GRADIENT @ full),
+        (info.expected_improvement, GRADIENT @ full),
+        (info.kl, 0.5 * full @ CURVATURE @ full),
+        (info.gradient_norm, np.linalg.norm(GRADIENT)),
+        (info.step_norm, np.linalg.norm(full)),
+        (info.step_fraction, 1.0),
+        (info.backtracks, 0),
+    ]:
+        np.testing.assert_allclose(reported, expected, rtol=tolerance, atol=tolerance)
+    assert info.cg_residual < 1e-5
+    assert info.cg_iterations <= CONFIG.cg_iterations
+    assert (info.max_kl, info.entropy) == (None, None)
+    assert new.dtype == dtype
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.25, 4.0])
+@pytest.mark.parametrize("max_kl", [1e-6, 0.01, 3.0])
+def test_the_length_is_that_of_the_damped_quadratic(x64, max_kl, damping):
+    # Without damping the step ends on the constraint, where rounding decides: a hair of slack decides for it.
+    new, info = step(dataclasses.replace(CONFIG, max_kl=max_kl, damping=damping), kl_scale=1 - 1e-6, dtype="float64")
+    np.testing.assert_allclose(new - PARAMS, natural_step(max_kl, damping), rtol=1e-6)
+    assert info.kl <= max_kl
+
+
+@pytest.mark.parametrize("exponent", [-100, -60, -1, 1, 60, 100])  # 1e-30 … 1e30
+def test_the_step_does_not_depend_on_the_scale_of_the_gradient(exponent):
+    # A power of two scales without rounding, so that nothing at all may change.
+    reference, unscaled = step(CONFIG)
+    new, info = step(CONFIG, scale=2.0**exponent)
+    assert same_bits(new, reference)
+    assert info.cg_iterations == unscaled.cg_iterations
+    np.testing.assert_allclose(info.expected_improvement, unscaled.expected_improvement * 2.0**exponent)
+    np.testing.assert_allclose(info.gradient_norm, unscaled.gradient_norm * 2.0**exponent)
+
+
+def test_the_expected_improvement_is_shrunk_once_with_the_step_bug_2():
+    # The KL of the fraction f is f² · 6 times that of the full step, so f = 0.8^k must fall below its square root.
+    full = natural_step()
+    kl_scale = 6 * CONFIG.max_kl / (0.5 * full @ CURVATURE @ full)
+    new, info = step(CONFIG, kl_scale=kl_scale)
+    assert info.backtracks == 5  # 0.8⁴ = 0.41 > 1/√6 = 0.408 > 0.8⁵ = 0.33
+    np.testing.assert_allclose(info.step_fraction, 0.8**5, rtol=1e-5)
+    np.testing.assert_allclose(info.expected_improvement, 0.8**5 * GRADIENT @ full, rtol=1e-5)
+    np.testing.assert_allclose(new - PARAMS, 0.8**5 * full, rtol=1e-4)
+    np.testing.assert_allclose(info.step_norm, 0.8**5 * np.linalg.norm(full), rtol=1e-5)
+
+
+def test_actual_and_predicted_improvement_are_compared_at_the_same_fraction_bug_2():
+    # actual/predicted = 1 - 1.2f reaches 0.5 at f = 0.417: at k = 4 (0.410). Compared with the full step's prediction no f
+    # would pass (f(1 - 1.2f) <= 0.21); with a prediction shrunk twice k = 3 would (1 - 1.2f >= 0.5f up to f = 0.59).
+    _, info = step(dataclasses.replace(CONFIG, accept_ratio=0.5), bend=2.4)
+    assert info.outcome == StepOutcome.ACCEPTED
+    assert info.backtracks == 4
+    np.testing.assert_allclose(info.surrogate_improvement / info.expected_improvement, 1 - 1.2 * 0.8**4, rtol=1e-4)
+
+
+def test_a_step_accepted_at_the_very_last_backtrack_is_kept_bug_4():
+    new, info = step(dataclasses.replace(CONFIG, accept_ratio=0.5, max_backtracks=4), bend=2.4)
+    assert bool(info.accepted)
+    np.testing.assert_allclose(new - PARAMS, 0.8**4 * natural_step(), rtol=1e-4)
+
+
+REJECTIONS = {
+    "zero gradient": (StepOutcome.ZERO_GRADIENT, {"scale": 0.0}),
+    "negative curvature": (StepOutcome.NEGATIVE_CURVATURE, {"curvature": -10 * np.eye(N)}),
+    "no improvement": (StepOutcome.NO_IMPROVEMENT, {"bend": 1e6}),
+    "kl just above": (StepOutcome.KL_TOO_LARGE, {"kl_offset": CONFIG.max_kl * 1.0001}),
+    "kl at 1.4 δ (bug 12)": (StepOutcome.KL_TOO_LARGE, {"kl_offset": CONFIG.max_kl * 1.4}),
+    "kl infinite": (StepOutcome.NOT_FINITE, {"kl_offset": np.inf}),
+    "kl nan": (StepOutcome.NOT_FINITE, {"kl_scale": np.nan}),
+    "gradient nan": (StepOutcome.NOT_FINITE, {"scale": np.nan}),
+    "gradient infinite": (StepOutcome.NOT_FINITE, {"scale": np.inf}),
+    "curvature nan": (StepOutcome.NOT_FINITE, {"curvature": np.full((N, N), np.nan)}),
+    "parameters nan": (StepOutcome.NOT_FINITE, {"params": np.array([0.1, np.nan, 2.0, -0.0])}),
+    "parameters infinite": (StepOutcome.NOT_FINITE, {"params": np.array([0.1, 1.0, -np.inf, -0.0])}),
+}
+
+
+@pytest.mark.parametrize("case", REJECTIONS)
+def test_a_rejected_step_returns_the_parameters_bit_for_bit_and_says_why_bugs_5_11(case):
+    outcome, change = REJECTIONS[case]
+    change = {name: np.float32(value) for name, value in change.items()}
+    new, info = step(CONFIG, **change)
+    assert StepOutcome(int(info.outcome)) == outcome
+    assert same_bits(new, np.asarray(change.get("params", PARAMS), np.float32))
+    assert not bool(info.accepted)
+    assert (info.surrogate_improvement, info.kl, info.step_fraction, info.step_norm) == (0, 0, 0, 0)
+
+
+def test_curvature_that_turns_negative_later_still_gives_a_checked_step_bug_11():
+    # gᵀAg > 0, so the first direction stands; the Hessian is indefinite all the same.
+    matrix = np.float32(np.diag([5.0, 5.0, 5.0, -1.0]))
+    new, info = step(dataclasses.replace(CONFIG, damping=0.0), curvature=matrix)
+    assert info.outcome == StepOutcome.ACCEPTED
+    d = np.asarray(new - PARAMS, np.float64)
+    assert 0.5 * d @ CURVATURE @ d <= CONFIG.max_kl
+    assert GRADIENT @ d > 0
+
+
+def test_steps_under_vmap_over_the_trust_region_equal_steps_one_by_one():
+    sizes = jnp.asarray([1e-4, 0.01, 0.3, 1.0])
+
+    def one(max_kl):
+        return step(dataclasses.replace(CONFIG, max_kl=max_kl), kl_offset=1e-3, kl_scale=1.3)
+
+    # The constant in the KL makes the lanes backtrack unequally, and the smallest fail.
+    batched, infos = jax.vmap(one)(sizes)
+    assert len(set(infos.backtracks.tolist())) > 1
+    assert infos.accepted.tolist() == [False, True, True, True]
+    for i, size in enumerate(sizes):
+        alone, info = one(size)
+        np.testing.assert_allclose(batched[i], alone, rtol=1e-5)
+        assert infos.backtracks[i] == info.backtracks
+
+
+def test_steps_under_scan_equal_steps_one_by_one():
+    end, infos = jax.lax.scan(lambda p, _: step(CONFIG, params=p), jnp.asarray(PARAMS, "float32"), None, length=3)
+    params = jnp.asarray(PARAMS, "float32")
+    for _ in range(3):
+        params, info = step(CONFIG, params=params)
+    np.testing.assert_allclose(end, params, rtol=1e-5)
+    np.testing.assert_allclose(infos.surrogate_improvement[-1], info.surrogate_improvement, rtol=1e-4)
+
+
+def test_integer_parameters_are_refused_by_name(own_errors):
+    with pytest.raises(TypeError, match=r"params\['n'\]: got dtype int32, allowed: a floating dtype"):
+        trust_region_step(lambda p: 0.0, lambda p: 0.0, lambda v: v, {"n": jnp.arange(2)}, CONFIG)

@@ -1,0 +1,100 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig
+from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config, write_run_config
+from trpo_jax.training.run_folder import MetricsLog, create_run_folder, default_run_dir, open_run_folder
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.toml"))
+
+
+def test_a_config_survives_the_way_to_toml_and_back(tmp_path):
+    config = RunConfig(environment="hopper", seed=3, trpo=TRPOConfig(num_envs=7, trust_region=TrustRegionConfig(max_kl=0.123)))
+    write_run_config(tmp_path / "config.toml", config)
+    assert read_run_config(tmp_path / "config.toml") == config
+
+
+def test_there_is_a_config_for_each_named_environment():
+    names = {path.stem for path in CONFIGS if path.parent.name == "brax"}
+    assert {"ant", "hopper", "inverted_pendulum", "inverted_double_pendulum", "reacher", "walker2d"} <= names
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_each_shipped_config_loads_and_is_found_by_its_name(path):
+    config = read_run_config(path)
+    assert config.environment == path.stem
+    assert shipped_config(path.stem) == path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_env = 3", r"num_env: got 3, allowed: a known field; did you mean .*num_envs"),
+        ("[trust_region]\nmax_klx = 1.0", r"trust_region.max_klx: got 1.0, allowed: .*did you mean max_kl\?"),
+        ("[trust_region]\nmax_kl = 'big'", r"trust_region.max_kl: got 'big', allowed: a number > 0"),
+        ("[trust_region]\nmax_kl = 0.0", r"trust_region.max_kl: got 0.0, allowed: a number > 0"),
+        ("trust_region = 3", r"trust_region: got 3, allowed: a table with the fields of TrustRegionConfig"),
+        ("num_envs = 0", r"num_envs: got 0, allowed: an integer >= 1"),
+        ("num_envs = 64.0", r"num_envs: got 64.0, allowed: an integer >= 1"),
+        ("discounting = 1.5", r"discounting: got 1.5, allowed: a number >= 0 and <= 1"),
+        ("discounting = nan", r"discounting: got nan, allowed: a number"),
+        ("normalize_observations = 1", r"normalize_observations: got 1, allowed: true or false"),
+        ("backend = 'bullet'", r"backend: got 'bullet', allowed: one of spring, positional, generalized, mjx"),
+        ("[policy]\nhidden_sizes = [64, 0]", r"policy.hidden_sizes: got \(64, 0\), allowed: a list, each item an integer >= 1"),
+        ("seed = {a = 1}", r"seed: got {'a': 1}, allowed: a single value, not a table"),
+        ("seed = ", r"config file: got .*allowed: valid TOML"),
+    ],
+)
+def test_a_bad_file_is_answered_with_field_value_and_what_is_allowed(tmp_path, text, message):
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_run_config(path)
+    assert "\n" not in str(error.value).replace("\\n", "")
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_is_reported(tmp_path):
+    with pytest.raises(ConfigError, match=r"config file: got .*No such file"):
+        read_run_config(tmp_path / "none.toml")
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
+    (tmp_path / "precious").write_text("data")
+    with pytest.raises(ConfigError, match=r"run_dir: got .*allowed: a folder that is new or empty"):
+        create_run_folder(tmp_path, RunConfig())
+    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run_dir: got .*allowed: a folder that can be written"):
+        create_run_folder(tmp_path / "file" / "run", RunConfig())
+
+
+def test_a_folder_remembers_its_config(tmp_path):
+    config = dataclasses.replace(RunConfig(), seed=5)
+    create_run_folder(tmp_path / "run", config)
+    folder, again = open_run_folder(tmp_path / "run")
+    assert again == config
+    assert folder.metrics.parent == tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"run: got .*allowed: a folder that a training wrote"):
+        open_run_folder(tmp_path)
+
+
+def test_default_folders_do_not_collide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda _: "NOW")
+    first = default_run_dir("ant")
+    first.mkdir(parents=True)
+    second = default_run_dir("ant")
+    assert (str(first), str(second)) == ("runs/ant-NOW", "runs/ant-NOW-2")
+
+
+def test_the_metrics_log_leaves_out_what_json_cannot_hold(tmp_path):
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        log.write(1, {"a": 1.5, "b": float("nan"), "c": float("inf")})
+        log.write(2, {"a": 2.5})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "a": 1.5}\n{"step": 2, "a": 2.5}\n'

@@ -1,0 +1,117 @@
+import os
+import signal
+import threading
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probes import Target
+from trpo_jax import ConfigError, CriticConfig, PolicyConfig, TRPOConfig, train
+from trpo_jax.training.checkpoint import load_params
+
+SMALL = TRPOConfig(
+    num_envs=4,
+    unroll_length=4,
+    episode_length=5,
+    critic=CriticConfig(hidden_sizes=(8,), num_minibatches=1, num_epochs=1),
+    policy=PolicyConfig(hidden_sizes=(8,)),
+)
+
+
+def test_training_returns_what_brax_returns_and_calls_back_at_every_evaluation(tmp_path):
+    evaluations, iterations, policies = [], [], []
+    make_policy, params, metrics = train(
+        Target(),
+        5 * 16 - 3,  # rounded up to whole iterations
+        config=SMALL,
+        num_evals=3,
+        num_eval_envs=2,
+        progress_fn=lambda step, metrics: evaluations.append((step, metrics)),
+        iteration_fn=lambda step, metrics: iterations.append(step),
+        policy_params_fn=lambda step, make_policy, params: policies.append(step),
+        save_checkpoint_path=tmp_path,
+    )
+    assert [step for step, _ in evaluations] == policies == [0, 32, 80]
+    assert iterations == [16, 32, 48, 64, 80]
+    assert set(evaluations[0][1]) == {
+        *("eval/episode_reward", "eval/episode_reward_std", "eval/avg_episode_length", "eval/std_episode_length"),
+        *("eval/epoch_eval_time", "eval/sps", "eval/walltime"),
+    }
+    assert {"training/sps", "training/walltime", "training/kl", "eval/episode_reward"} <= set(metrics)
+    assert metrics["eval/avg_episode_length"] == 5
+    assert params.normalizer.count == 80
+    action, _ = make_policy(params, deterministic=True)(jnp.zeros(2), jax.random.PRNGKey(0))
+    assert action.shape == (2,)
+    step, loaded = load_params(tmp_path, params)
+    assert step == 80
+    chex.assert_trees_all_equal(loaded, params)
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [0, 32, 80]
+
+
+def test_options_by_name_go_over_the_config():
+    _, params, _ = train(Target(), 0, config=SMALL, num_eval_envs=0, normalize_observations=False)
+    assert params[0] is None
+
+
+def test_no_timesteps_evaluate_the_initial_policy():
+    seen = []
+    _, _, metrics = train(Target(), 0, config=SMALL, num_eval_envs=2, progress_fn=lambda step, _: seen.append(step))
+    assert seen == [0]
+    assert np.isfinite(metrics["eval/episode_reward"])
+
+
+def test_training_is_reproducible_from_its_seed():
+    runs = [train(Target(), 32, config=SMALL, num_eval_envs=0, seed=seed)[1] for seed in (1, 1, 2)]
+    chex.assert_trees_all_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0].normalizer.mean, runs[2].normalizer.mean)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_env": 4}, r"num_env: got 4, allowed: .*did you mean num_envs"),
+        ({"num_evals": -1}, "num_evals: got -1, allowed: an integer >= 0"),
+        ({"num_eval_envs": True}, "num_eval_envs: got True, allowed: an integer >= 0"),
+        ({"discounting": 1.5}, "discounting: got 1.5, allowed: a number >= 0 and <= 1"),
+        ({"num_envs": 0}, "num_envs: got 0, allowed: an integer >= 1"),
+    ],
+)
+def test_bad_options_are_refused_by_name(options, message):
+    with pytest.raises(ConfigError, match=message):
+        train(Target(), 16, config=SMALL, **options)
+
+
+def test_ctrl_c_saves_the_parameters_at_the_end_of_the_iteration(tmp_path):
+    def interrupt(step, metrics):
+        if step == 48:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(Target(), 10**6, config=SMALL, num_eval_envs=0, iteration_fn=interrupt, save_checkpoint_path=tmp_path)
+    assert signal.getsignal(signal.SIGINT) is handler
+    template = train(Target(), 0, config=SMALL, num_eval_envs=0)[1]
+    step, params = load_params(tmp_path, template)
+    assert step == params.normalizer.count == 48
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    def interrupt_twice(step, metrics):
+        if step == 48:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second interrupt did not arrive")
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Target(), 10**6, config=SMALL, num_eval_envs=0, iteration_fn=interrupt_twice)
+
+
+def test_training_works_outside_the_main_thread():
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(Target(), 16, config=SMALL, num_eval_envs=0)))
+    thread.start()
+    thread.join()
+    assert results[0][1].normalizer.count == 16
