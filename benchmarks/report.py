@@ -41,7 +41,7 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    rich.console.Console().print(table)
+    rich.console.Console(width=110).print(table)
 
 
 def save(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:

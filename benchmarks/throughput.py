@@ -10,9 +10,9 @@ import dataclasses
 import time
 
 import jax
-import report
 import tyro
 
+import report
 from trpo_jax import TRPOConfig, make_trpo
 from trpo_jax.environments.registry import as_environment
 from trpo_jax.environments.wrappers import cast_like, strong

@@ -86,21 +86,29 @@ def valid_batch():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"log_prob": jnp.zeros(())}, ValueError, "batch.log_prob: got shape (), allowed: at least one batch axis, none of size 0"),
-        ({"log_prob": jnp.zeros((0, 3))}, ValueError, "batch.log_prob: got shape (0, 3), allowed: at least one batch axis"),
-        ({"advantage": jnp.zeros((3, 2))}, ValueError, "batch.advantage: got shape (3, 2), allowed: (2, 3), the shape of batch.log_prob"),
-        ({"advantage": jnp.zeros((2, 3, 1))}, ValueError, "batch.advantage: got shape (2, 3, 1), allowed: (2, 3)"),
-        ({"weight": jnp.ones(3)}, ValueError, "batch.weight: got shape (3,), allowed: (2, 3)"),
-        ({"action": jnp.zeros((3, 2, 1))}, ValueError, "batch.action: got shape (3, 2, 1), allowed: leading axes (2, 3), those of batch.log_prob"),
-        ({"action": (jnp.zeros((2, 3)), jnp.zeros(2))}, ValueError, "batch.action[1]: got shape (2,), allowed: leading axes (2, 3)"),
-        ({"observation": {"speed": jnp.zeros(6)}}, ValueError, "batch.observation['speed']: got shape (6,), allowed: leading axes (2, 3)"),
-        ({"advantage": jnp.zeros((2, 3), int)}, TypeError, "batch.advantage: got dtype int32, allowed: a floating dtype"),
-        ({"log_prob": jnp.zeros((2, 3), bool)}, TypeError, "batch.log_prob: got dtype bool, allowed: a floating dtype"),
-        ({"weight": jnp.ones((2, 3), bool)}, TypeError, "batch.weight: got dtype bool, allowed: a floating dtype"),
+        ({"log_prob": jnp.zeros(())}, ValueError, "log_prob: got shape (), allowed: at least one batch axis, none of size 0"),
+        ({"log_prob": jnp.zeros((0, 3))}, ValueError, "log_prob: got shape (0, 3), allowed: at least one batch axis"),
+        (
+            {"advantage": jnp.zeros((3, 2))},
+            ValueError,
+            "advantage: got shape (3, 2), allowed: (2, 3), the shape of batch.log_prob",
+        ),
+        ({"advantage": jnp.zeros((2, 3, 1))}, ValueError, "advantage: got shape (2, 3, 1), allowed: (2, 3)"),
+        ({"weight": jnp.ones(3)}, ValueError, "weight: got shape (3,), allowed: (2, 3)"),
+        (
+            {"action": jnp.zeros((3, 2, 1))},
+            ValueError,
+            "action: got shape (3, 2, 1), allowed: leading axes (2, 3), those of batch.",
+        ),
+        ({"action": (jnp.zeros((2, 3)), jnp.zeros(2))}, ValueError, "action[1]: got shape (2,), allowed: leading axes (2, 3)"),
+        ({"observation": {"v": jnp.zeros(6)}}, ValueError, "observation['v']: got shape (6,), allowed: leading axes (2, 3)"),
+        ({"advantage": jnp.zeros((2, 3), int)}, TypeError, "advantage: got dtype int32, allowed: a floating dtype"),
+        ({"log_prob": jnp.zeros((2, 3), bool)}, TypeError, "log_prob: got dtype bool, allowed: a floating dtype"),
+        ({"weight": jnp.ones((2, 3), bool)}, TypeError, "weight: got dtype bool, allowed: a floating dtype"),
     ],
-)  # fmt: skip
+)
 def test_a_batch_that_does_not_fit_together_is_refused_naming_leaf_and_fix(change, error, message):
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(error, match="^batch." + re.escape(message)):
         check_batch(valid_batch()._replace(**change))
 
 

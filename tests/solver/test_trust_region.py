@@ -28,9 +28,9 @@ def join(tree):
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def step(config, *, bend=0.0, scale=1.0, kl_scale=1.0, kl_offset=0.0, curvature=CURVATURE, params=PARAMS, dtype="float32"):
-    """Step on the objective scale·(gᵀd - ½·bend·(gᵀd)²/gᵀs) under kl_scale·½dᵀAd + kl_offset; d is the way from PARAMS, s the full step.
+    """Step on the objective scale·(gᵀd - ½·bend·(gᵀd)²/gᵀs) under the KL kl_scale·½dᵀAd + kl_offset, with d = params - PARAMS.
 
-    Along the step the actual improvement of the fraction f is so (1 - ½·bend·f) times the predicted one.
+    s is the full step, so that the fraction f of it improves by (1 - ½·bend·f) times what is predicted.
     """
     gradient, origin = jnp.asarray(GRADIENT, dtype), jnp.asarray(PARAMS, dtype)
     full = jnp.asarray(GRADIENT @ natural_step(), dtype)

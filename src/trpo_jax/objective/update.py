@@ -6,7 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
+from trpo_jax.objective.surrogate import (
+    Batch,
+    check_batch,
+    curvature_samples,
+    mask_unweighted,
+    mean_and_max_kl,
+    surrogate_objective,
+)
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.solver.curvature import fisher_vector_product, weighted_mean
 from trpo_jax.solver.tree import Params, check_floating
@@ -59,11 +66,12 @@ def trust_region_update(
         def new(params: Params) -> Distribution:
             return policy_fn(params, batch.observation)
 
+        states = curvature_samples(batch, config.curvature_fraction)
         # Three functions of one forward pass: XLA finds the common part and computes it once.
         return trust_region_step(
             lambda params: surrogate_objective(new(params), batch),
             lambda params: mean_and_max_kl(old, new(params), batch.weight)[0],
-            fisher_vector_product(new, params, weight=batch.weight),
+            fisher_vector_product(lambda params: policy_fn(params, states.observation), params, weight=states.weight),
             params,
             config,
             diagnostics_fn=lambda params: (

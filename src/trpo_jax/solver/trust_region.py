@@ -26,6 +26,8 @@ class TrustRegionConfig:
     """Most conjugate-gradient iterations, a Fisher-vector product each."""
     cg_tolerance: float = setting(default=1e-10, at_least=0.0)
     """Conjugate gradients stop once the squared residual is below this multiple of the squared gradient norm."""
+    curvature_fraction: float = setting(default=1.0, static=True, above=0.0, at_most=1.0)
+    """Part of the batch that Fisher-vector products use, evenly spaced; gradient and line search always use all of it."""
     backtrack_factor: float = setting(default=0.8, above=0.0, below=1.0)
     """The line search multiplies the step by this after each failed trial."""
     max_backtracks: int = setting(default=15, at_least=0)

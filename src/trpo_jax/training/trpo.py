@@ -200,7 +200,7 @@ class _Iteration:
         policy, info = trust_region_update(
             self.networks.policy.apply,
             state.policy,
-            Batch(observation, transition.action, transition.log_prob, self._standardize(advantage)),
+            _flatten_by_environment(Batch(observation, transition.action, transition.log_prob, self._standardize(advantage))),
             hyperparameters.trust_region,
         )
         critic, value_loss = fit_critic(
@@ -261,6 +261,11 @@ def _same_structure(a: Any, b: Any) -> bool:
 def _flatten(tree: Any) -> Any:
     """Merge the axes T and N of every leaf."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
+
+
+def _flatten_by_environment(tree: Any) -> Any:
+    """Merge the axes T and N, each environment's steps together: evenly spaced samples are then spread over both."""
+    return _flatten(jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree))
 
 
 def _solver_metrics(info: TrustRegionInfo) -> Metrics:

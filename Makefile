@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine: `make train` and `make test`.
+# Each target is idempotent; packages are installed again only when pyproject.toml or constraints.txt has changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+ENV ?= ant
+
+.PHONY: train test lint format bench clean
+.DELETE_ON_ERROR:
+
+train: $(VENV)/.installed          ## train Ant to walk; `make train ENV=hopper` for another environment
+	$(BIN)/trpo-jax train $(ENV) $(ARGS)
+
+test: $(VENV)/.installed-dev       ## run the tests
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: $(VENV)/.installed-dev       ## check style, types and the layering of the packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev     ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed          ## measure: throughput, policy update, start-up, returns (about 30 minutes)
+	$(BIN)/python benchmarks/policy_update.py $(ARGS)
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/returns.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing trpo_jax into $(VENV) …"
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing trpo_jax and what its tests need into $(VENV) …"
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+clean:                             ## remove what the other targets made, but no runs
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

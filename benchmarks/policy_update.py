@@ -1,0 +1,105 @@
+"""One policy update: what linearizing the network once buys over differentiating the KL twice.
+
+    python benchmarks/policy_update.py [--samples 50000] [--rounds 7] [--json FILE]
+
+Both competitors are the whole of `trust_region_update` (gradient, conjugate gradients, line search) on the same batch
+and weights; they differ in the product with the Fisher matrix alone: Gauss-Newton, linearized once and transposed,
+against jvp of the gradient of the mean KL. Observation 17, action 6, 10 conjugate-gradient iterations; they take turns.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+import report
+import trpo_jax
+from trpo_jax import Batch, GaussianPolicy, TrustRegionConfig, trust_region_step
+from trpo_jax.objective.surrogate import mean_and_max_kl, surrogate_objective
+
+OBSERVATION_SIZE, ACTION_SIZE = 17, 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Compare policy updates."""
+
+    samples: tuple[int, ...] = (4_000, 50_000)
+    """Batch sizes."""
+    hidden_sizes: tuple[int, ...] = (64, 256)
+    """Units of each of the policy's two hidden layers."""
+    rounds: int = 7
+    """Timed rounds."""
+    json: str | None = None
+    """Where to write the result."""
+
+
+def main(arguments: Arguments) -> None:
+    rows = [measure(n, size, arguments.rounds) for size in arguments.hidden_sizes for n in arguments.samples]
+    report.show("one policy update, milliseconds", rows)
+    if arguments.json:
+        report.save(arguments.json, rows)
+
+
+def measure(samples: int, hidden_size: int, rounds: int) -> dict:
+    network = GaussianPolicy(ACTION_SIZE, (hidden_size, hidden_size))
+    params, batch = make_problem(network, samples)
+    config = TrustRegionConfig(cg_tolerance=0.0)
+    ours = jax.jit(lambda params, batch: trpo_jax.trust_region_update(network.apply, params, batch, config))
+    twice = jax.jit(lambda params, batch: update_by_differentiating_twice(network.apply, params, batch, config))
+    check_that_they_agree(ours(params, batch), twice(params, batch))
+    seconds = report.alternate({"ours": lambda: ours(params, batch), "twice": lambda: twice(params, batch)}, rounds=rounds)
+    times = {name: 1e3 * sorted(values)[len(values) // 2] for name, values in seconds.items()}
+    ratio = report.ratio(seconds["ours"], seconds["twice"])
+    return {
+        "samples": samples,
+        "network": f"{hidden_size}-{hidden_size}",
+        "linearized once": times["ours"],
+        "KL differentiated twice": times["twice"],
+        "ratio": ratio["median"],
+        "ratio min": ratio["min"],
+        "ratio max": ratio["max"],
+    }
+
+
+def make_problem(network, samples: int):
+    keys = jax.random.split(jax.random.key(0), 4)
+    observation = jax.random.normal(keys[0], (samples, OBSERVATION_SIZE))
+    params = network.init(keys[1], observation[0])
+    distribution = network.apply(params, observation)
+    action = distribution.sample(keys[2])
+    advantage = jax.random.normal(keys[3], (samples,)) + jnp.tanh(action[:, 0])
+    return params, Batch(observation, action, distribution.log_prob(action), advantage)
+
+
+def update_by_differentiating_twice(policy_fn, params, batch, config):
+    """Take the same step as most implementations write it."""
+    old = jax.lax.stop_gradient(policy_fn(params, batch.observation))
+
+    def kl(params):
+        return mean_and_max_kl(old, policy_fn(params, batch.observation))[0]
+
+    def diagnostics(params):
+        new = policy_fn(params, batch.observation)
+        return mean_and_max_kl(old, new)[1], jnp.mean(new.entropy())
+
+    return trust_region_step(
+        lambda params: surrogate_objective(policy_fn(params, batch.observation), batch),
+        kl,
+        lambda vector: jax.jvp(jax.grad(kl), (params,), (vector,))[1],
+        params,
+        config,
+        diagnostics_fn=diagnostics,
+    )
+
+
+def check_that_they_agree(ours, twice) -> None:
+    (params, info), (other_params, other_info) = ours, twice
+    assert int(info.cg_iterations) == int(other_info.cg_iterations) == 10
+    difference = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), params, other_params)
+    assert max(jax.tree.leaves(difference)) < 1e-3, difference
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))
