@@ -114,8 +114,12 @@ def test_entropy_and_log_prob_equal_scipy(name, dtype):
 def test_kl_and_entropy_equal_their_monte_carlo_estimates(name):
     p = make(name, "float32", 3, scale=0.5)
     q = nearby(p, 0.5)
-    actions = jax.vmap(p.sample)(jax.random.split(jax.random.key(0), 40_000))
-    log_p, log_q = (np.asarray(jax.vmap(each.log_prob)(actions), np.float64) for each in (p, q))
+
+    @jax.jit
+    def log_probs(p, q, keys):
+        return jax.vmap(lambda action: (p.log_prob(action), q.log_prob(action)))(jax.vmap(p.sample)(keys))
+
+    log_p, log_q = (np.asarray(x, np.float64) for x in log_probs(p, q, jax.random.split(jax.random.key(0), 40_000)))
     for exact, estimates in ((p.kl(q), log_p - log_q), (p.entropy(), -log_p)):
         standard_error = estimates.std(0) / np.sqrt(len(estimates))
         assert (np.abs(estimates.mean(0) - exact) < 4.5 * standard_error).all()
@@ -143,8 +147,13 @@ def test_a_categorical_draws_each_number_as_often_as_its_probability_says():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_mode_has_the_largest_log_prob(name):
     p = make(name, "float32", 4)
-    samples = jax.vmap(p.sample)(jax.random.split(jax.random.key(3), 50))
-    assert (p.log_prob(p.mode())[None] >= jax.vmap(p.log_prob)(samples)).all()
+
+    @jax.jit
+    def log_probs(p, keys):
+        return p.log_prob(p.mode()), jax.vmap(lambda key: p.log_prob(p.sample(key)))(keys)
+
+    of_the_mode, of_samples = log_probs(p, jax.random.split(jax.random.key(3), 50))
+    assert (of_the_mode[None] >= of_samples).all()
 
 
 EXTREMES = [

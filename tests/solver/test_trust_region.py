@@ -158,6 +158,20 @@ def test_a_rejected_step_returns_the_parameters_bit_for_bit_and_says_why_bugs_5_
     assert (info.surrogate_improvement, info.kl, info.step_fraction, info.step_norm) == (0, 0, 0, 0)
 
 
+def test_a_step_that_overflows_a_parameter_is_not_taken_even_if_objective_and_kl_are_finite():
+    params = jnp.float32(3.2e38)
+    config = TrustRegionConfig(max_kl=1e38, damping=0.0, max_backtracks=0)  # a step of 4.5e37
+    new, info = trust_region_step(
+        lambda p: jnp.minimum(p * 1e-37, 40.0), lambda p: jnp.zeros(()), lambda v: 1e-37 * v, params, config
+    )
+    assert info.outcome == StepOutcome.NOT_FINITE
+    assert same_bits(new, params)
+    _, shorter = trust_region_step(
+        lambda p: jnp.minimum(p * 1e-37, 40.0), lambda p: jnp.zeros(()), lambda v: 1e-37 * v, params / 2, config
+    )
+    assert bool(shorter.accepted)
+
+
 def test_curvature_that_turns_negative_later_still_gives_a_checked_step_bug_11():
     # gᵀAg > 0, so the first direction stands; the Hessian is indefinite all the same.
     matrix = np.float32(np.diag([5.0, 5.0, 5.0, -1.0]))

@@ -22,9 +22,9 @@ class CriticConfig:
     """Units of each hidden layer."""
     activation: Activation = setting(default="tanh")
     """Nonlinearity between layers."""
-    learning_rate: float = setting(default=1e-3, above=0.0)
+    learning_rate: float = setting(default=3e-3, above=0.0)
     """Adam's step size."""
-    num_epochs: int = setting(default=5, at_least=1)
+    num_epochs: int = setting(default=2, at_least=1)
     """Passes over the batch in each iteration."""
     num_minibatches: int = setting(default=32, at_least=1)
     """Gradient steps a pass; must divide num_envs times unroll_length."""

@@ -64,7 +64,7 @@ class TRPOConfig:
     """Subtract the running mean from observations and divide by their running standard deviation."""
     normalize_advantages: bool = setting(default=True)
     """Shift and scale the advantages of a batch to mean 0 and standard deviation 1."""
-    trust_region: TrustRegionConfig = TrustRegionConfig()
+    trust_region: TrustRegionConfig = TrustRegionConfig(curvature_fraction=0.1)
     critic: CriticConfig = CriticConfig()
     policy: PolicyConfig = PolicyConfig()
 
