@@ -1,15 +1,33 @@
 """Fixtures and hypothesis settings that the numerical tests share."""
 
+import os
+import tempfile
+
 import hypothesis
 import jax
 import jaxtyping
 import pytest
 
-# Derandomized, so that a failure belongs to the commit that shows it; `--hypothesis-profile=search` looks further.
-_common = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.function_scoped_fixture]}
-hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, **_common)
-hypothesis.settings.register_profile("search", max_examples=2000, **_common)
+# Derandomized, so that a failure belongs to the commit that shows it.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],  # they only set JAX's modes
+)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_configure(config):
+    """Let the tests of one run, in all its processes, share compiled programs: many build the same one."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(prefix="trpo_jax-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
 
 MATHEMATICAL_FLOORS = ("solver", "policy", "objective")
 

@@ -38,11 +38,14 @@ def load_params(directory: Path | str, template: Params) -> tuple[int, Params]:
         step = manager.latest_step()
         if step is None:
             raise CheckpointError(f"{directory}: no checkpoint here")
+        failure = None
         try:
             params = manager.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_abstract, template)))
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise CheckpointError(f"{Path(directory) / str(step)}: cannot be read ({reason})") from error
+            words = " ".join(str(error).split()).split(". See full")[0]
+            failure = f"{type(error).__name__}: {words[:200]}"
+    if failure:  # raised here, so as not to keep alive the half-finished reads that orbax's traceback holds
+        raise CheckpointError(f"{Path(directory) / str(step)}: cannot be read ({failure})")
     return step, params
 
 
