@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from trpo_jax import TrustRegionConfig
 from trpo_jax.config import ConfigError, check, config, from_mapping, setting, to_mapping, unknown_name
 
 
@@ -145,3 +146,16 @@ def test_the_nearest_names_are_offered_and_all_of_them_when_none_is_near():
     known = ["max_kl", "max_backtracks", "damping"]
     assert unknown_name("field", "maxkl", known) == "a known field; did you mean max_kl?"
     assert unknown_name("field", "zzz", known) == "a known field: damping, max_backtracks, max_kl"
+
+
+@pytest.mark.parametrize("value", [None, {}, "0.1", True, [0.1]])
+def test_a_value_of_no_use_is_refused_where_a_float_is_wanted(value):
+    with pytest.raises(ConfigError, match="max_kl: got"):
+        TrustRegionConfig(max_kl=value)
+
+
+def test_a_tree_of_axes_can_be_made_from_a_config():
+    config = TrustRegionConfig(max_kl=jnp.asarray([0.01, 0.02]))
+    axes = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, config)
+    doubled = jax.vmap(lambda config: 2 * config.max_kl, in_axes=(axes,))(config)
+    np.testing.assert_allclose(doubled, [0.02, 0.04])

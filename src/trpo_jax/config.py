@@ -70,7 +70,7 @@ def setting(*, default: Any, static: bool = False, **allowed: Any) -> Any:
 def config(cls: type) -> type:
     """Make a class a configuration: a frozen dataclass, checked when it is built, registered as a pytree.
 
-    A value that is traced (or is a placeholder that JAX puts into a pytree) passes unchecked.
+    An array, traced or not, passes unchecked where a float is wanted.
     """
     cls.__post_init__ = check  # type: ignore[attr-defined]
     cls = dataclasses.dataclass(frozen=True)(cls)
@@ -80,23 +80,36 @@ def config(cls: type) -> type:
     for field in dataclasses.fields(cls):
         is_leaf = field.type is float or dataclasses.is_dataclass(_plain(field.type))
         (leaves if is_leaf and not field.metadata.get("force_static") else static).append(field.name)
-    return jax.tree_util.register_dataclass(cls, data_fields=leaves, meta_fields=static)
+
+    def flatten(settings: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        keyed = [(jax.tree_util.GetAttrKey(name), getattr(settings, name)) for name in leaves]
+        return keyed, tuple(getattr(settings, name) for name in static)
+
+    def unflatten(static_values: Any, leaf_values: Any) -> Any:
+        settings: Any = object.__new__(cls)  # unchecked: JAX rebuilds pytrees around placeholders and axis numbers
+        for name, value in zip((*leaves, *static), (*leaf_values, *static_values), strict=True):
+            object.__setattr__(settings, name, value)
+        return settings
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
 
 
 def check(settings: Any) -> None:
-    """Raise `ConfigError` for the first field whose concrete value is not allowed."""
+    """Raise `ConfigError` for the first field whose value is not allowed; an array's elements are not looked at."""
     for field in dataclasses.fields(settings):
         allowed = field.metadata.get("allowed", Allowed())
         value = getattr(settings, field.name)
-        if isinstance(value, (bool, int, float, str, tuple, list, np.generic)):
+        if not (field.type is float and isinstance(value, (jax.Array, np.ndarray))):
             _check_value(field.name, value, field.type, allowed)
 
 
 def _check_value(name: str, value: Any, kind: Any, allowed: Allowed) -> None:
     kind = _plain(kind)
-    if dataclasses.is_dataclass(kind):
-        raise ConfigError(name, value, f"a {getattr(kind, '__name__', kind)}")
-    if typing.get_origin(kind) is typing.Literal:
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(value, kind):
+            raise ConfigError(name, value, f"a {kind.__name__}")
+    elif typing.get_origin(kind) is typing.Literal:
         choices = typing.get_args(kind)
         if value not in choices:
             raise ConfigError(name, value, "one of " + ", ".join(choices))

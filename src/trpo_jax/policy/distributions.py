@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from trpo_jax.solver.tree import pytree_dataclass
 
@@ -26,7 +26,7 @@ class Distribution(Protocol):
 
     def entropy(self) -> Float[Array, "..."]: ...
 
-    def sample(self, key: Key[Array, ""]) -> Action: ...
+    def sample(self, key: PRNGKeyArray) -> Action: ...
 
     def mode(self) -> Action: ...
 
@@ -69,7 +69,7 @@ class DiagonalGaussian:
         """Return Σ_a log_std + ½ log 2πe."""
         return jnp.sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
-    def sample(self, key: Key[Array, ""]) -> Float[Array, "*batch A"]:
+    def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch A"]:
         """Draw one action a batch entry, with noise of its own in every component."""
         return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
 
@@ -91,11 +91,15 @@ class Categorical:
     def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
         """Return KL(self ‖ other) = Σ_k p_k (e^d - 1 - d), with d = log q_k - log p_k; the first two terms sum to zero."""
         log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
-        d = log_q - log_p
-        near = jnp.abs(d) < 0.35
         p = jnp.exp(log_p)
-        close = p * expm1_minus_identity(jnp.where(near, d, 0.0))
-        far = jnp.exp(log_q) - p - p * d  # never overflows, unlike e^d
+        # Close by, d comes from the difference of the logits, which rounds less than the two normalized ones.
+        shift = other.logits - self.logits
+        shift = shift - jnp.sum(p * shift, axis=-1, keepdims=True)
+        near = jnp.all(jnp.abs(shift) < 0.35, axis=-1, keepdims=True)
+        shift = jnp.where(near, shift, 0.0)
+        d = shift - jnp.log1p(jnp.sum(p * jnp.expm1(shift), axis=-1, keepdims=True))
+        close = p * expm1_minus_identity(d)
+        far = jnp.exp(log_q) - p - p * (log_q - log_p)  # never overflows, unlike e^d
         return jnp.sum(jnp.where(near, close, far), axis=-1)
 
     def entropy(self) -> Float[Array, "*batch"]:
@@ -103,7 +107,7 @@ class Categorical:
         log_p = jax.nn.log_softmax(self.logits)
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
-    def sample(self, key: Key[Array, ""]) -> Int[Array, "*batch"]:
+    def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch"]:
         """Draw one integer a batch entry."""
         return jax.random.categorical(key, self.logits, axis=-1)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from trpo_jax.solver.tree import MatVec, Params, add_scaled, cast_like, check_floating, upcast, vdot
+from trpo_jax.solver.tree import MatVec, Params, add_scaled, cast_like, check_floating, max_abs, scaled, upcast, vdot
 
 
 class CGInfo(NamedTuple):
@@ -83,14 +83,18 @@ def solve_with_residual(
     if max_iterations < 1:
         raise ValueError(f"max_iterations: got {max_iterations}, allowed: an integer >= 1")
     precondition = preconditioner or (lambda v: v)
-    target = upcast(b)
+    # The system is solved for b of about unit size, so that squared norms neither overflow nor vanish, and scaled back;
+    # by a power of two, which rounds nothing.
+    _, exponent = jnp.frexp(max_abs(upcast(b)))
+    size = jnp.ldexp(jnp.float32(1), jnp.clip(exponent, -100, 100))
+    target = scaled(1.0 / size, upcast(b))
 
     def product(v: Params) -> Params:
         with jax.default_matmul_precision("highest"):
             return upcast(matvec(cast_like(v, b)))
 
     one = jnp.ones((), jnp.float32)
-    x = jax.tree.map(jnp.zeros_like, target) if x0 is None else upcast(x0)
+    x = jax.tree.map(jnp.zeros_like, target) if x0 is None else scaled(1.0 / size, upcast(x0))
     residual = target if x0 is None else add_scaled(target, -one, product(x))
     direction = precondition(residual)
     target_norm2 = vdot(target, target)
@@ -115,5 +119,5 @@ def solve_with_residual(
         x, residual, direction, vdot(residual, direction), vdot(residual, residual), jnp.int32(0), jnp.zeros((), bool)
     )
     end = jax.lax.while_loop(unfinished, iterate, start)
-    info = CGInfo(end.iterations, jnp.sqrt(end.residual_norm2), end.negative_curvature)
-    return end.x, end.residual, info
+    info = CGInfo(end.iterations, size * jnp.sqrt(end.residual_norm2), end.negative_curvature)
+    return scaled(size, end.x), scaled(size, end.residual), info

@@ -27,7 +27,8 @@ def fisher_vector_product(
         distribution_fn: params -> distribution, a pytree with a method `kl(other) -> [...]`, whose floating leaves carry
             the batch axes `[...]` first.
         params: pytree of floating arrays; the point at which F is taken.
-        weight: `[...]`, non-negative, any scale; None weighs all samples alike. Zero leaves a sample out.
+        weight: `[...]`, non-negative, any scale; None weighs all samples alike. Zero leaves a sample
+            out, provided that its Jacobian is finite (0 · NaN is NaN: put finite observations in its place).
 
     Returns:
         MatVec, a map between pytrees like `params`. Matrix products run in full precision.

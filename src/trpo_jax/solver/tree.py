@@ -59,6 +59,11 @@ def add_scaled(a: Params, scale: Float[Array, ""], b: Params) -> Params:
     return jax.tree.map(lambda x, y: x + scale.astype(y.dtype) * y, a, b)
 
 
+def scaled(scale: Float[Array, ""], tree: Params) -> Params:
+    """Return scale·tree."""
+    return jax.tree.map(lambda x: scale.astype(x.dtype) * x, tree)
+
+
 def max_abs(tree: Params) -> Float[Array, ""]:
     """Return the largest absolute value of any element; NaN if there is one."""
     return jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(upcast(tree))]).max()

@@ -11,7 +11,18 @@ from jaxtyping import Array, Bool, Float, Int
 from trpo_jax.config import config, setting
 from trpo_jax.solver.conjugate_gradient import solve_with_residual
 from trpo_jax.solver.line_search import backtracking_line_search
-from trpo_jax.solver.tree import MatVec, Params, add_scaled, all_finite, cast_like, check_floating, max_abs, upcast, vdot
+from trpo_jax.solver.tree import (
+    MatVec,
+    Params,
+    add_scaled,
+    all_finite,
+    cast_like,
+    check_floating,
+    max_abs,
+    scaled,
+    upcast,
+    vdot,
+)
 
 
 @config
@@ -139,7 +150,7 @@ def step_along_gradient(
     gradient = upcast(gradient)
     scale = max_abs(gradient)
     usable = jnp.isfinite(scale) & (scale > 0)
-    unit_gradient = jax.tree.map(lambda g: g / jnp.where(usable, scale, 1.0).astype(g.dtype), gradient)
+    unit_gradient = scaled(1.0 / jnp.where(usable, scale, 1.0), gradient)
 
     def damped(v: Params) -> Params:
         return add_scaled(matvec(v), jnp.asarray(config.damping, jnp.float32), v)
@@ -149,7 +160,7 @@ def step_along_gradient(
     )
     curvature = vdot(direction, unit_gradient) - vdot(direction, residual)  # xᵀAx = xᵀ(g - r)
     length = jnp.sqrt(2.0 * config.max_kl / jnp.where(curvature > 0, curvature, 1.0))
-    step = jax.tree.map(lambda x: length.astype(x.dtype) * x, direction)
+    step = scaled(length, direction)
     slope = scale * vdot(unit_gradient, step)
 
     def trial_fn(fraction: Float[Array, ""]) -> tuple[Bool[Array, ""], _Trial]:

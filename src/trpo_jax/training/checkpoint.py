@@ -1,9 +1,11 @@
 """Saving and loading what was trained, by orbax; nothing that is loaded can run code."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from trpo_jax.training.inference import Params
@@ -18,7 +20,8 @@ def save_params(directory: Path | str, step: int, params: Params) -> None:
     with _manager(directory, create=True) as manager:
         if step in manager.all_steps():
             manager.delete(step)
-        manager.save(step, args=ocp.args.StandardSave(params))
+        items = ocp.args.Composite(params=ocp.args.StandardSave(params), digest=ocp.args.JsonSave({"sha256": _digest(params)}))
+        manager.save(step, args=items)
         manager.wait_until_finished()
 
 
@@ -40,13 +43,26 @@ def load_params(directory: Path | str, template: Params) -> tuple[int, Params]:
             raise CheckpointError(f"{directory}: no checkpoint here")
         failure = None
         try:
-            params = manager.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_abstract, template)))
+            target = ocp.args.StandardRestore(jax.tree.map(_abstract, template))
+            saved = manager.restore(step, args=ocp.args.Composite(params=target, digest=ocp.args.JsonRestore()))
+            params = saved["params"]
+            if _digest(params) != saved["digest"]["sha256"]:
+                failure = "its contents are not those that were written"
         except Exception as error:
             words = " ".join(str(error).split()).split(". See full")[0]
             failure = f"{type(error).__name__}: {words[:200]}"
     if failure:  # raised here, so as not to keep alive the half-finished reads that orbax's traceback holds
         raise CheckpointError(f"{Path(directory) / str(step)}: cannot be read ({failure})")
     return step, params
+
+
+def _digest(params: Params) -> str:
+    """Return the SHA-256 of every leaf's place, type and bytes: storage alone does not notice a flipped bit."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
