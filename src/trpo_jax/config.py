@@ -47,7 +47,7 @@ class Allowed:
     def admits(self, value: Any) -> bool:
         """Tell whether a concrete value of the right type lies in range."""
         return bool(
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)

@@ -47,7 +47,11 @@ class PlainConsole:
 
     def interrupted(self, run_dir: Path) -> None:
         """Say what Ctrl-C left behind."""
-        self.say(f"interrupted; the run folder is usable: trpo-jax evaluate {run_dir}")
+        steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
+        if steps:
+            self.say(f"interrupted; the policy after {max(steps):,} steps is saved: trpo-jax evaluate {run_dir}")
+        else:
+            self.say(f"interrupted before there was a policy to save; its settings are in {run_dir / 'config.toml'}")
 
     def finish(self, run_dir: Path, metrics: dict[str, float]) -> None:
         """Say how it ended."""

@@ -27,8 +27,8 @@ class EvaluateArguments:
     def __post_init__(self) -> None:
         if self.episodes < 2:
             raise ConfigError("episodes", self.episodes, "an integer >= 2")
-        if self.seed < 0:
-            raise ConfigError("seed", self.seed, "an integer >= 0")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError("seed", self.seed, "an integer >= 0 and <= 4294967295")
 
 
 def evaluate_command(arguments: list[str]) -> int:
@@ -43,7 +43,7 @@ def evaluate_command(arguments: list[str]) -> int:
     step, episodes = evaluate_run(
         run_config, folder, num_episodes=parsed.episodes, deterministic=parsed.deterministic, seed=parsed.seed
     )
-    metrics, (low, high) = summarize(episodes), confidence_interval(episodes)
+    metrics, (low, high) = summarize(episodes, run_config.trpo.action_repeat), confidence_interval(episodes)
     kind = "deterministic" if parsed.deterministic else "stochastic"
     print(f"{run_config.environment} ({run_config.backend}) after {step:,} steps, {parsed.episodes} {kind} episodes")
     print(f"return  {metrics['eval/episode_reward']:.1f} ± {metrics['eval/episode_reward_std']:.1f} (standard deviation)")

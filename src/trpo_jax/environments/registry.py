@@ -25,6 +25,12 @@ def as_environment(environment: Any, *, backend: str = "spring") -> Environment:
     if "brax.envs" in sys.modules and isinstance(environment, sys.modules["brax.envs"].Env):
         from trpo_jax.environments.brax import BraxEnvironment
 
+        if isinstance(environment, sys.modules["brax.envs"].Wrapper):
+            kind = type(environment).__name__
+            raise TypeError(
+                f"environment: got a Brax environment inside a {kind}, "
+                "allowed: a bare one, as brax.envs.get_environment returns it; time limit and resets are added here"
+            )
         return BraxEnvironment(environment)
     if isinstance(environment, Environment):
         return environment

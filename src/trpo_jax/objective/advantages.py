@@ -44,12 +44,11 @@ def generalized_advantage_estimation(
         if array.shape != reward.shape:
             raise ValueError(f"{name}: got shape {array.shape}, allowed: {reward.shape}, the shape of reward")
     delta = reward + discounting * jnp.where(terminated, 0.0, next_value) - value
-    decay = discounting * gae_lambda * (1.0 - done.astype(delta.dtype))
 
     def backward(next_advantage, step):
-        delta, decay = step
-        advantage = delta + decay * next_advantage
+        delta, done = step
+        advantage = delta + jnp.where(done, 0.0, discounting * gae_lambda * next_advantage)
         return advantage, advantage
 
-    _, advantage = jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)
+    _, advantage = jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, done), reverse=True)
     return advantage

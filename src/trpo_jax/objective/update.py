@@ -93,8 +93,13 @@ def _check_policy(policy_fn: Callable[[Params, Any], Distribution], params: Para
                 f"policy_fn: got a return value of type {kind}, "
                 "allowed: a Distribution with log_prob, kl, entropy, sample and mode"
             )
-        return distribution.log_prob(action), distribution.kl(distribution)
+        values = distribution.log_prob(action), distribution.kl(distribution), distribution.entropy()
+        return distribution.mode(), values
 
-    for name, value in zip(("log_prob", "kl"), jax.eval_shape(probe, params, batch.observation, batch.action), strict=True):
+    mode, values = jax.eval_shape(probe, params, batch.observation, batch.action)
+    if jax.tree.map(jnp.shape, mode) != jax.tree.map(jnp.shape, batch.action):
+        shapes = jax.tree.map(jnp.shape, batch.action), jax.tree.map(jnp.shape, mode)
+        raise ValueError(f"batch.action: got shape {shapes[0]}, allowed: {shapes[1]}, that of the policy's actions")
+    for name, value in zip(("log_prob", "kl", "entropy"), values, strict=True):
         if value.shape != axes:
             raise ValueError(f"policy_fn: {name} has shape {value.shape}, allowed: {axes}, the shape of batch.log_prob")

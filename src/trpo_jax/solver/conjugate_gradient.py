@@ -43,8 +43,8 @@ def conjugate_gradient(
         preconditioner: v -> M⁻¹ v, an approximation of A⁻¹, symmetric positive definite.
 
     Returns:
-        (x, CGInfo): x has the structure of `b`, in at least float32. Non-finite products end in a non-finite x,
-        never in an exception. b = 0 gives x = 0 after no iteration.
+        (x, CGInfo): x has the structure of `b`, in at least float32. Non-finite products end in a non-finite x or
+        residual_norm, never in an exception. b = 0 gives x = 0 after no iteration.
 
     Raises:
         TypeError: a leaf of `b` is not floating.

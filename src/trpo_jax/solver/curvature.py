@@ -98,5 +98,7 @@ def weighted_mean(values: Float[Array, "..."], weight: Float[Array, "..."] | Non
     if weight is None:
         return jnp.mean(values)
     counted = jnp.where(weight > 0, values, 0.0)
-    total = jnp.sum(weight, dtype=values.dtype)
-    return jnp.sum(weight * counted) / jnp.where(total > 0, total, 1.0)
+    largest = jnp.max(weight)  # weights of any scale: neither the products nor their sum may leave the range of floats
+    weight = jnp.asarray(weight, values.dtype) / jnp.where(largest > 0, largest, 1.0).astype(values.dtype)
+    total = jnp.sum(weight)
+    return jnp.sum(weight / jnp.where(total > 0, total, 1.0) * counted)

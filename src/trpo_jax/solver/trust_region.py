@@ -178,7 +178,7 @@ def step_along_gradient(
 
     search = backtracking_line_search(trial_fn, backtrack_factor=config.backtrack_factor, max_backtracks=config.max_backtracks)
     trial = search.trial
-    solvable = all_finite((objective, gradient, step))
+    solvable = all_finite((objective, gradient, step, curvature, cg.residual_norm))
     outcome = jnp.select(
         [~solvable, scale == 0, ~(curvature > 0)],
         [jnp.int32(StepOutcome.NOT_FINITE), jnp.int32(StepOutcome.ZERO_GRADIENT), jnp.int32(StepOutcome.NEGATIVE_CURVATURE)],

@@ -16,13 +16,21 @@ class CheckpointError(Exception):
 
 
 def save_params(directory: Path | str, step: int, params: Params) -> None:
-    """Write `directory/step` atomically; a checkpoint of the same step is replaced, later ones stay."""
+    """Write `directory/step` atomically; a checkpoint of the same step is replaced, others stay."""
     with _manager(directory, create=True) as manager:
         if step in manager.all_steps():
             manager.delete(step)
         items = ocp.args.Composite(params=ocp.args.StandardSave(params), digest=ocp.args.JsonSave({"sha256": _digest(params)}))
-        manager.save(step, args=items)
+        manager.save(step, args=items, force=True)  # orbax would else pass over a step before the newest
         manager.wait_until_finished()
+
+
+def has_checkpoints(directory: Path | str) -> bool:
+    """Tell whether `save_params` has written to a directory."""
+    if not Path(directory).is_dir():
+        return False
+    with _manager(directory, create=False) as manager:
+        return bool(manager.all_steps())
 
 
 def load_params(directory: Path | str, template: Params) -> tuple[int, Params]:

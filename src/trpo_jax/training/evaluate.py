@@ -71,9 +71,10 @@ def make_evaluator(
     return jax.jit(evaluate)
 
 
-def summarize(episodes: Episodes) -> dict[str, float]:
-    """Return mean and standard deviation of episode return and length, under Brax's metric names."""
+def summarize(episodes: Episodes, action_repeat: int = 1) -> dict[str, float]:
+    """Return mean and standard deviation of episode return and length (simulator steps), under Brax's metric names."""
     episode_return, length = (jnp.asarray(leaf, jnp.float32) for leaf in episodes)
+    length = length * action_repeat
     return {
         "eval/episode_reward": float(jnp.mean(episode_return)),
         "eval/episode_reward_std": float(jnp.std(episode_return)),
@@ -85,5 +86,5 @@ def summarize(episodes: Episodes) -> dict[str, float]:
 def confidence_interval(episodes: Episodes) -> tuple[float, float]:
     """Return the 95 % interval of the mean return, by Student's t over the episodes; needs two of them."""
     returns = np.asarray(episodes.episode_return, np.float64)
-    low, high = stats.t.interval(0.95, len(returns) - 1, loc=returns.mean(), scale=stats.sem(returns))
-    return float(low), float(high)
+    half = stats.t.ppf(0.975, len(returns) - 1) * stats.sem(returns)
+    return float(returns.mean() - half), float(returns.mean() + half)

@@ -11,17 +11,17 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.guarded = False
-        self._pending = False
+        self.pending = False
 
     def _handle(self, signum, frame) -> None:
-        if self._pending or not self.guarded:
+        if self.pending or not self.guarded:
             raise KeyboardInterrupt
-        self._pending = True
+        self.pending = True
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if one is pending."""
-        if self._pending:
-            self._pending = False
+        if self.pending:
+            self.pending = False
             raise KeyboardInterrupt
 
 

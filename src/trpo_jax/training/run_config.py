@@ -22,7 +22,7 @@ class RunConfig:
     """Brax's physics."""
     num_timesteps: int = setting(default=1_000_000, at_least=0)
     """Environment steps to train for, rounded up to whole iterations."""
-    seed: int = setting(default=0, at_least=0)
+    seed: int = setting(default=0, at_least=0, at_most=2**32 - 1)
     """Seed of everything random."""
     num_evals: int = setting(default=1, at_least=0)
     """Evaluations, evenly spread; with more than one the first comes before training, the last after it."""
@@ -78,6 +78,6 @@ def shipped_config(environment: str, suite: str = "brax") -> Path | None:
     package = Path(__file__).resolve().parents[1]
     for root in (package / "configs", package.parents[1] / "configs"):  # an installed wheel; a checkout
         path = root / suite / f"{environment}.toml"
-        if path.is_file():
+        if environment in [path.stem for path in sorted((root / suite).glob("*.toml"))]:
             return path
     return None

@@ -54,7 +54,11 @@ def open_run_folder(path: Path | str) -> tuple[RunFolder, RunConfig]:
         ConfigError: no run lies there, or its configuration cannot be read.
     """
     folder = RunFolder(path)
-    if not folder.config.is_file():
+    try:
+        exists = folder.config.is_file()
+    except OSError:
+        exists = False
+    if not exists:
         raise ConfigError("run", str(path), "a folder that a training wrote, with a config.toml")
     return folder, read_run_config(folder.config)
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from trpo_jax.config import ConfigError, unknown_name
 from trpo_jax.policy.networks import Networks
-from trpo_jax.training.checkpoint import save_params
+from trpo_jax.training.checkpoint import has_checkpoints, save_params
 from trpo_jax.training.evaluate import make_evaluator, summarize
 from trpo_jax.training.inference import Params, Policy
 from trpo_jax.training.interrupts import deferred_interrupts
@@ -68,13 +70,19 @@ def train(
         Schulman et al. 2015 (arXiv 1502.05477). Keywords and metrics follow `brax.training.agents.ppo.train`.
     """
     _check_counts(num_timesteps=num_timesteps, num_evals=num_evals, num_eval_envs=num_eval_envs)
-    trpo = make_trpo(environment, with_options(config or TRPOConfig(), options), networks)
+    if save_checkpoint_path is not None and has_checkpoints(save_checkpoint_path):
+        raise ConfigError(
+            "save_checkpoint_path", str(save_checkpoint_path), "a folder without checkpoints; nothing was changed"
+        )
+    trpo = make_trpo(environment, with_options(TRPOConfig() if config is None else config, options), networks)
     run = _Run(trpo, num_eval_envs, deterministic_eval, progress_fn, iteration_fn, policy_params_fn, save_checkpoint_path)
     return run(seed, num_timesteps, num_evals)
 
 
 def with_options(config: TRPOConfig, options: dict[str, Any]) -> TRPOConfig:
     """Put options by name over a config; an unknown one raises ConfigError with the nearest known names."""
+    if not isinstance(config, TRPOConfig):
+        raise TypeError(f"config: got a {type(config).__name__}, allowed: a TRPOConfig")
     known = [field.name for field in dataclasses.fields(config)]
     for name, value in options.items():
         if name not in known:
@@ -84,7 +92,7 @@ def with_options(config: TRPOConfig, options: dict[str, Any]) -> TRPOConfig:
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
             raise ConfigError(name, value, "an integer >= 0")
 
 
@@ -118,14 +126,12 @@ class _Run:
             for iteration in range(1, num_iterations + 1):
                 state = self.iterate(state)
                 interrupts.guarded = True
-                try:
-                    interrupts.check()
-                except KeyboardInterrupt:
+                if interrupts.pending or iteration == num_iterations:
                     self.save(state)
-                    raise
+                interrupts.check()
                 if iteration in evaluated:
                     self.evaluate(state)
-        self.save(state)
+                    interrupts.check()
         return self.trpo.make_policy, inference_params(state), self.metrics
 
     def iterate(self, state):
@@ -142,16 +148,17 @@ class _Run:
         return state
 
     def evaluate(self, state) -> None:
-        params = inference_params(state)
+        self.save(state)
+        # A copy, since the next iteration reuses the state's memory and callers keep what they are given.
+        params = jax.tree.map(jnp.copy, inference_params(state))
         if self.evaluator:
             start = time.perf_counter()
             episodes = jax.block_until_ready(self.evaluator(params, self.eval_key))
             elapsed = time.perf_counter() - start
             played = float(episodes.episode_length.sum()) * self.trpo.config.action_repeat
-            self.metrics |= summarize(episodes)
+            self.metrics |= summarize(episodes, self.trpo.config.action_repeat)
             self.metrics |= {"eval/epoch_eval_time": elapsed, "eval/sps": played / elapsed}
             self.metrics["eval/walltime"] = self.metrics.get("eval/walltime", 0.0) + elapsed
-        self.save(state)
         if self.policy_params_fn:
             self.policy_params_fn(self.steps, self.trpo.make_policy, params)
         if self.progress_fn:
