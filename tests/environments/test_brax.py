@@ -68,3 +68,10 @@ def test_loading_writes_nothing_to_the_terminal_or_the_folder(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
     out, err = capfd.readouterr()
     assert out == err == ""
+
+
+def test_a_wrapped_brax_environment_is_refused(pendulum):
+    """Brax's wrappers overwrite the final observation and restart from a cached state."""
+    wrapped = adapter.brax.envs.training.EpisodeWrapper(pendulum.environment, 1000, 1)
+    with pytest.raises(TypeError, match="environment: got a Brax environment inside a EpisodeWrapper, allowed: a bare one"):
+        as_environment(wrapped)

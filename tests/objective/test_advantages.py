@@ -100,3 +100,10 @@ def test_a_shape_that_differs_is_named(own_errors, name, shape):
         ValueError, match=rf"{name}: got shape \({', ?'.join(map(str, shape))},?\), allowed: \(5,\), the shape of reward"
     ):
         call()
+
+
+def test_a_nan_in_one_episode_does_not_reach_the_one_before():
+    reward = jnp.asarray([1.0, 2.0, jnp.nan, 1.0])
+    zeros, done = jnp.zeros(4), jnp.asarray([False, True, False, True])
+    advantage = generalized_advantage_estimation(reward, zeros, zeros, done, done, discounting=0.5, gae_lambda=0.5)
+    np.testing.assert_array_equal(advantage[:2], [1.5, 2.0])

@@ -76,3 +76,9 @@ def test_one_for_other_networks_is_reported(tmp_path, params):
     save_params(tmp_path, 7, params)
     with pytest.raises(CheckpointError, match=r"7: cannot be read \(.*9"):
         load_params(tmp_path, make_params(9))
+
+
+def test_an_earlier_step_can_be_written_after_a_later_one(tmp_path, params):
+    for step in (0, 100, 50, 0):
+        save_params(tmp_path, step, params)
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [0, 50, 100]

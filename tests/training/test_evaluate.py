@@ -50,3 +50,11 @@ def test_the_interval_covers_the_true_mean_95_times_in_100():
 def test_no_episodes_are_refused():
     with pytest.raises(ValueError, match="num_episodes: got 0, allowed: an integer >= 1"):
         make_evaluator(Counter(), idle, num_episodes=0, deterministic=True)
+
+
+def test_the_interval_of_equal_returns_is_a_point():
+    assert confidence_interval(Episodes(jnp.full(5, 1000.0), jnp.zeros(5, int))) == (1000.0, 1000.0)
+
+
+def test_lengths_are_counted_in_simulator_steps():
+    assert summarize(Episodes(jnp.zeros(2), jnp.asarray([10, 20])), 3)["eval/avg_episode_length"] == 45

@@ -31,10 +31,12 @@ def test_training_returns_what_brax_returns_and_calls_back_at_every_evaluation(t
         num_eval_envs=2,
         progress_fn=lambda step, metrics: evaluations.append((step, metrics)),
         iteration_fn=lambda step, metrics: iterations.append(step),
-        policy_params_fn=lambda step, make_policy, params: policies.append(step),
+        policy_params_fn=lambda step, make_policy, params: policies.append((step, params)),
         save_checkpoint_path=tmp_path,
     )
-    assert [step for step, _ in evaluations] == policies == [0, 32, 80]
+    assert [step for step, _ in evaluations] == [step for step, _ in policies] == [0, 32, 80]
+    # What a callback was given stays its own, though the iterations reuse their memory.
+    assert [float(given.normalizer.count) for _, given in policies] == [0, 32, 80]
     assert iterations == [16, 32, 48, 64, 80]
     assert set(evaluations[0][1]) == {
         *("eval/episode_reward", "eval/episode_reward_std", "eval/avg_episode_length", "eval/std_episode_length"),
@@ -115,3 +117,30 @@ def test_training_works_outside_the_main_thread():
     thread.start()
     thread.join()
     assert results[0][1].normalizer.count == 16
+
+
+def test_a_run_traces_its_iteration_once():
+    class Counted(Target):
+        traces = 0
+
+        def step(self, state, action):
+            Counted.traces += 1
+            return super().step(state, action)
+
+    train(Counted(), 5 * 16, config=SMALL, num_eval_envs=0)
+    assert Counted.traces == 1
+
+
+def test_ctrl_c_in_the_last_evaluation_keeps_the_trained_policy(tmp_path):
+    def interrupt(step, metrics):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Target(), 48, config=SMALL, num_eval_envs=2, progress_fn=interrupt, save_checkpoint_path=tmp_path)
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [0, 48]
+
+
+def test_checkpoints_of_another_run_are_not_mixed_with_new_ones(tmp_path):
+    train(Target(), 16, config=SMALL, num_eval_envs=0, save_checkpoint_path=tmp_path)
+    with pytest.raises(ConfigError, match=r"save_checkpoint_path: got .*allowed: a folder that holds no checkpoints yet"):
+        train(Target(), 16, config=SMALL, num_eval_envs=0, save_checkpoint_path=tmp_path)

@@ -71,9 +71,7 @@ def train(
     """
     _check_counts(num_timesteps=num_timesteps, num_evals=num_evals, num_eval_envs=num_eval_envs)
     if save_checkpoint_path is not None and has_checkpoints(save_checkpoint_path):
-        raise ConfigError(
-            "save_checkpoint_path", str(save_checkpoint_path), "a folder without checkpoints; nothing was changed"
-        )
+        raise ConfigError("save_checkpoint_path", str(save_checkpoint_path), "a folder that holds no checkpoints yet")
     trpo = make_trpo(environment, with_options(TRPOConfig() if config is None else config, options), networks)
     run = _Run(trpo, num_eval_envs, deterministic_eval, progress_fn, iteration_fn, policy_params_fn, save_checkpoint_path)
     return run(seed, num_timesteps, num_evals)
