@@ -27,10 +27,9 @@ format: $(VENV)/.installed-dev     ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed          ## measure: throughput, policy update, start-up, returns (about 30 minutes)
-	$(BIN)/python benchmarks/policy_update.py $(ARGS)
-	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/returns.py
+	for name in policy_update throughput startup returns; do \
+	  $(BIN)/python benchmarks/$$name.py --json docs/benchmarks/$${name}_cpu.json || exit 1; \
+	done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
