@@ -8,6 +8,7 @@ against jvp of the gradient of the mean KL. Observation 17, action 6, 10 conjuga
 """
 
 import dataclasses
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +38,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     rows = [measure(n, size, arguments.rounds) for size in arguments.hidden_sizes for n in arguments.samples]
-    report.show("one policy update, milliseconds", rows)
-    if arguments.json:
-        report.save(arguments.json, rows)
+    report.publish("one policy update, milliseconds", rows, arguments.json)
 
 
 def measure(samples: int, hidden_size: int, rounds: int) -> dict:
@@ -50,7 +49,7 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
     twice = jax.jit(lambda params, batch: update_by_differentiating_twice(network.apply, params, batch, config))
     check_that_they_agree(ours(params, batch), twice(params, batch))
     seconds = report.alternate({"ours": lambda: ours(params, batch), "twice": lambda: twice(params, batch)}, rounds=rounds)
-    times = {name: 1e3 * sorted(values)[len(values) // 2] for name, values in seconds.items()}
+    times = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
     ratio = report.ratio(seconds["ours"], seconds["twice"])
     return {
         "samples": samples,

@@ -34,6 +34,13 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str,
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
+def publish(title: str, rows: Sequence[Mapping[str, Any]], path: str | None) -> None:
+    """Print rows as a table and, given a path, write them as JSON."""
+    show(title, rows)
+    if path:
+        save(path, rows)
+
+
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows as a table."""
     table = rich.table.Table(title=title)

@@ -35,9 +35,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     configure_process()
     rows = [measure(name, arguments) for name in arguments.environments]
-    report.show("deterministic evaluation", rows)
-    if arguments.json:
-        report.save(arguments.json, rows)
+    report.publish("deterministic evaluation", rows, arguments.json)
 
 
 def measure(name: str, arguments: Arguments) -> dict:

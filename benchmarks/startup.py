@@ -7,6 +7,7 @@ Each start is a process of its own; each round has a new, empty cache folder.
 
 import dataclasses
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,15 +40,13 @@ def main(arguments: Arguments) -> None:
     ratio = report.ratio(seconds["warm"], seconds["cold"])
     row = {
         "environment": arguments.environment,
-        "cold, s": sorted(seconds["cold"])[arguments.rounds // 2],
-        "warm, s": sorted(seconds["warm"])[arguments.rounds // 2],
+        "cold, s": statistics.median(seconds["cold"]),
+        "warm, s": statistics.median(seconds["warm"]),
         "ratio": ratio["median"],
         "ratio min": ratio["min"],
         "ratio max": ratio["max"],
     }
-    report.show("start to first update", [row])
-    if arguments.json:
-        report.save(arguments.json, [row])
+    report.publish("start to first update", [row], arguments.json)
 
 
 def seconds_to_first_update(environment: str, folder: Path, name: str) -> float:

@@ -7,6 +7,7 @@ steps without resets and without a policy, with uniform random actions; training
 """
 
 import dataclasses
+import statistics
 import time
 
 import jax
@@ -35,9 +36,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     rows = [measure(name, arguments) for name in arguments.environments]
-    report.show("training against the simulator alone", rows)
-    if arguments.json:
-        report.save(arguments.json, rows)
+    report.publish("training against the simulator alone", rows, arguments.json)
 
 
 def measure(name: str, arguments: Arguments) -> dict:
@@ -52,8 +51,8 @@ def measure(name: str, arguments: Arguments) -> dict:
     return {
         "environment": name,
         "batch": f"{config.num_envs} × {config.unroll_length}",
-        "training steps/s": steps / sorted(seconds["training"])[len(seconds["training"]) // 2],
-        "simulator steps/s": steps / sorted(seconds["simulator"])[len(seconds["simulator"]) // 2],
+        "training steps/s": steps / statistics.median(seconds["training"]),
+        "simulator steps/s": steps / statistics.median(seconds["simulator"]),
         "ratio": speed["median"],
         "ratio min": speed["min"],
         "ratio max": speed["max"],

@@ -41,7 +41,9 @@ class Allowed:
     def describe(self, kind: str) -> str:
         """Put the allowed values into words, after the name of their type."""
         bounds = ((">", self.above), (">=", self.at_least), ("<", self.below), ("<=", self.at_most))
-        limits = [f"{sign} {limit:g}" for sign, limit in bounds if limit is not None]
+        limits = [
+            f"{sign} {limit if isinstance(limit, int) else format(limit, 'g')}" for sign, limit in bounds if limit is not None
+        ]
         return " ".join([kind, " and ".join(limits)]).strip()
 
     def admits(self, value: Any) -> bool:

@@ -39,5 +39,11 @@ def one_line(boxed: str) -> str:
     rows = [row.strip(" │╰╯") for row in text.splitlines() if not row.startswith("╭")]
     sections = re.split(r"^[─-]*$", "\n".join(rows), flags=re.MULTILINE)
     words = [" ".join(section.split()) for section in sections]
-    words = [re.sub(r"Error parsing (?:run\.)?(?:trpo\.)?([\w.-]+): (\w+: got)", r"\1.\2", section) for section in words]
+    words = [re.sub(r"^Error parsing ([\w.-]+): (?=\w+: got)", _field_prefix, section) for section in words]
     return "; ".join(section for section in words if section and "full helptext" not in section)
+
+
+def _field_prefix(match: re.Match[str]) -> str:
+    """Name the table of a configuration's field as a file does: "run.trpo.trust-region" is "trust_region.", a class is ""."""
+    tables = [part for part in match[1].split(".") if part not in ("run", "trpo") and not part[0].isupper()]
+    return "".join(f"{part.replace('-', '_')}." for part in tables)

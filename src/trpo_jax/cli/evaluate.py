@@ -1,34 +1,27 @@
 """`trpo-jax evaluate`."""
 
-import dataclasses
 from typing import Annotated
 
 import tyro
 
 from trpo_jax.cli.arguments import parse
-from trpo_jax.config import ConfigError
+from trpo_jax.config import config, setting
 
 DESCRIPTION = "Play episodes with the newest policy of a run folder and print mean, standard deviation and 95 % interval."
 
 
-@dataclasses.dataclass(frozen=True)
+@config
 class EvaluateArguments:
     """What `trpo-jax evaluate` takes."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder that `trpo-jax train` wrote."""
-    episodes: int = 128
+    episodes: int = setting(default=128, at_least=2)
     """Episodes to play, side by side; at least 2."""
-    deterministic: bool = True
+    deterministic: bool = setting(default=True)
     """Act with the policy's mean action instead of samples."""
-    seed: int = 0
+    seed: int = setting(default=0, at_least=0, at_most=2**32 - 1)
     """Seed of the initial states and, for a stochastic policy, of the actions."""
-
-    def __post_init__(self) -> None:
-        if self.episodes < 2:
-            raise ConfigError("episodes", self.episodes, "an integer >= 2")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError("seed", self.seed, "an integer >= 0 and <= 4294967295")
 
 
 def evaluate_command(arguments: list[str]) -> int:

@@ -51,13 +51,12 @@ def starting_config(target: str | None) -> RunConfig:
 
 
 def _train(arguments: TrainArguments) -> int:
-    from trpo_jax.environments.registry import as_environment
-    from trpo_jax.training.run import run_training
+    from trpo_jax.training.run import run_environment, run_training
     from trpo_jax.training.run_folder import create_run_folder, default_run_dir
     from trpo_jax.training.trpo import make_trpo
 
     run_config = arguments.run
-    environment = as_environment(run_config.environment, backend=run_config.backend)
+    environment = run_environment(run_config)
     make_trpo(environment, run_config.trpo)  # raises for what does not fit together, before a folder is made
     folder = create_run_folder(arguments.run_dir or default_run_dir(run_config.environment), run_config)
     console = make_console(run_config)
@@ -67,7 +66,7 @@ def _train(arguments: TrainArguments) -> int:
             metrics = run_training(
                 run_config,
                 folder,
-                environment=environment,
+                environment,
                 progress_fn=console.evaluation,
                 iteration_fn=console.iteration,
             )

@@ -22,6 +22,13 @@ class Episodes(NamedTuple):
     episode_length: Int[Array, "E"]
 
 
+class _Progress(NamedTuple):
+    state: EnvironmentState
+    key: Key[Array, ""]
+    active: Bool[Array, "E"]
+    episodes: Episodes
+
+
 def make_evaluator(
     environment: Environment,
     make_policy: Callable[..., Policy],
@@ -43,16 +50,10 @@ def make_evaluator(
     if num_episodes < 1:
         raise ValueError(f"num_episodes: got {num_episodes}, allowed: an integer >= 1")
 
-    class Progress(NamedTuple):
-        state: EnvironmentState
-        key: Key[Array, ""]
-        active: Bool[Array, "E"]
-        episodes: Episodes
-
     def evaluate(params: Any, key: Any) -> Episodes:
         policy = make_policy(params, deterministic)
 
-        def play(progress: Progress) -> Progress:
+        def play(progress: _Progress) -> _Progress:
             key, action_key = jax.random.split(progress.key)
             action, _ = policy(progress.state.observation, action_key)
             state = cast_like(environment.step(progress.state, action), progress.state)
@@ -60,12 +61,12 @@ def make_evaluator(
                 progress.episodes.episode_return + jnp.where(progress.active, state.reward, 0.0),
                 progress.episodes.episode_length + progress.active,
             )
-            return Progress(state, key, progress.active & ~(state.terminated | state.truncated), episodes)
+            return _Progress(state, key, progress.active & ~(state.terminated | state.truncated), episodes)
 
         reset_key, key = jax.random.split(as_typed_key(key))
         state = strong(environment.reset(jax.random.split(reset_key, num_episodes)))
         nothing = Episodes(jnp.zeros(num_episodes, jnp.float32), jnp.zeros(num_episodes, jnp.int32))
-        start = Progress(state, key, jnp.ones(num_episodes, bool), nothing)
+        start = _Progress(state, key, jnp.ones(num_episodes, bool), nothing)
         return jax.lax.while_loop(lambda progress: jnp.any(progress.active), play, start).episodes
 
     return jax.jit(evaluate)

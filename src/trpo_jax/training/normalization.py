@@ -1,5 +1,6 @@
 """Running mean and standard deviation of observations."""
 
+import math
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ def update_normalizer(state: NormalizerState, observation: Any) -> NormalizerSta
     """
     mean_leaf, observation_leaf = jax.tree.leaves(state.mean)[0], jax.tree.leaves(observation)[0]
     axes = tuple(range(observation_leaf.ndim - mean_leaf.ndim))
-    batch_count = jnp.float32(observation_leaf[..., *(0,) * mean_leaf.ndim].size if mean_leaf.ndim else observation_leaf.size)
+    batch_count = jnp.float32(math.prod(observation_leaf.shape[: len(axes)]))
     count = state.count + batch_count
 
     def merge(mean, summed_variance, batch):

@@ -1,9 +1,8 @@
 """A training with a folder of its own, and its evaluation later on."""
 
-from typing import Any
-
 import jax
 
+from trpo_jax.environments.protocol import Environment
 from trpo_jax.environments.registry import as_environment
 from trpo_jax.training.checkpoint import load_params
 from trpo_jax.training.evaluate import Episodes, make_evaluator
@@ -14,11 +13,16 @@ from trpo_jax.training.train import ProgressFn, train
 from trpo_jax.training.trpo import TRPO, inference_params, make_trpo
 
 
+def run_environment(run_config: RunConfig) -> Environment:
+    """Make the environment that a configuration names; raises ConfigError for an unknown one."""
+    return as_environment(run_config.environment, backend=run_config.backend)
+
+
 def run_training(
     run_config: RunConfig,
     folder: RunFolder,
+    environment: Environment,
     *,
-    environment: Any = None,
     progress_fn: ProgressFn | None = None,
     iteration_fn: ProgressFn | None = None,
 ) -> dict[str, float]:
@@ -27,7 +31,7 @@ def run_training(
     Args:
         run_config: what to train.
         folder: made by `create_run_folder`.
-        environment: used instead of the one that the config names.
+        environment: the one that the config names, made by `run_environment`.
         progress_fn: called as progress_fn(steps, metrics) after each evaluation.
         iteration_fn: called likewise after each iteration.
 
@@ -35,10 +39,8 @@ def run_training(
         The metrics of the last evaluation and iteration.
 
     Raises:
-        ConfigError: an unknown environment. KeyboardInterrupt passes through once the parameters are saved.
+        KeyboardInterrupt: passes through once the parameters are saved.
     """
-    if environment is None:
-        environment = as_environment(run_config.environment, backend=run_config.backend)
     with MetricsLog(folder.metrics) as log:
 
         def on_iteration(step: int, metrics: dict[str, float]) -> None:
@@ -66,16 +68,14 @@ def run_training(
     return metrics
 
 
-def load_policy(run_config: RunConfig, folder: RunFolder, *, environment: Any = None) -> tuple[TRPO, int, Params]:
+def load_policy(run_config: RunConfig, folder: RunFolder) -> tuple[TRPO, int, Params]:
     """Load what a run has trained: (its algorithm, environment steps trained, parameters).
 
     Raises:
         ConfigError: an unknown environment.
         CheckpointError: no checkpoint, a damaged one, or one that does not fit the configuration.
     """
-    if environment is None:
-        environment = as_environment(run_config.environment, backend=run_config.backend)
-    trpo = make_trpo(environment, run_config.trpo)
+    trpo = make_trpo(run_environment(run_config), run_config.trpo)
     template = inference_params(jax.eval_shape(trpo.init, jax.random.key(0)))
     step, params = load_params(folder.checkpoints, template)
     return trpo, step, params
@@ -88,9 +88,8 @@ def evaluate_run(
     num_episodes: int,
     deterministic: bool,
     seed: int,
-    environment: Any = None,
 ) -> tuple[int, Episodes]:
     """Play episodes with a run's newest policy: (environment steps trained, `Episodes`). Raises as `load_policy`."""
-    trpo, step, params = load_policy(run_config, folder, environment=environment)
+    trpo, step, params = load_policy(run_config, folder)
     evaluate = make_evaluator(trpo.environment, trpo.make_policy, num_episodes=num_episodes, deterministic=deterministic)
     return step, evaluate(params, jax.random.key(seed))

@@ -78,6 +78,6 @@ def shipped_config(environment: str, suite: str = "brax") -> Path | None:
     package = Path(__file__).resolve().parents[1]
     for root in (package / "configs", package.parents[1] / "configs"):  # an installed wheel; a checkout
         path = root / suite / f"{environment}.toml"
-        if environment in [path.stem for path in sorted((root / suite).glob("*.toml"))]:
+        if environment in {path.stem for path in (root / suite).glob("*.toml")}:
             return path
     return None

@@ -54,8 +54,9 @@ def train(
         progress_fn: called as progress_fn(steps, metrics) after each evaluation.
         iteration_fn: called likewise after each iteration, with training metrics only.
         policy_params_fn: called as policy_params_fn(steps, make_policy, params) after each evaluation.
-        save_checkpoint_path: folder in which the parameters are saved at the start, after each evaluation, and when
-            Ctrl-C ends the training early (at the end of the running iteration; a second Ctrl-C does not wait).
+        save_checkpoint_path: folder without checkpoints, in which the parameters are saved at the start, before each
+            evaluation, after the last iteration, and when Ctrl-C ends the training early (at the end of the running
+            iteration; a second Ctrl-C does not wait).
         **options: any field of `TRPOConfig` by name (num_envs, discounting, …), put over `config`.
 
     Returns:
