@@ -10,7 +10,7 @@ import scipy.special
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.objective.update import trust_region_update
 from trpo_jax.policy.distributions import Categorical, DiagonalGaussian
-from trpo_jax.solver.trust_region import TrustRegionConfig
+from trpo_jax.solver.trust_region_config import TrustRegionConfig
 
 B, O, H, A = 12, 3, 4, 2  # noqa: E741
 NAMES = ("gaussian", "categorical")

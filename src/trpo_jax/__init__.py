@@ -9,14 +9,25 @@ from trpo_jax.config import ConfigError
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
 from trpo_jax.objective.advantages import generalized_advantage_estimation
 from trpo_jax.objective.surrogate import Batch
-from trpo_jax.objective.update import trust_region_update
-from trpo_jax.policy.distributions import Categorical, DiagonalGaussian, Distribution
+from trpo_jax.objective.update import stateful_trust_region_update, trust_region_update
+from trpo_jax.policy.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    Joint,
+    MultiCategorical,
+    MultivariateGaussian,
+    TanhGaussian,
+)
 from trpo_jax.policy.networks import CategoricalPolicy, GaussianPolicy, Networks, PolicyConfig, ValueNetwork
 from trpo_jax.solver.conjugate_gradient import CGInfo, conjugate_gradient
 from trpo_jax.solver.curvature import fisher_vector_product, hessian_vector_product
 from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
+from trpo_jax.solver.optax import trust_region
 from trpo_jax.solver.tree import MatVec
-from trpo_jax.solver.trust_region import StepOutcome, TrustRegionConfig, TrustRegionInfo, trust_region_step
+from trpo_jax.solver.trust_region import StepOutcome, TrustRegionInfo, stateful_trust_region_step, trust_region_step
+from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.training.critic import CriticConfig
 from trpo_jax.training.inference import Params, make_value_fn
 from trpo_jax.training.train import train
@@ -27,6 +38,7 @@ __version__ = version("trpo-jax")
 __all__ = [
     "TRPO",
     "Batch",
+    "Bernoulli",
     "Box",
     "CGInfo",
     "Categorical",
@@ -39,16 +51,21 @@ __all__ = [
     "Environment",
     "EnvironmentState",
     "GaussianPolicy",
+    "Joint",
     "LineSearchResult",
     "MatVec",
+    "MultiCategorical",
+    "MultivariateGaussian",
     "Networks",
     "Params",
     "PolicyConfig",
     "StepOutcome",
     "TRPOConfig",
+    "TanhGaussian",
     "TrainState",
     "TrustRegionConfig",
     "TrustRegionInfo",
+    "TrustRegionState",
     "ValueNetwork",
     "backtracking_line_search",
     "conjugate_gradient",
@@ -56,9 +73,13 @@ __all__ = [
     "generalized_advantage_estimation",
     "hessian_vector_product",
     "inference_params",
+    "init_trust_region_state",
     "make_trpo",
     "make_value_fn",
+    "stateful_trust_region_step",
+    "stateful_trust_region_update",
     "train",
+    "trust_region",
     "trust_region_step",
     "trust_region_update",
 ]

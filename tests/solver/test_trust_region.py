@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trpo_jax.solver.trust_region import StepOutcome, TrustRegionConfig, trust_region_step
+from trpo_jax.solver.trust_region import StepOutcome, trust_region_step
+from trpo_jax.solver.trust_region_config import TrustRegionConfig
 
 N = 4
 _BASIS, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(N, N)))

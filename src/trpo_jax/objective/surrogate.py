@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from trpo_jax.policy.distributions import Distribution
@@ -56,17 +55,6 @@ def mask_unweighted(batch: Batch) -> Batch:
         return jnp.where(shaped, leaf, jnp.zeros_like(leaf))
 
     return jax.tree.map(mask, batch._replace(weight=None))._replace(weight=batch.weight)
-
-
-def curvature_samples(batch: Batch, fraction: float) -> Batch:
-    """Return an evenly spaced part of the batch, taken along its last axis, so that time stays whole in `[T, N]`."""
-    axis = batch.log_prob.ndim - 1
-    size = batch.log_prob.shape[axis]
-    count = max(1, round(fraction * size))
-    if count == size:
-        return batch
-    indices = np.arange(count) * size // count
-    return jax.tree.map(lambda leaf: jnp.take(leaf, indices, axis), batch)
 
 
 def surrogate_objective(distribution: Distribution, batch: Batch) -> Float[Array, ""]:

@@ -1,48 +1,62 @@
 """One TRPO policy update, as a pure function."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from trpo_jax.objective.surrogate import (
-    Batch,
-    check_batch,
-    curvature_samples,
-    mask_unweighted,
-    mean_and_max_kl,
-    surrogate_objective,
-)
+from trpo_jax.config import ConfigError
+from trpo_jax.objective.fisher_diagonal import diagonal_preconditioner, fisher_diagonal
+from trpo_jax.objective.partition import AxisName, Partition, curvature_indices, local, map_parts, mean_and_max, partition
+from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.solver.curvature import fisher_vector_product, weighted_mean
-from trpo_jax.solver.tree import Params, check_floating
-from trpo_jax.solver.trust_region import TrustRegionConfig, TrustRegionInfo, trust_region_step
+from trpo_jax.solver.tree import MatVec, Params, cast_like, check_floating, upcast
+from trpo_jax.solver.trust_region import Evaluation, Problem, TrustRegionInfo, step_along_gradient
+from trpo_jax.solver.trust_region_config import (
+    TrustRegionConfig,
+    TrustRegionState,
+    check_stateless,
+    init_trust_region_state,
+)
+
+PolicyFn = Callable[[Params, Any], Distribution]
 
 
 def trust_region_update(
-    policy_fn: Callable[[Params, Any], Distribution],
+    policy_fn: PolicyFn,
     params: Params,
     batch: Batch,
     config: TrustRegionConfig = TrustRegionConfig(),  # noqa: B008 - frozen
+    *,
+    key: PRNGKeyArray | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Params, TrustRegionInfo]:
     """Improve a policy as far as a bound on its KL to the old one allows, on one batch of experience.
 
         maximize  mean exp(log π_θ(a|s) - log_prob)·A   subject to   mean KL(π_old(·|s) ‖ π_θ(·|s)) <= max_kl
 
     with π_old = `policy_fn(params, ·)`, by one natural-gradient step and a backtracking line search
-    (`trust_region_step`) on the whole batch. Pure: works under jit, vmap, scan and sharding.
+    (`trust_region_step`) on the whole batch. Pure: works under jit, vmap, scan, shard_map and automatic sharding.
 
     What it guarantees, for every input:
-        - accepted: mean KL(old ‖ new) <= max_kl, the surrogate has improved, every parameter is finite;
+        - accepted: KL(old ‖ new) <= max_kl, the mean or (`kl_constraint="max"`) that of every state, the surrogate has
+          improved, every parameter is finite; with `line_search=False` only the last of these;
         - otherwise: the parameters returned are the ones passed in, bit for bit, and `info.outcome` says why.
 
     Args:
         policy_fn: (params, observation `[..., *]`) -> Distribution with batch axes `[...]`. Anything that must not be
-            optimized (a frozen trunk, a normalizer) is closed over.
+            optimized (a frozen trunk, a normalizer) is closed over. With axes `[T, N]` it may be recurrent over T.
         params: pytree of floating arrays.
         batch: `Batch` whose leaves share the leading axes `[...]`. Advantages are used as they come.
-        config: `TrustRegionConfig`; its float fields may be traced.
+        config: `TrustRegionConfig`; its float fields may be traced. `curvature_fraction` and `num_microbatches` divide
+            the last batch axis.
+        key: consumed where `curvature_sampling` is "random"; else not needed.
+        axis_name: named axes of `jax.shard_map` or `jax.vmap` over which the batch is split: every device gets its part
+            of the batch and the same `params` and `key`, and returns the same, those of the whole batch. Under `jit` with
+            sharded arrays it stays None.
 
     Returns:
         (params, `TrustRegionInfo`), the info in scalars, which are all finite in a healthy step.
@@ -50,35 +64,156 @@ def trust_region_update(
     Raises:
         TypeError: a leaf of `params` is not floating, or `policy_fn` returns no `Distribution`.
         ValueError: leaves of the batch, or the distribution's log_prob, disagree in shape.
+        ConfigError: `num_microbatches` does not divide the last batch axis; a key or a state is missing.
         All before compilation. Numerical trouble never raises.
 
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477), equation 14 and appendix C. The step is rejected, not shrunk further,
         after `max_backtracks`; the KL of the constraint is KL(old ‖ new), as in the paper.
     """
+    check_stateless(config)
+    check_floating(params, "params")
+    state = init_trust_region_state(params, config)
+    params, _, info = stateful_trust_region_update(policy_fn, params, batch, state, config, key=key, axis_name=axis_name)
+    return params, info
+
+
+def stateful_trust_region_update(
+    policy_fn: PolicyFn,
+    params: Params,
+    batch: Batch,
+    state: TrustRegionState,
+    config: TrustRegionConfig,
+    *,
+    key: PRNGKeyArray | None = None,
+    axis_name: AxisName | None = None,
+) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
+    """Do as `trust_region_update`, with a warm start or adaptive damping from the `state` that the last update returned.
+
+    The first `state` is `init_trust_region_state(params, config)`; all other arguments are those of `trust_region_update`.
+    Returns (params, state, `TrustRegionInfo`).
+
+    Raises:
+        ValueError: besides what `trust_region_update` raises, a state of another config or of other parameters.
+    """
     check_floating(params, "params")
     check_batch(batch)
     _check_policy(policy_fn, params, batch)
-    batch = mask_unweighted(batch)
+    _check_config(config, batch, key)
     with jax.default_matmul_precision("highest"):
-        old = jax.lax.stop_gradient(policy_fn(params, batch.observation))
+        problem, objective, gradient = _policy_problem(policy_fn, params, mask_unweighted(batch), config, key, axis_name)
+        return step_along_gradient(problem, objective, gradient, params, state, config)
 
-        def new(params: Params) -> Distribution:
-            return policy_fn(params, batch.observation)
 
-        states = curvature_samples(batch, config.curvature_fraction)
-        # Three functions of one forward pass: XLA finds the common part and computes it once.
-        return trust_region_step(
-            lambda params: surrogate_objective(new(params), batch),
-            lambda params: mean_and_max_kl(old, new(params), batch.weight)[0],
-            fisher_vector_product(lambda params: policy_fn(params, states.observation), params, weight=states.weight),
-            params,
-            config,
-            diagnostics_fn=lambda params: (
-                mean_and_max_kl(old, new(params), batch.weight)[1],
-                weighted_mean(new(params).entropy(), batch.weight),
-            ),
-        )
+class _Samples(NamedTuple):
+    batch: Batch
+    old: Distribution
+
+
+def _policy_problem(
+    policy_fn: PolicyFn,
+    params: Params,
+    batch: Batch,
+    config: TrustRegionConfig,
+    key: PRNGKeyArray | None,
+    axis_name: AxisName | None,
+) -> tuple[Problem, Float[Array, ""], Params]:
+    """Return the constrained maximization that a batch poses, with the surrogate and its gradient at `params`."""
+    mine = local(params, axis_name)
+    axes, parts = batch.log_prob.shape, config.num_microbatches
+    whole = partition(batch, batch.weight, axes, parts, axis_name)
+    old = map_parts(whole, lambda part: jax.lax.stop_gradient(policy_fn(mine, part.observation)))
+    whole = whole._replace(parts=_Samples(whole.parts, old))
+
+    def surrogate(params: Params, batch: Batch) -> Float[Array, ""]:
+        return surrogate_objective(policy_fn(params, batch.observation), batch)
+
+    (objective, gradient), _ = mean_and_max(whole, lambda part: (jax.value_and_grad(surrogate)(mine, part.batch), None))
+    chance = key if config.curvature_sampling == "random" else None
+    indices = curvature_indices(axes[-1], config.curvature_fraction, parts, chance)
+    if indices is not None:
+        batch = jax.tree.map(lambda leaf: jnp.take(leaf, indices, len(axes) - 1), batch)
+    states = partition(batch, batch.weight, batch.log_prob.shape, parts, axis_name)
+    precondition_fn = None
+    if config.preconditioner == "diagonal":
+        diagonal = fisher_diagonal(policy_fn, mine, batch, axis_name=axis_name)
+
+        def precondition_fn(damping: Float[Array, ""]) -> MatVec:
+            return diagonal_preconditioner(diagonal, damping)
+
+    problem = Problem(
+        evaluate_fn=_evaluation(policy_fn, whole, config),
+        matvec=_fisher(policy_fn, mine, states),
+        largest_curvature_fn=_largest_curvature(policy_fn, mine, whole) if config.kl_constraint == "max" else None,
+        precondition_fn=precondition_fn,
+    )
+    return problem, objective, gradient
+
+
+def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig) -> Callable[[Params], Evaluation]:
+    """Return the map from parameters to surrogate, KL and entropy: one forward pass over the batch."""
+
+    def evaluate(params: Params) -> Evaluation:
+        mine = local(params, whole.axis_name)
+
+        def of_part(part: _Samples) -> tuple[Any, Float[Array, ""]]:
+            new = policy_fn(mine, part.batch.observation)
+            kl, largest = mean_and_max_kl(part.old, new, part.batch.weight)
+            entropy = weighted_mean(new.entropy(), part.batch.weight)
+            return (surrogate_objective(new, part.batch), kl, entropy), largest
+
+        (objective, kl, entropy), largest = mean_and_max(whole, of_part)
+        return Evaluation(objective, largest if config.kl_constraint == "max" else kl, kl, largest, entropy)
+
+    return evaluate
+
+
+def _fisher(policy_fn: PolicyFn, params: Params, states: Partition) -> MatVec:
+    """Return v -> F v over the states; of one part linearized once, of several anew for each part and product."""
+
+    def linearize(batch: Batch) -> MatVec:
+        return fisher_vector_product(lambda params: policy_fn(params, batch.observation), params, weight=batch.weight)
+
+    of_one_part = linearize(states.parts) if states.num_parts == 1 else None
+
+    def matvec(vector: Params) -> Params:
+        mine = local(vector, states.axis_name)
+        return mean_and_max(states, lambda part: ((of_one_part or linearize(part))(mine), None))[0]
+
+    return matvec
+
+
+def _largest_curvature(policy_fn: PolicyFn, params: Params, whole: Partition) -> Callable[[Params], Float[Array, ""]]:
+    """Return the map x -> max over states of xᵀF_i x, the second derivative of the state's KL along x."""
+
+    def largest(x: Params) -> Float[Array, ""]:
+        mine = local(x, whole.axis_name)
+
+        def of_part(part: _Samples) -> tuple[Any, Float[Array, ""]]:
+            def kl(t: Float[Array, ""]) -> Float[Array, "..."]:
+                moved = jax.tree.map(lambda p, x: p + t * x, upcast(params), mine)
+                return part.old.kl(policy_fn(cast_like(moved, params), part.batch.observation))
+
+            def slope(t: Float[Array, ""]) -> Float[Array, "..."]:
+                return jax.jvp(kl, (t,), (jnp.ones_like(t),))[1]
+
+            zero = jnp.zeros((), jax.tree.leaves(mine)[0].dtype)
+            curvature = jax.jvp(slope, (zero,), (jnp.ones_like(zero),))[1]
+            weight = part.batch.weight
+            return (), jnp.max(curvature if weight is None else jnp.where(weight > 0, curvature, 0.0))
+
+        return mean_and_max(whole, of_part)[1]
+
+    return largest
+
+
+def _check_config(config: TrustRegionConfig, batch: Batch, key: PRNGKeyArray | None) -> None:
+    """Raise ConfigError for what does not fit the batch, or lacks a key."""
+    size = batch.log_prob.shape[-1]
+    if size % config.num_microbatches:
+        raise ConfigError("num_microbatches", config.num_microbatches, f"a divisor of {size}, the size of the last batch axis")
+    if config.curvature_sampling == "random" and config.curvature_fraction < 1 and key is None:
+        raise ConfigError("key", None, 'a PRNG key where curvature_sampling is "random"')
 
 
 def _check_policy(policy_fn: Callable[[Params, Any], Distribution], params: Params, batch: Batch) -> None:
@@ -100,6 +235,14 @@ def _check_policy(policy_fn: Callable[[Params, Any], Distribution], params: Para
     if jax.tree.map(jnp.shape, mode) != jax.tree.map(jnp.shape, batch.action):
         shapes = jax.tree.map(jnp.shape, batch.action), jax.tree.map(jnp.shape, mode)
         raise ValueError(f"batch.action: got shape {shapes[0]}, allowed: {shapes[1]}, that of the policy's actions")
+    for (path, action), like in zip(jax.tree_util.tree_leaves_with_path(batch.action), jax.tree.leaves(mode), strict=True):
+        if _is_floating(action) != _is_floating(like):
+            where, dtypes = f"batch.action{jax.tree_util.keystr(path)}", (jnp.result_type(action), like.dtype)
+            raise TypeError(f"{where}: got dtype {dtypes[0]}, allowed: one like {dtypes[1]}, that of the policy's actions")
     for name, value in zip(("log_prob", "kl", "entropy"), values, strict=True):
         if value.shape != axes:
             raise ValueError(f"policy_fn: {name} has shape {value.shape}, allowed: {axes}, the shape of batch.log_prob")
+
+
+def _is_floating(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)

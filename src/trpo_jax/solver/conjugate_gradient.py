@@ -31,6 +31,11 @@ def conjugate_gradient(
 ) -> tuple[Params, CGInfo]:
     """Solve A x = b for a symmetric positive definite A that is known by its products only.
 
+    Each iteration adds to x the multiple α of a direction p that takes the residual r = b - A x out of p, and makes the
+    next p conjugate to all before:
+
+        α = rᵀM⁻¹r / pᵀAp,    x += α p,    r -= α A p,    p = M⁻¹r + (rᵀM⁻¹r / its last value) p
+
     Stops when ‖b - A x‖² <= tolerance · ‖b‖², after `max_iterations`, or at a direction p of non-positive curvature
     pᵀ A p <= 0, where the iterate reached so far (still a descent direction of ½xᵀAx - bᵀx) is returned.
 
@@ -44,7 +49,9 @@ def conjugate_gradient(
 
     Returns:
         (x, CGInfo): x has the structure of `b`, in at least float32. Non-finite products end in a non-finite x or
-        residual_norm, never in an exception. b = 0 gives x = 0 after no iteration.
+        residual_norm, never in an exception. b = 0 gives x = 0 after no iteration. x can be differentiated, in `b` and in
+        what `matvec` closes over, as the exact solution of the system: another solve takes the place of the iterations
+        (but not inside `jax.shard_map`).
 
     Raises:
         TypeError: a leaf of `b` is not floating.
@@ -59,6 +66,56 @@ def conjugate_gradient(
     return solution, info
 
 
+def solve_with_residual(
+    matvec: MatVec,
+    b: Params,
+    *,
+    max_iterations: int,
+    tolerance: float | Float[Array, ""],
+    x0: Params | None = None,
+    scale_x0: bool = False,
+    preconditioner: MatVec | None = None,
+) -> tuple[Params, Params, CGInfo]:
+    """Run `conjugate_gradient` and also return the residual b - A x, from which xᵀAx follows without a product.
+
+    With `scale_x0` the iteration starts from the multiple of x0 that is the best one, (x0ᵀb / x0ᵀAx0)·x0.
+    """
+    check_floating(b, "b")
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations: got {max_iterations}, allowed: an integer >= 1")
+    # The system is solved for b of about unit size, so that squared norms neither overflow nor vanish, and scaled back;
+    # by a power of two, which rounds nothing.
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(max_abs(upcast(b))))
+    size = jnp.ldexp(jnp.float32(1), jnp.clip(exponent, -100, 100))
+
+    def product(v: Params) -> Params:
+        with jax.default_matmul_precision("highest"):
+            return upcast(matvec(cast_like(v, b)))
+
+    def solve(product: MatVec, target: Params) -> tuple[Params, tuple[Params, CGInfo]]:
+        start = _start(product, target, None if x0 is None else scaled(1.0 / size, upcast(x0)), scale_x0)
+        return _iterate(product, target, *start, max_iterations, tolerance, preconditioner or (lambda v: v))
+
+    target = scaled(1.0 / size, upcast(b))
+    if jax.sharding.get_abstract_mesh().manual_axes:  # shard_map, which refuses linear_solve with replicated arrays
+        solution, (residual, info) = solve(product, target)
+    else:
+        solution, (residual, info) = jax.lax.custom_linear_solve(product, target, solve, symmetric=True, has_aux=True)
+    return scaled(size, solution), scaled(size, residual), info._replace(residual_norm=size * info.residual_norm)
+
+
+def _start(product: MatVec, target: Params, x0: Params | None, scale_x0: bool) -> tuple[Params, Params]:
+    """Return the first iterate and its residual."""
+    if x0 is None:
+        return jax.tree.map(jnp.zeros_like, target), target
+    image = product(x0)
+    scale = jnp.ones((), jnp.float32)
+    if scale_x0:
+        curvature = vdot(x0, image)
+        scale = jnp.where(curvature > 0, vdot(x0, target) / jnp.where(curvature > 0, curvature, 1.0), 0.0)
+    return scaled(scale, x0), add_scaled(target, -scale, image)
+
+
 class _State(NamedTuple):
     x: Params
     residual: Params
@@ -69,34 +126,16 @@ class _State(NamedTuple):
     negative_curvature: Bool[Array, ""]
 
 
-def solve_with_residual(
-    matvec: MatVec,
-    b: Params,
-    *,
+def _iterate(
+    product: MatVec,
+    target: Params,
+    x: Params,
+    residual: Params,
     max_iterations: int,
     tolerance: float | Float[Array, ""],
-    x0: Params | None = None,
-    preconditioner: MatVec | None = None,
-) -> tuple[Params, Params, CGInfo]:
-    """Run `conjugate_gradient` and also return the residual b - A x, from which xᵀAx follows without a product."""
-    check_floating(b, "b")
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations: got {max_iterations}, allowed: an integer >= 1")
-    precondition = preconditioner or (lambda v: v)
-    # The system is solved for b of about unit size, so that squared norms neither overflow nor vanish, and scaled back;
-    # by a power of two, which rounds nothing.
-    _, exponent = jnp.frexp(max_abs(upcast(b)))
-    size = jnp.ldexp(jnp.float32(1), jnp.clip(exponent, -100, 100))
-    target = scaled(1.0 / size, upcast(b))
-
-    def product(v: Params) -> Params:
-        with jax.default_matmul_precision("highest"):
-            return upcast(matvec(cast_like(v, b)))
-
-    one = jnp.ones((), jnp.float32)
-    x = jax.tree.map(jnp.zeros_like, target) if x0 is None else scaled(1.0 / size, upcast(x0))
-    residual = target if x0 is None else add_scaled(target, -one, product(x))
-    direction = precondition(residual)
+    precondition: MatVec,
+) -> tuple[Params, tuple[Params, CGInfo]]:
+    """Iterate from `x` and its residual; return the solution, and residual and report beside it."""
     target_norm2 = vdot(target, target)
 
     def unfinished(state: _State) -> Bool[Array, ""]:
@@ -115,9 +154,9 @@ def solve_with_residual(
         direction = add_scaled(preconditioned, residual_dot / state.residual_dot, state.direction)
         return _State(x, residual, direction, residual_dot, vdot(residual, residual), state.iterations + 1, negative)
 
+    direction = precondition(residual)
     start = _State(
         x, residual, direction, vdot(residual, direction), vdot(residual, residual), jnp.int32(0), jnp.zeros((), bool)
     )
     end = jax.lax.while_loop(unfinished, iterate, start)
-    info = CGInfo(end.iterations, size * jnp.sqrt(end.residual_norm2), end.negative_curvature)
-    return scaled(size, end.x), scaled(size, end.residual), info
+    return end.x, (end.residual, CGInfo(end.iterations, jnp.sqrt(end.residual_norm2), end.negative_curvature))

@@ -2,15 +2,14 @@
 
 import enum
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from trpo_jax.config import config, setting
-from trpo_jax.solver.conjugate_gradient import solve_with_residual
-from trpo_jax.solver.line_search import backtracking_line_search
+from trpo_jax.solver.conjugate_gradient import CGInfo, solve_with_residual
+from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
 from trpo_jax.solver.tree import (
     MatVec,
     Params,
@@ -23,28 +22,14 @@ from trpo_jax.solver.tree import (
     upcast,
     vdot,
 )
-
-
-@config
-class TrustRegionConfig:
-    """How a trust-region step is taken."""
-
-    max_kl: float = setting(default=0.01, above=0.0)
-    """Largest mean KL(old ‖ new) of an update (δ), in nats."""
-    damping: float = setting(default=0.1, at_least=0.0)
-    """Multiple of the identity added to the Fisher matrix in conjugate gradients (dimensionless)."""
-    cg_iterations: int = setting(default=10, at_least=1)
-    """Most conjugate-gradient iterations, a Fisher-vector product each."""
-    cg_tolerance: float = setting(default=1e-10, at_least=0.0)
-    """Conjugate gradients stop once the squared residual is below this multiple of the squared gradient norm."""
-    curvature_fraction: float = setting(default=1.0, static=True, above=0.0, at_most=1.0)
-    """Part of the batch that Fisher-vector products use, evenly spaced; gradient and line search always use all of it."""
-    backtrack_factor: float = setting(default=0.8, above=0.0, below=1.0)
-    """The line search multiplies the step by this after each failed trial."""
-    max_backtracks: int = setting(default=15, at_least=0)
-    """How often the line search shrinks the step before it gives up."""
-    accept_ratio: float = setting(default=0.0, at_least=0.0, below=1.0)
-    """Smallest accepted ratio of actual to predicted improvement, each for the step fraction tried."""
+from trpo_jax.solver.trust_region_config import (
+    TrustRegionConfig,
+    TrustRegionState,
+    adapt_damping,
+    check_state,
+    check_stateless,
+    init_trust_region_state,
+)
 
 
 class StepOutcome(enum.IntEnum):
@@ -73,13 +58,15 @@ class TrustRegionInfo(NamedTuple):
     expected_improvement: Float[Array, ""]
     """The linear prediction gᵀs of the improvement, for the fraction of the step that was taken (last tried, if none was)."""
     kl: Float[Array, ""]
-    """The constraint's value at the returned parameters: mean KL(old ‖ new), nats."""
+    """Mean KL(old ‖ new) of the returned parameters, nats; from a bare `trust_region_step` the value of its `kl_fn`."""
     max_kl: Float[Array, ""] | None
     """Largest KL(old ‖ new) of any state, nats; None from a bare `trust_region_step`, which knows no states."""
     entropy: Float[Array, ""] | None
     """Mean entropy of the returned policy, nats; None from a bare `trust_region_step`, which knows no policy."""
     step_fraction: Float[Array, ""]
     backtracks: Int[Array, ""]
+    damping: Float[Array, ""]
+    """The damping of this step."""
     cg_iterations: Int[Array, ""]
     cg_residual: Float[Array, ""]
     """‖g - A x‖ / ‖g‖ at the end of conjugate gradients."""
@@ -87,12 +74,41 @@ class TrustRegionInfo(NamedTuple):
     step_norm: Float[Array, ""]
 
 
+class Evaluation(NamedTuple):
+    """What a step needs to know of parameters, and what it reports of them."""
+
+    objective: Float[Array, ""]
+    constraint: Float[Array, ""]
+    """What must not exceed max_kl."""
+    kl: Float[Array, ""]
+    """Mean KL."""
+    max_kl: Float[Array, ""] | None
+    entropy: Float[Array, ""] | None
+
+
+class Problem(NamedTuple):
+    """A constrained maximization around some parameters, as functions of the parameters or of vectors like them."""
+
+    evaluate_fn: Callable[[Params], Evaluation]
+    matvec: MatVec
+    """v -> F v, undamped."""
+    largest_curvature_fn: Callable[[Params], Float[Array, ""]] | None = None
+    """x -> the largest xᵀF_i x of any state i; given where the constraint is the largest KL."""
+    precondition_fn: Callable[[Float[Array, ""]], MatVec] | None = None
+    """damping -> the map r -> M⁻¹ r, with M close to F + damping·I."""
+
+
 class _Trial(NamedTuple):
     params: Params
     improvement: Float[Array, ""]
-    kl: Float[Array, ""]
+    evaluation: Evaluation
     outcome: Int[Array, ""]
-    diagnostics: Any
+
+
+class _Direction(NamedTuple):
+    x: Params
+    curvature: Float[Array, ""]
+    cg: CGInfo
 
 
 def trust_region_step(
@@ -102,22 +118,24 @@ def trust_region_step(
     params: Params,
     config: TrustRegionConfig,
     *,
-    diagnostics_fn: Callable[[Params], tuple[Float[Array, ""], Float[Array, ""]]] | None = None,
+    preconditioner: MatVec | None = None,
 ) -> tuple[Params, TrustRegionInfo]:
     """Maximize `objective_fn` around `params` subject to `kl_fn` <= max_kl, by one natural-gradient step.
 
         x ≈ (F + damping·I)⁻¹ g,    s = x · sqrt(2·max_kl / xᵀ(F + damping·I)x),    new = params + c^k · s
 
     with g = ∇objective, F v = `matvec`(v), and k the first of 0 … max_backtracks whose trial is finite, satisfies
-    kl_fn(new) <= max_kl, and improves the objective by more than 0 and at least accept_ratio · c^k · gᵀs.
+    kl_fn(new) <= max_kl, and improves the objective by more than 0 and at least accept_ratio · c^k · gᵀs. With
+    line_search=False, k = 0 and only the trial's finiteness is asked for.
 
     Args:
         objective_fn: params -> scalar to maximize.
         kl_fn: params -> scalar >= 0, zero at `params`: the constraint, in nats when it is a KL.
         matvec: v -> F v, the Hessian of `kl_fn` at `params` or its Gauss-Newton form, undamped.
         params: pytree of floating arrays.
-        config: TrustRegionConfig; its float fields may be traced.
-        diagnostics_fn: params -> (largest KL, entropy), evaluated with each trial and reported in the info.
+        config: TrustRegionConfig; its float fields may be traced. What it says about batches (kl_constraint,
+            curvature_*, num_microbatches, preconditioner) concerns `trust_region_update`, which makes such functions.
+        preconditioner: v -> M⁻¹ v with M close to F + damping·I, symmetric positive definite.
 
     Returns:
         (params, TrustRegionInfo). When no step is accepted the parameters are the ones passed in, bit for bit, and
@@ -125,86 +143,187 @@ def trust_region_step(
 
     Raises:
         TypeError: a leaf of `params` is not floating.
+        ConfigError: the config asks for warm_start or adaptive_damping, which need a state.
 
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477), section 6 and appendix C.
     """
-    check_floating(params, "params")
-    with jax.default_matmul_precision("highest"):
-        objective, gradient = jax.value_and_grad(objective_fn)(params)
-        return step_along_gradient(objective, gradient, objective_fn, kl_fn, matvec, params, config, diagnostics_fn)
+    check_stateless(config)
+    params, _, info = stateful_trust_region_step(
+        objective_fn,
+        kl_fn,
+        matvec,
+        params,
+        init_trust_region_state(params, config),
+        config,
+        preconditioner=preconditioner,
+    )
+    return params, info
 
 
-def step_along_gradient(
-    objective: Float[Array, ""],
-    gradient: Params,
+def stateful_trust_region_step(
     objective_fn: Callable[[Params], Float[Array, ""]],
     kl_fn: Callable[[Params], Float[Array, ""]],
     matvec: MatVec,
     params: Params,
+    state: TrustRegionState,
     config: TrustRegionConfig,
-    diagnostics_fn: Callable[[Params], Any] | None = None,
-) -> tuple[Params, TrustRegionInfo]:
+    *,
+    preconditioner: MatVec | None = None,
+) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
+    """Take `trust_region_step` with what the last step left in `state`; return (params, state, info).
+
+    Raises:
+        TypeError: a leaf of `params` is not floating.
+        ValueError: the state is not one of `init_trust_region_state` for this config.
+    """
+    check_floating(params, "params")
+    with jax.default_matmul_precision("highest"):
+        objective, gradient = jax.value_and_grad(objective_fn)(params)
+        return step_along_gradient(
+            bare_problem(objective_fn, kl_fn, matvec, preconditioner), objective, gradient, params, state, config
+        )
+
+
+def bare_problem(
+    objective_fn: Callable[[Params], Float[Array, ""]],
+    kl_fn: Callable[[Params], Float[Array, ""]],
+    matvec: MatVec,
+    preconditioner: MatVec | None = None,
+) -> Problem:
+    """Make a problem of functions that know no states and no policy."""
+
+    def evaluate(params: Params) -> Evaluation:
+        kl = kl_fn(params)
+        return Evaluation(objective_fn(params), kl, kl, None, None)
+
+    return Problem(evaluate, matvec, precondition_fn=None if preconditioner is None else lambda _: preconditioner)
+
+
+def step_along_gradient(
+    problem: Problem,
+    objective: Float[Array, ""],
+    gradient: Params,
+    params: Params,
+    state: TrustRegionState,
+    config: TrustRegionConfig,
+) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
     """Take the step of `trust_region_step` from an objective and a gradient that are known already."""
+    check_state(state, params, config)
     # The direction does not depend on the gradient's scale: dividing by it keeps ‖g‖² in range for any finite gradient.
     gradient = upcast(gradient)
     scale = max_abs(gradient)
     usable = jnp.isfinite(scale) & (scale > 0)
     unit_gradient = scaled(1.0 / jnp.where(usable, scale, 1.0), gradient)
-
-    def damped(v: Params) -> Params:
-        return add_scaled(matvec(v), jnp.asarray(config.damping, jnp.float32), v)
-
-    direction, residual, cg = solve_with_residual(
-        damped, cast_like(unit_gradient, params), max_iterations=config.cg_iterations, tolerance=config.cg_tolerance
-    )
-    curvature = vdot(direction, unit_gradient) - vdot(direction, residual)  # xᵀAx = xᵀ(g - r)
-    length = jnp.sqrt(2.0 * config.max_kl / jnp.where(curvature > 0, curvature, 1.0))
-    step = scaled(length, direction)
+    damping = jnp.asarray(config.damping, jnp.float32) if state.damping is None else state.damping
+    direction = _solve(problem, unit_gradient, damping, params, state, config)
+    length = jnp.sqrt(2.0 * config.max_kl / jnp.where(direction.curvature > 0, direction.curvature, 1.0))
+    step = scaled(length, direction.x)
     slope = scale * vdot(unit_gradient, step)
-
-    def trial_fn(fraction: Float[Array, ""]) -> tuple[Bool[Array, ""], _Trial]:
-        candidate = cast_like(add_scaled(upcast(params), fraction, step), params)
-        improvement, kl = objective_fn(candidate) - objective, kl_fn(candidate)
-        finite = all_finite((candidate, improvement, kl))
-        improved = (improvement > 0) & (improvement >= config.accept_ratio * fraction * slope)
-        outcome = jnp.select(
-            [~finite, ~(kl <= config.max_kl), ~improved],
-            [jnp.int32(StepOutcome.NOT_FINITE), jnp.int32(StepOutcome.KL_TOO_LARGE), jnp.int32(StepOutcome.NO_IMPROVEMENT)],
-            jnp.int32(StepOutcome.ACCEPTED),
-        )
-        diagnostics = None if diagnostics_fn is None else diagnostics_fn(candidate)
-        return outcome == StepOutcome.ACCEPTED, _Trial(candidate, improvement, kl, outcome, diagnostics)
-
-    search = backtracking_line_search(trial_fn, backtrack_factor=config.backtrack_factor, max_backtracks=config.max_backtracks)
+    search = _search(problem, objective, step, slope, params, config)
     trial = search.trial
-    solvable = all_finite((objective, gradient, step, curvature, cg.residual_norm))
+    solvable = all_finite((objective, gradient, step, direction.curvature, direction.cg.residual_norm))
     outcome = jnp.select(
-        [~solvable, scale == 0, ~(curvature > 0)],
+        [~solvable, scale == 0, ~(direction.curvature > 0)],
         [jnp.int32(StepOutcome.NOT_FINITE), jnp.int32(StepOutcome.ZERO_GRADIENT), jnp.int32(StepOutcome.NEGATIVE_CURVATURE)],
         trial.outcome,
     )
     accepted = outcome == StepOutcome.ACCEPTED
-    largest_kl, entropy = (None, None) if diagnostics_fn is None else _diagnose(accepted, trial, diagnostics_fn, params)
+    returned = _returned(accepted, trial, problem, params)
     unit_norm = jnp.sqrt(vdot(unit_gradient, unit_gradient))
     info = TrustRegionInfo(
         outcome=outcome,
         accepted=accepted,
         surrogate_improvement=jnp.where(accepted, trial.improvement, 0.0),
         expected_improvement=search.fraction * slope,
-        kl=jnp.where(accepted, trial.kl, 0.0),
-        max_kl=largest_kl,
-        entropy=entropy,
+        kl=jnp.where(accepted, trial.evaluation.kl, 0.0),
+        max_kl=returned.max_kl,
+        entropy=returned.entropy,
         step_fraction=jnp.where(accepted, search.fraction, 0.0),
         backtracks=search.backtracks,
-        cg_iterations=cg.iterations,
-        cg_residual=cg.residual_norm / jnp.where(unit_norm > 0, unit_norm, 1.0),
+        damping=damping,
+        cg_iterations=direction.cg.iterations,
+        cg_residual=direction.cg.residual_norm / jnp.where(unit_norm > 0, unit_norm, 1.0),
         gradient_norm=scale * unit_norm,
         step_norm=jnp.where(accepted, search.fraction * jnp.sqrt(vdot(step, step)), 0.0),
     )
-    return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), trial.params, params), info
+    new_params = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), trial.params, params)
+    return new_params, _next_state(state, direction, info), info
 
 
-def _diagnose(accepted, trial: _Trial, diagnostics_fn, params: Params):
-    """Return (largest KL, entropy) of the returned parameters, without a pass over the batch when the step was taken."""
-    return jax.lax.cond(accepted, lambda: trial.diagnostics, lambda: diagnostics_fn(params))
+def _solve(
+    problem: Problem,
+    unit_gradient: Params,
+    damping: Float[Array, ""],
+    params: Params,
+    state: TrustRegionState,
+    config: TrustRegionConfig,
+) -> _Direction:
+    """Return x ≈ (F + damping·I)⁻¹ g and the curvature that decides its length."""
+
+    def damped(v: Params) -> Params:
+        return add_scaled(problem.matvec(v), damping, v)
+
+    x, residual, cg = solve_with_residual(
+        damped,
+        cast_like(unit_gradient, params),
+        max_iterations=config.cg_iterations,
+        tolerance=config.cg_tolerance,
+        x0=state.direction,
+        scale_x0=True,
+        preconditioner=None if problem.precondition_fn is None else problem.precondition_fn(damping),
+    )
+    curvature = vdot(x, unit_gradient) - vdot(x, residual)  # xᵀAx = xᵀ(g - r)
+    if problem.largest_curvature_fn is not None:
+        curvature = jnp.where(curvature > 0, jnp.maximum(curvature, problem.largest_curvature_fn(x)), curvature)
+    return _Direction(x, curvature, cg)
+
+
+def _search(
+    problem: Problem,
+    objective: Float[Array, ""],
+    step: Params,
+    slope: Float[Array, ""],
+    params: Params,
+    config: TrustRegionConfig,
+) -> LineSearchResult:
+    """Look for the largest fraction of the step that is accepted; without line search, try the whole step only."""
+
+    def trial_fn(fraction: Float[Array, ""]) -> tuple[Bool[Array, ""], _Trial]:
+        candidate = cast_like(add_scaled(upcast(params), fraction, step), params)
+        evaluation = problem.evaluate_fn(candidate)
+        improvement = evaluation.objective - objective
+        finite = all_finite((candidate, improvement, evaluation.constraint))
+        inside = evaluation.constraint <= config.max_kl
+        improved = (improvement > 0) & (improvement >= config.accept_ratio * fraction * slope)
+        failures = [~finite, ~inside, ~improved] if config.line_search else [~finite]
+        reasons = [StepOutcome.NOT_FINITE, StepOutcome.KL_TOO_LARGE, StepOutcome.NO_IMPROVEMENT][: len(failures)]
+        outcome = jnp.select(failures, [jnp.int32(reason) for reason in reasons], jnp.int32(StepOutcome.ACCEPTED))
+        return outcome == StepOutcome.ACCEPTED, _Trial(candidate, improvement, evaluation, outcome)
+
+    if config.line_search:
+        return backtracking_line_search(
+            trial_fn, backtrack_factor=config.backtrack_factor, max_backtracks=config.max_backtracks
+        )
+    accepted, trial = trial_fn(jnp.float32(1))
+    return LineSearchResult(accepted, jnp.float32(1), jnp.int32(0), trial)
+
+
+def _returned(accepted: Bool[Array, ""], trial: _Trial, problem: Problem, params: Params) -> Evaluation:
+    """Return the evaluation of the returned parameters, without a pass over the batch when the step was taken."""
+    if trial.evaluation.entropy is None:
+        return trial.evaluation
+    return jax.lax.cond(accepted, lambda: trial.evaluation, lambda: problem.evaluate_fn(params))
+
+
+def _next_state(state: TrustRegionState, direction: _Direction, info: TrustRegionInfo) -> TrustRegionState:
+    new_direction, damping = state
+    if new_direction is not None:
+        usable = all_finite(direction.x)
+        new_direction = jax.tree.map(lambda new, old: jnp.where(usable, new, old), direction.x, new_direction)
+    if damping is not None:
+        ratio = info.surrogate_improvement / jnp.where(info.expected_improvement > 0, info.expected_improvement, 1.0)
+        full = info.accepted & (info.step_fraction == 1)
+        tried = info.outcome != StepOutcome.ZERO_GRADIENT
+        damping = adapt_damping(damping, good=full & (ratio > 0.75), poor=tried & ~(full & (ratio > 0.25)))
+    return TrustRegionState(new_direction, damping)

@@ -25,7 +25,8 @@ from trpo_jax.policy.networks import (
     ValueNetwork,
     policy_distribution,
 )
-from trpo_jax.solver.trust_region import TrustRegionConfig, TrustRegionInfo
+from trpo_jax.solver.trust_region import TrustRegionInfo
+from trpo_jax.solver.trust_region_config import TrustRegionConfig
 from trpo_jax.training.critic import (
     CriticConfig,
     CriticParams,

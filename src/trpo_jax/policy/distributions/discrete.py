@@ -1,0 +1,143 @@
+"""Distributions over integers: one choice, several choices, independent bits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from trpo_jax.policy.distributions.base import expm1_minus_identity, sum_of, wide
+from trpo_jax.solver.tree import pytree_dataclass
+
+
+@pytree_dataclass
+class Categorical:
+    """A distribution over the integers 0 … K-1, with probabilities softmax(logits) over the allowed ones.
+
+    Actions where `mask` is False, or the logit is -inf, have probability zero and are never sampled; KL, entropy and
+    gradients stay finite. At least one action of a batch entry must be allowed: where none is, all count as equally likely.
+    """
+
+    logits: Float[Array, "*batch K"]
+    mask: Bool[Array, "*batch K"] | None = None
+
+    def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """Return log softmax(logits)[action]; a hugely negative number for a masked action."""
+        log_p = jax.nn.log_softmax(self._allowed_logits())
+        return jnp.take_along_axis(log_p, jnp.asarray(action, jnp.int32)[..., None], axis=-1)[..., 0]
+
+    def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
+        """Return KL(self ‖ other) = log Σ_k p_k e^s_k = log(1 + Σ_k p_k (e^s_k - 1 - s_k)).
+
+        s = d - Σ p d with d the other's logits minus these, so that Σ p s = 0: all terms are >= 0, nothing cancels.
+        """
+        logits = self._allowed_logits()
+        log_p = jax.nn.log_softmax(logits)
+        p = jnp.exp(log_p)
+        difference = other._allowed_logits() - logits
+        shift = difference - jnp.sum(p * difference, axis=-1, keepdims=True)
+        near = jnp.max(shift, axis=-1) < 60.0  # beyond, e^s may overflow, and the KL is no small number
+        near_shift = jnp.where(near[..., None], shift, 0.0)
+        near_kl = jnp.log1p(jnp.sum(p * expm1_minus_identity(near_shift), axis=-1))
+        far_kl = jnp.maximum(jax.nn.logsumexp(log_p + shift, axis=-1), 0.0)
+        return jnp.where(near, near_kl, far_kl)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Return -Σ_k p_k log p_k."""
+        log_p = jax.nn.log_softmax(self._allowed_logits())
+        return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+    def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch"]:
+        """Draw one integer a batch entry."""
+        return jax.random.categorical(key, self._allowed_logits(), axis=-1)
+
+    def mode(self) -> Int[Array, "*batch"]:
+        """Return the most probable integer."""
+        return jnp.argmax(self._allowed_logits(), axis=-1)
+
+    def _allowed_logits(self) -> Float[Array, "*batch K"]:
+        """Return the logits with a constant, far below all others but finite, in place of what is not allowed."""
+        logits = wide(self.logits)
+        allowed = logits != -jnp.inf
+        if self.mask is not None:
+            allowed &= self.mask
+        return jnp.where(allowed, logits, 0.5 * jnp.finfo(logits.dtype).min)
+
+
+@pytree_dataclass
+class MultiCategorical:
+    """Several independent choices: action[..., f] is an integer 0 … sizes[f]-1, with its own softmax over its logits."""
+
+    logits: Float[Array, "*batch K"]
+    """The logits of all choices side by side, K = Σ sizes."""
+    sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    """Number of actions of each choice."""
+    mask: Bool[Array, "*batch K"] | None = None
+    """False where an action is not allowed, as in `Categorical`."""
+
+    @property
+    def factors(self) -> list[Categorical]:
+        """The choices, each a `Categorical`."""
+        if self.logits.shape[-1] != sum(self.sizes):
+            raise ValueError(
+                f"logits: got {self.logits.shape[-1]} in the last axis, allowed: {sum(self.sizes)}, the sum of sizes"
+            )
+        bounds = np.cumsum(self.sizes)[:-1].tolist()
+        logits = jnp.split(self.logits, bounds, axis=-1)
+        masks = [None] * len(logits) if self.mask is None else jnp.split(self.mask, bounds, axis=-1)
+        return [Categorical(*factor) for factor in zip(logits, masks, strict=True)]
+
+    def log_prob(self, action: Int[Array, "*batch F"]) -> Float[Array, "*batch"]:
+        """Return the sum of the choices' log-probabilities."""
+        return sum_of(factor.log_prob(action[..., i]) for i, factor in enumerate(self.factors))
+
+    def kl(self, other: "MultiCategorical") -> Float[Array, "*batch"]:
+        """Return the sum of the choices' KL(self ‖ other)."""
+        return sum_of(p.kl(q) for p, q in zip(self.factors, other.factors, strict=True))
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Return the sum of the choices' entropies."""
+        return sum_of(factor.entropy() for factor in self.factors)
+
+    def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch F"]:
+        """Draw one integer a choice."""
+        keys = jax.random.split(key, len(self.sizes))
+        return jnp.stack([factor.sample(key) for factor, key in zip(self.factors, keys, strict=True)], axis=-1)
+
+    def mode(self) -> Int[Array, "*batch F"]:
+        """Return the most probable integer of each choice."""
+        return jnp.stack([factor.mode() for factor in self.factors], axis=-1)
+
+
+@pytree_dataclass
+class Bernoulli:
+    """Independent bits (multi-binary actions): bit a is 1 with probability sigmoid(logits_a)."""
+
+    logits: Float[Array, "*batch A"]
+
+    @property
+    def _bits(self) -> Categorical:
+        """Each bit as a choice between 0 and 1."""
+        logits = wide(self.logits)
+        return Categorical(jnp.stack([jnp.zeros_like(logits), logits], axis=-1))
+
+    def log_prob(self, action: Int[Array, "*batch A"] | Bool[Array, "*batch A"]) -> Float[Array, "*batch"]:
+        """Return Σ_a log sigmoid(±logits_a), + where the bit is 1."""
+        return jnp.sum(self._bits.log_prob(action), axis=-1)
+
+    def kl(self, other: "Bernoulli") -> Float[Array, "*batch"]:
+        """Return the sum of the bits' KL(self ‖ other)."""
+        return jnp.sum(self._bits.kl(other._bits), axis=-1)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Return the sum of the bits' entropies."""
+        return jnp.sum(self._bits.entropy(), axis=-1)
+
+    def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch A"]:
+        """Draw the bits of one action a batch entry."""
+        return self._bits.sample(key)
+
+    def mode(self) -> Int[Array, "*batch A"]:
+        """Return the more probable value of each bit; 0 where both are alike."""
+        return self._bits.mode()

@@ -1,0 +1,174 @@
+"""Distributions over real vectors: Gaussian, squashed Gaussian, Gaussian with correlations."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from trpo_jax.policy.distributions.base import expm1_minus_identity, wide
+from trpo_jax.solver.tree import pytree_dataclass
+
+
+@pytree_dataclass
+class DiagonalGaussian:
+    """A Gaussian with independent components, N(mean, diag(exp(log_std))²)."""
+
+    mean: Float[Array, "*batch A"]
+    log_std: Float[Array, "*batch A"]
+
+    def log_prob(self, action: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:
+        """Return Σ_a -½((action - mean)/std)² - log_std - ½log 2π."""
+        log_std = wide(self.log_std)
+        standardized = (wide(action) - wide(self.mean)) * jnp.exp(-log_std)
+        return jnp.sum(-0.5 * standardized**2 - log_std - 0.5 * math.log(2 * math.pi), axis=-1)
+
+    def kl(self, other: "DiagonalGaussian") -> Float[Array, "*batch"]:
+        """Return KL(self ‖ other) = Σ_a ½(e^r - 1 - r) + ½(mean₁ - mean₂)²/std₂², with r = 2(log_std₁ - log_std₂)."""
+        log_variance_ratio = 2.0 * (wide(self.log_std) - wide(other.log_std))
+        shift = (wide(self.mean) - wide(other.mean)) * jnp.exp(-wide(other.log_std))
+        return 0.5 * jnp.sum(expm1_minus_identity(log_variance_ratio) + shift**2, axis=-1)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Return Σ_a log_std + ½ log 2πe."""
+        return jnp.sum(wide(self.log_std) + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
+
+    def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch A"]:
+        """Draw one action a batch entry, with noise of its own in every component."""
+        mean = wide(self.mean)
+        return mean + jnp.exp(wide(self.log_std)) * jax.random.normal(key, mean.shape, mean.dtype)
+
+    def mode(self) -> Float[Array, "*batch A"]:
+        """Return the mean."""
+        return wide(self.mean)
+
+
+@pytree_dataclass
+class TanhGaussian:
+    """The distribution of tanh(u) in (-1, 1)^A with u from a diagonal Gaussian N(mean, diag(exp(log_std))²).
+
+    An action is the pre-tanh vector u everywhere: `sample` and `mode` return it, `log_prob` takes it, and `squash`
+    makes of it what the environment is given. So an action that tanh rounds to ±1 keeps its exact log-probability.
+    `log_prob` and `entropy` are those of tanh(u), densities on (-1, 1)^A; the KL is that of the Gaussians, which a
+    bijection leaves as it is.
+    """
+
+    mean: Float[Array, "*batch A"]
+    log_std: Float[Array, "*batch A"]
+
+    @property
+    def base(self) -> DiagonalGaussian:
+        """The distribution of u."""
+        return DiagonalGaussian(self.mean, self.log_std)
+
+    @staticmethod
+    def squash(action: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Return tanh(u), the action in the box (-1, 1)^A."""
+        return jnp.tanh(action)
+
+    def log_prob(self, action: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:
+        """Return log N(u) - Σ_a log(1 - tanh²u), with log(1 - tanh²u) = 2(log 2 - |u| - log(1 + e^(-2|u|)))."""
+        size = jnp.abs(wide(action))
+        log_slope = 2.0 * (math.log(2.0) - size - jnp.log1p(jnp.exp(-2.0 * size)))
+        return self.base.log_prob(action) - jnp.sum(log_slope, axis=-1)
+
+    def kl(self, other: "TanhGaussian") -> Float[Array, "*batch"]:
+        """Return the KL of the Gaussians."""
+        return self.base.kl(other.base)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Return the Gaussian's entropy + Σ_a E[log(1 - tanh²u)], by quadrature, to about six digits."""
+        mean, std = wide(self.mean), jnp.exp(wide(self.log_std))
+        standardized = mean / std
+        mean_size = std * math.sqrt(2 / math.pi) * jnp.exp(-0.5 * standardized**2) + mean * jax.lax.erf(
+            standardized / math.sqrt(2)
+        )
+        log_slope = 2.0 * (math.log(2.0) - mean_size - _mean_log1p_exp(mean, std))
+        return self.base.entropy() + jnp.sum(log_slope, axis=-1)
+
+    def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch A"]:
+        """Draw one pre-tanh action a batch entry."""
+        return self.base.sample(key)
+
+    def mode(self) -> Float[Array, "*batch A"]:
+        """Return the Gaussian's mean: tanh of it is the median of every component, the usual deterministic action."""
+        return wide(self.mean)
+
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+
+
+def _mean_log1p_exp(mean: Float[Array, "..."], std: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return E[log(1 + e^(-2|u|))], u from N(mean, std²): Gauss-Legendre on either side of the kink at u = 0.
+
+    The integration variable is (u - mean)/std within ±7, cut where |u| = 12 and the function has vanished.
+    """
+    nodes, weights = (jnp.expand_dims(jnp.asarray(x, mean.dtype), range(mean.ndim)) for x in (_NODES, _WEIGHTS))
+    total = jnp.zeros_like(mean)
+    for centre in (mean, -mean):
+        low = jnp.clip(-centre / std, -7.0, 7.0)
+        high = jnp.clip((12.0 - centre) / std, low, 7.0)
+        half = 0.5 * (high - low)[..., None]
+        z = low[..., None] + half * (nodes + 1.0)
+        size = jnp.maximum(centre[..., None] + std[..., None] * z, 0.0)
+        density = jnp.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+        total += jnp.sum(half * weights * density * jnp.log1p(jnp.exp(-2.0 * size)), axis=-1)
+    return total
+
+
+@pytree_dataclass
+class MultivariateGaussian:
+    """A Gaussian with correlated components, N(mean, L Lᵀ), with L = `scale_tril`.
+
+    L is lower triangular with a positive diagonal; what stands above the diagonal is not read. A network makes one
+    of unconstrained outputs by an exponential or a softplus on the diagonal.
+    """
+
+    mean: Float[Array, "*batch A"]
+    scale_tril: Float[Array, "*batch A A"]
+
+    def log_prob(self, action: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:
+        """Return -½‖L⁻¹(action - mean)‖² - Σ_a log L_aa - ½A log 2π."""
+        standardized = _solve(wide(self.scale_tril), (wide(action) - wide(self.mean))[..., None])[..., 0]
+        log_diagonal = jnp.log(_diagonal(wide(self.scale_tril)))
+        return jnp.sum(-0.5 * standardized**2 - log_diagonal - 0.5 * math.log(2 * math.pi), axis=-1)
+
+    def kl(self, other: "MultivariateGaussian") -> Float[Array, "*batch"]:
+        """Return KL(self ‖ other) = ½[Σ_i (e^rᵢ - 1 - rᵢ) + Σ_{i>j} D_ij² + ‖L₂⁻¹(mean₁ - mean₂)‖²].
+
+        D = L₂⁻¹(L₁ - L₂) is lower triangular and rᵢ = 2 log(1 + D_ii) = 2 log(L₁_ii / L₂_ii).
+        """
+        scale, other_scale = jnp.tril(wide(self.scale_tril)), jnp.tril(wide(other.scale_tril))
+        difference = _solve(other_scale, scale - other_scale)
+        # log1p keeps its precision near zero, a difference of logarithms far from it.
+        relative = _diagonal(difference)
+        near = jnp.abs(relative) < 0.5
+        far_log_ratio = jnp.log(_diagonal(scale)) - jnp.log(_diagonal(other_scale))
+        log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, relative, 0.0)), far_log_ratio)
+        shift = _solve(other_scale, (wide(self.mean) - wide(other.mean))[..., None])[..., 0]
+        off_diagonal = jnp.sum(jnp.tril(difference, -1) ** 2, axis=-1)
+        return 0.5 * jnp.sum(expm1_minus_identity(2.0 * log_ratio) + off_diagonal + shift**2, axis=-1)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Return Σ_a log L_aa + ½ log 2πe."""
+        return jnp.sum(jnp.log(_diagonal(wide(self.scale_tril))) + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
+
+    def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch A"]:
+        """Draw one action a batch entry."""
+        mean = wide(self.mean)
+        noise = jax.random.normal(key, mean.shape, mean.dtype)
+        return mean + jnp.einsum("...ij,...j->...i", jnp.tril(wide(self.scale_tril)), noise, precision="highest")
+
+    def mode(self) -> Float[Array, "*batch A"]:
+        """Return the mean."""
+        return wide(self.mean)
+
+
+def _diagonal(matrix: Float[Array, "*batch A A"]) -> Float[Array, "*batch A"]:
+    return jnp.diagonal(matrix, axis1=-2, axis2=-1)
+
+
+def _solve(lower: Float[Array, "*batch A A"], right: Float[Array, "*batch A K"]) -> Float[Array, "*batch A K"]:
+    """Return lower⁻¹ · right."""
+    return jax.lax.linalg.triangular_solve(lower, right, left_side=True, lower=True)

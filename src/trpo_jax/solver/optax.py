@@ -1,0 +1,81 @@
+"""The trust-region step as an optax gradient transformation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from trpo_jax.solver.tree import MatVec, Params, check_floating, upcast, vdot
+from trpo_jax.solver.trust_region import TrustRegionInfo, bare_problem, step_along_gradient
+from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
+
+
+class TrustRegionOptState(NamedTuple):
+    """State of the transformation `trust_region`."""
+
+    carried: TrustRegionState
+    """What the next step starts from, where the config asks for a warm start or adaptive damping."""
+    info: TrustRegionInfo | None
+    """What happened in the last step; zeros before the first."""
+
+
+def trust_region(config: TrustRegionConfig = TrustRegionConfig()) -> optax.GradientTransformationExtraArgs:  # noqa: B008
+    """Make `trust_region_step` an optax transformation, for chains and training loops that are written for one.
+
+    `update(grads, state, params, *, objective_fn, kl_fn, matvec)` takes the gradient of `objective_fn` at `params`, the
+    function to *maximize*, and returns updates to be added by `optax.apply_updates`: mind the sign where the rest of a
+    program minimizes. A rejected step returns zeros. What comes before it in an `optax.chain` changes the gradient, and
+    with it the direction; what comes after changes the step once its KL has been checked, and can break the bound.
+
+    Args:
+        config: TrustRegionConfig, as for `trust_region_step`; warm_start and adaptive_damping live in the state.
+
+    Returns:
+        optax.GradientTransformationExtraArgs. `state.info` is the TrustRegionInfo of the last step. As optax has it,
+        new parameters are params + updates: in rare cases their last bit differs from the candidate that was tested.
+
+    Raises:
+        ValueError: `update` is called without `params`.
+        TypeError: a leaf of `params` is not floating; `objective_fn`, `kl_fn` or `matvec` is missing.
+
+    Reference:
+        Schulman et al. 2015 (arXiv 1502.05477), section 6 and appendix C.
+    """
+
+    def init(params: Params) -> TrustRegionOptState:
+        carried = init_trust_region_state(params, config)
+        info = jax.eval_shape(lambda: _step(params, params, carried, config, _squares, _squares, lambda v: v)[2])
+        return TrustRegionOptState(carried, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info))
+
+    def update(
+        grads: Params,
+        state: TrustRegionOptState,
+        params: Params | None = None,
+        *,
+        objective_fn: Callable[[Params], Float[Array, ""]],
+        kl_fn: Callable[[Params], Float[Array, ""]],
+        matvec: MatVec,
+        **_: Any,
+    ) -> tuple[Params, TrustRegionOptState]:
+        if params is None:
+            raise ValueError("params: got None, allowed: the parameters at which the gradient was taken")
+        check_floating(params, "params")
+        new_params, carried, info = _step(grads, params, state.carried, config, objective_fn, kl_fn, matvec)
+        updates = jax.tree.map(lambda new, old: new - old, new_params, params)
+        return updates, TrustRegionOptState(carried, info)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _step(grads, params, carried, config, objective_fn, kl_fn, matvec):
+    with jax.default_matmul_precision("highest"):
+        problem = bare_problem(objective_fn, kl_fn, matvec)
+        return step_along_gradient(problem, objective_fn(params), grads, params, carried, config)
+
+
+def _squares(params: Params) -> Float[Array, ""]:
+    """Stand for objective and constraint where only shapes and dtypes are asked for."""
+    return vdot(upcast(params), upcast(params))
