@@ -16,12 +16,15 @@ import rich.table
 
 
 def alternate(competitors: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
-    """Time functions in turn, A B A B …, each once a round after one warm-up that compiles; return seconds by name."""
-    for run in competitors.values():
-        jax.block_until_ready(run())
+    """Time functions in turn, A B A B …, each once a round; return seconds by name.
+
+    Before each timed call comes one that is not timed: the first compiles, and all let the caches fill and the threads of
+    the competitor before come to rest (those of another library spin on for milliseconds).
+    """
     seconds: dict[str, list[float]] = {name: [] for name in competitors}
     for _ in range(rounds):
         for name, run in competitors.items():
+            jax.block_until_ready(run())
             start = time.perf_counter()
             jax.block_until_ready(run())
             seconds[name].append(time.perf_counter() - start)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from trpo_jax.objective.partition import AxisName
+from trpo_jax.objective.partition import AxisName, local
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.solver.tree import MatVec, Params, upcast
 
@@ -46,7 +46,8 @@ def fisher_diagonal(
     chunk = max(size for size in range(1, min(CHUNK, count) + 1) if count % size == 0)
     indices = jnp.asarray(np.arange(count) * axes[-1] // count).reshape(-1, chunk)
     weight = jnp.ones(axes, jnp.float32) if batch.weight is None else batch.weight
-    weight = upcast(weight / jnp.maximum(jnp.max(weight), jnp.finfo(weight.dtype).tiny))
+    largest = jnp.max(weight) if axis_name is None else jax.lax.pmax(jnp.max(weight), axis_name)
+    weight = upcast(weight / jnp.where(largest > 0, largest, 1.0))
 
     def squared_score(index: Array) -> tuple[Params, Float[Array, ""]]:
         one = jax.tree.map(lambda leaf: jnp.take(leaf, index[None], len(axes) - 1), batch._replace(weight=weight))
@@ -61,7 +62,7 @@ def fisher_diagonal(
         squares = jax.vmap(squared_score)(indices)
         return jax.tree.map(lambda total, each: total + jnp.sum(each, axis=0), total, squares), None
 
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(squared_score, indices[0, 0]))
+    zeros = local(jax.tree.map(jnp.zeros_like, jax.eval_shape(squared_score, indices[0, 0])), axis_name)
     (squares, total), _ = jax.lax.scan(accumulate, zeros, indices)
     if axis_name is not None:
         squares, total = jax.lax.psum((squares, total), axis_name)

@@ -15,7 +15,7 @@ from trpo_jax.environments.registry import as_environment
 from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset, strong
 from trpo_jax.objective.advantages import generalized_advantage_estimation
 from trpo_jax.objective.surrogate import Batch
-from trpo_jax.objective.update import trust_region_update
+from trpo_jax.objective.update import stateful_trust_region_update
 from trpo_jax.policy.networks import (
     CategoricalPolicy,
     GaussianPolicy,
@@ -26,7 +26,7 @@ from trpo_jax.policy.networks import (
     policy_distribution,
 )
 from trpo_jax.solver.trust_region import TrustRegionInfo
-from trpo_jax.solver.trust_region_config import TrustRegionConfig
+from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.training.critic import (
     CriticConfig,
     CriticParams,
@@ -74,6 +74,7 @@ class TrainState(NamedTuple):
     """All that one iteration hands to the next."""
 
     policy: Any
+    trust_region: TrustRegionState
     critic: CriticState
     normalizer: NormalizerState | None
     rollout: RolloutState
@@ -133,10 +134,12 @@ def make_trpo(environment: Any, config: TRPOConfig = TRPOConfig(), networks: Net
     if not isinstance(config, TRPOConfig):
         raise TypeError(f"config: got a {type(config).__name__}, allowed: a TRPOConfig")
     batch_size = config.num_envs * config.unroll_length
-    if batch_size % config.critic.num_minibatches:
-        raise ConfigError(
-            "critic.num_minibatches", config.critic.num_minibatches, f"a divisor of num_envs·unroll_length = {batch_size}"
-        )
+    for name, number in (
+        ("critic.num_minibatches", config.critic.num_minibatches),
+        ("trust_region.num_microbatches", config.trust_region.num_microbatches),
+    ):
+        if batch_size % number:
+            raise ConfigError(name, number, f"a divisor of num_envs·unroll_length = {batch_size}")
     limited = EpisodeLimit(as_environment(environment), config.episode_length, config.action_repeat)
     networks = networks or make_networks(limited.action_space, config)
     iteration = _Iteration(FreshAutoReset(limited), networks, config)
@@ -172,8 +175,10 @@ class _Iteration:
         environment_key, policy_key, critic_key, key = jax.random.split(as_typed_key(key), 4)
         environments = self.environment.reset(jax.random.split(environment_key, self.config.num_envs))
         observation = jax.tree.map(lambda leaf: leaf[0], environments.current.observation)
+        policy = self.networks.policy.init(policy_key, observation)
         state = TrainState(
-            policy=self.networks.policy.init(policy_key, observation),
+            policy=policy,
+            trust_region=init_trust_region_state(policy, hyperparameters.trust_region),
             critic=init_critic(self.networks.critic, critic_key, observation, hyperparameters.reward_scaling),
             normalizer=init_normalizer(observation) if self.config.normalize_observations else None,
             rollout=RolloutState(environments, init_episode_statistics(self.config.num_envs)),
@@ -185,7 +190,7 @@ class _Iteration:
 
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         hyperparameters, normalizer = state.hyperparameters, state.normalizer
-        rollout_key, critic_key, key = jax.random.split(state.key, 3)
+        rollout_key, curvature_key, critic_key, key = jax.random.split(state.key, 4)
         rollout, transition = collect(
             self.environment,
             self.networks.policy,
@@ -198,11 +203,13 @@ class _Iteration:
         observation = normalize(normalizer, transition.observation)
         value, advantage = _estimate(state.critic.critic, normalizer, observation, transition, hyperparameters)
         target = value + advantage
-        policy, info = trust_region_update(
+        policy, trust_region, info = stateful_trust_region_update(
             self.networks.policy.apply,
             state.policy,
             _flatten_by_environment(Batch(observation, transition.action, transition.log_prob, self._standardize(advantage))),
+            state.trust_region,
             hyperparameters.trust_region,
+            key=curvature_key,
         )
         critic, value_loss = fit_critic(
             state.critic, _flatten(observation), target.reshape(-1), critic_key, hyperparameters.critic
@@ -219,7 +226,8 @@ class _Iteration:
             "training/mean_return": jnp.mean(target) / hyperparameters.reward_scaling,
         }
         metrics |= _solver_metrics(info) | self._policy_metrics(policy, observation)
-        return TrainState(policy, critic, normalizer, rollout, hyperparameters, key, state.iteration + 1), metrics
+        new = TrainState(policy, trust_region, critic, normalizer, rollout, hyperparameters, key, state.iteration + 1)
+        return new, metrics
 
     def _standardize(self, advantage: Float[Array, "T N"]) -> Float[Array, "T N"]:
         if not self.config.normalize_advantages:
@@ -272,6 +280,6 @@ def _flatten_by_environment(tree: Any) -> Any:
 def _solver_metrics(info: TrustRegionInfo) -> Metrics:
     names = (
         *("kl", "max_kl", "surrogate_improvement", "expected_improvement", "accepted", "outcome", "step_fraction"),
-        *("cg_iterations", "cg_residual", "entropy"),
+        *("damping", "cg_iterations", "cg_residual", "entropy"),
     )
     return {f"training/{name}": getattr(info, name).astype(jnp.float32) for name in names}

@@ -32,15 +32,17 @@ class Categorical:
 
         s = d - Σ p d with d the other's logits minus these, so that Σ p s = 0: all terms are >= 0, nothing cancels.
         """
-        logits = self._allowed_logits()
-        log_p = jax.nn.log_softmax(logits)
-        p = jnp.exp(log_p)
-        difference = other._allowed_logits() - logits
-        shift = difference - jnp.sum(p * difference, axis=-1, keepdims=True)
+        logits, other_logits = self._allowed_logits(), other._allowed_logits()
+        p = jax.nn.softmax(logits)
+        difference = other_logits - logits
+        mean_difference = jnp.sum(p * difference, axis=-1, keepdims=True)
+        shift = difference - mean_difference
         near = jnp.max(shift, axis=-1) < 60.0  # beyond, e^s may overflow, and the KL is no small number
         near_shift = jnp.where(near[..., None], shift, 0.0)
         near_kl = jnp.log1p(jnp.sum(p * expm1_minus_identity(near_shift), axis=-1))
-        far_kl = jnp.maximum(jax.nn.logsumexp(log_p + shift, axis=-1), 0.0)
+        # log p + s without these logits, which would swallow the other's where only the other allows an action.
+        log_terms = other_logits - (jax.nn.logsumexp(logits, axis=-1, keepdims=True) + mean_difference)
+        far_kl = jnp.maximum(jax.nn.logsumexp(log_terms, axis=-1), 0.0)
         return jnp.where(near, near_kl, far_kl)
 
     def entropy(self) -> Float[Array, "*batch"]:
