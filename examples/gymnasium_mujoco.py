@@ -1,27 +1,36 @@
-"""Train Gymnasium's MuJoCo environments, stepped on the host, with the pure trust-region update.
+"""Train Gymnasium's MuJoCo environments, which are stepped on the host, with the pure trust-region update.
 
+    pip install -e ".[gymnasium]"
     python examples/gymnasium_mujoco.py --environments Hopper-v5 Swimmer-v5 --steps 1000000 --seeds 0 1 2
 
-The simulator is ordinary Python; what learns is one jitted function: advantages, `trust_region_update`, critic fit. At the
-end a table gives, for each environment, the mean and standard deviation over seeds of the last policies' deterministic returns.
+The simulator is ordinary Python. What learns is one jitted function: advantages, `trust_region_update`, critic fit, and,
+after them, the normalizers. The default settings are those of the table in docs/benchmarks, the same for all environments.
 """
 
 import dataclasses
 import functools
 import json
+import statistics
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rich.console
+import rich.table
 import tyro
 
 import trpo_jax
-from trpo_jax import Batch, CriticConfig, GaussianPolicy, PolicyConfig, TrustRegionConfig, ValueNetwork
+from trpo_jax import Batch, CriticConfig, GaussianPolicy, StepOutcome, TrustRegionConfig, ValueNetwork
 from trpo_jax.training.critic import CriticState, explained_variance, fit_critic, init_critic, predict_scaled_value
 from trpo_jax.training.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
+
+TRUST_REGION = TrustRegionConfig(max_kl=0.02)
+CRITIC = CriticConfig(learning_rate=1e-3, num_epochs=10, num_minibatches=16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,183 +42,219 @@ class Arguments:
     steps: int = 1_000_000
     """Environment steps of each run."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """A run for each."""
+    """Seeds; a run for each."""
     num_envs: int = 16
     """Environments stepped in turn (N)."""
     unroll_length: int = 128
     """Steps of each environment in a batch (T)."""
-    discounting: float = 0.99
-    """γ."""
-    gae_lambda: float = 0.95
-    """λ."""
+    discounting: float = 0.995
+    """Discount a step (γ)."""
+    gae_lambda: float = 0.97
+    """Decay of generalized advantage estimation (λ)."""
+    normalize_observations: bool = True
+    """Subtract the running mean of the observations and divide by their standard deviation."""
     normalize_returns: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
-    trust_region: TrustRegionConfig = TrustRegionConfig()
-    critic: CriticConfig = CriticConfig(num_epochs=5)
-    policy: PolicyConfig = PolicyConfig()
-    evaluation_episodes: int = 10
-    tag: str = ""
-    normalize_targets: bool = False
+    init_log_std: float = -0.5
+    """Initial log of the policy's standard deviation, in units of the action."""
+    trust_region: TrustRegionConfig = dataclasses.field(default_factory=lambda: TRUST_REGION)
+    critic: CriticConfig = dataclasses.field(default_factory=lambda: CRITIC)
+    evaluation_episodes: int = 20
+    """Episodes of the mean action that judge the last policy of a run."""
+    json: str | None = None
+    """Where to write the result of each run."""
 
 
 class Agent(NamedTuple):
+    """All that learning changes."""
+
     policy: Any
     critic: CriticState
     observations: NormalizerState
     returns: NormalizerState
-    """Statistics of the discounted return: its standard deviation scales the rewards."""
+    """Statistics of the discounted return, whose standard deviation scales the rewards."""
 
 
 class Rollout(NamedTuple):
-    """Experience, time-major [T, N, …]; `next_observation` is the one reached, before any reset."""
+    """Experience of N environments, after stacking time-major `[T, N, *]`."""
 
     observation: Any
     action: Any
     reward: Any
     next_observation: Any
+    """What was reached, before any reset."""
     terminated: Any
     done: Any
     discounted_return: Any
 
 
 class HostEnvironments:
-    """N environments stepped in turn; one that ends is reset at once."""
+    """Environments that are stepped in turn; one that ends is reset at once, and its last observation kept."""
 
-    def __init__(self, name: str, num_envs: int, seed: int, discounting: float):
+    def __init__(self, name: str, num_envs: int, seed: int, discounting: float = 1.0):
         self.members = [gymnasium.make(name, disable_env_checker=True) for _ in range(num_envs)]
-        self.observation = np.stack([env.reset(seed=seed * 1000 + i)[0] for i, env in enumerate(self.members)]).astype(
-            np.float32
-        )
-        space = self.members[0].action_space
-        self.low, self.high = space.low, space.high
+        self.observation = np.stack([env.reset(seed=1000 * seed + i)[0] for i, env in enumerate(self.members)])
+        self.observation = self.observation.astype(np.float32)
+        self.action_space = self.members[0].action_space
         self.discounting = discounting
         self.discounted_return = np.zeros(num_envs)
         self.episode_return = np.zeros(num_envs)
-        self.finished: list[float] = []
+        self.returns: list[float] = []
+        """Returns of the episodes that have ended, oldest first."""
 
     def step(self, action: np.ndarray) -> Rollout:
-        observation = self.observation
+        """Step every environment by its action, clipped to the box."""
         size = len(self.members)
-        next_observation = np.empty_like(observation)
-        reward = np.empty(size, np.float32)
-        terminated, done = np.zeros(size, bool), np.zeros(size, bool)
-        start = observation.copy()
+        reached, start = np.empty_like(self.observation), np.empty_like(self.observation)
+        reward, terminated, done = np.empty(size, np.float32), np.zeros(size, bool), np.zeros(size, bool)
+        clipped = np.clip(action, self.action_space.low, self.action_space.high)
         for i, env in enumerate(self.members):
-            next_observation[i], reward[i], terminated[i], truncated, _ = env.step(np.clip(action[i], self.low, self.high))
+            reached[i], reward[i], terminated[i], truncated, _ = env.step(clipped[i])
             done[i] = terminated[i] or truncated
-            start[i] = env.reset()[0] if done[i] else next_observation[i]
-        self.observation = start
+            start[i] = env.reset()[0] if done[i] else reached[i]
         self.episode_return += reward
-        self.finished += self.episode_return[done].tolist()
-        self.episode_return[done] = 0.0
+        self.returns += self.episode_return[done].tolist()
         self.discounted_return = reward + self.discounting * self.discounted_return
-        discounted_return = self.discounted_return.astype(np.float32)
-        self.discounted_return = np.where(done, 0.0, self.discounted_return)
-        return Rollout(observation, action, reward, next_observation, terminated, done, discounted_return)
+        rollout = Rollout(
+            self.observation, action, reward, reached, terminated, done, self.discounted_return.astype(np.float32)
+        )
+        self.observation = start
+        self.episode_return[done] = self.discounted_return[done] = 0.0
+        return rollout
 
 
-def make_agent(arguments: Arguments, observation: np.ndarray, action_size: int, key: jax.Array):
-    policy = GaussianPolicy(
-        action_size, arguments.policy.hidden_sizes, arguments.policy.activation, arguments.policy.init_log_std
-    )
-    critic = ValueNetwork(arguments.critic.hidden_sizes, arguments.critic.activation)
+class Learner(NamedTuple):
+    """The two jitted functions of a run."""
+
+    act: Callable[..., jax.Array]
+    """act(agent, observation, key, deterministic=False) -> action."""
+    learn: Callable[..., tuple[Agent, dict[str, jax.Array]]]
+    """learn(agent, rollout, key) -> (agent, metrics)."""
+
+
+def make_agent(arguments: Arguments, observation: np.ndarray, action_size: int, key: jax.Array) -> tuple[Agent, Learner]:
+    """Draw an agent for observations like `observation` (one) and make what acts and learns."""
+    policy_network = GaussianPolicy(action_size, init_log_std=arguments.init_log_std)
+    critic_network = ValueNetwork(arguments.critic.hidden_sizes, arguments.critic.activation)
     policy_key, critic_key = jax.random.split(key)
     agent = Agent(
-        policy.init(policy_key, observation),
-        init_critic(critic, critic_key, observation, 1.0),
-        init_normalizer(observation),
-        init_normalizer(jnp.zeros(())),
+        policy=policy_network.init(policy_key, observation),
+        critic=init_critic(critic_network, critic_key, observation, 1.0),
+        observations=init_normalizer(observation),
+        returns=init_normalizer(jnp.zeros(())),
     )
 
-    @functools.partial(jax.jit, static_argnums=3)
-    def act(agent: Agent, observation, key, deterministic=False):
-        distribution = policy.apply(agent.policy, normalize(agent.observations, observation))
+    def normalized(agent: Agent, observation: Any) -> Any:
+        return normalize(agent.observations if arguments.normalize_observations else None, observation)
+
+    @functools.partial(jax.jit, static_argnames="deterministic")
+    def act(agent: Agent, observation: Any, key: jax.Array, deterministic: bool = False) -> jax.Array:
+        distribution = policy_network.apply(agent.policy, normalized(agent, observation))
         return distribution.mode() if deterministic else distribution.sample(key)
 
     @jax.jit
-    def learn(agent: Agent, rollout: Rollout, key):
-        observation = normalize(agent.observations, rollout.observation)
-        scale = 1.0 / agent.returns.std if arguments.normalize_returns else jnp.float32(1)
+    def learn(agent: Agent, rollout: Rollout, key: jax.Array) -> tuple[Agent, dict[str, jax.Array]]:
+        observation = normalized(agent, rollout.observation)
         value = predict_scaled_value(agent.critic.critic, observation)
-        next_value = predict_scaled_value(agent.critic.critic, normalize(agent.observations, rollout.next_observation))
         advantage = trpo_jax.generalized_advantage_estimation(
-            rollout.reward * scale,
+            rollout.reward / (agent.returns.std if arguments.normalize_returns else 1.0),
             value,
-            next_value,
+            predict_scaled_value(agent.critic.critic, normalized(agent, rollout.next_observation)),
             rollout.terminated,
             rollout.done,
             discounting=arguments.discounting,
             gae_lambda=arguments.gae_lambda,
         )
         target = value + advantage
-        standardized = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        log_prob = policy.apply(agent.policy, observation).log_prob(rollout.action)
-        batch = Batch(observation, rollout.action, log_prob, standardized)
-        new_policy, info = trpo_jax.trust_region_update(policy.apply, agent.policy, batch, arguments.trust_region)
-        flat = observation.reshape(-1, observation.shape[-1])
-        critic_state, _ = fit_critic(agent.critic, flat, target.reshape(-1), key, arguments.critic)
-        new = Agent(
-            new_policy,
-            critic_state,
-            update_normalizer(agent.observations, rollout.observation),
-            update_normalizer(agent.returns, rollout.discounted_return),
+        batch = Batch(
+            observation,
+            rollout.action,
+            policy_network.apply(agent.policy, observation).log_prob(rollout.action),
+            (advantage - advantage.mean()) / (advantage.std() + 1e-8),
         )
-        return new, info, explained_variance(value, target)
+        policy, info = trpo_jax.trust_region_update(policy_network.apply, agent.policy, batch, arguments.trust_region)
+        flat_observation = observation.reshape(-1, observation.shape[-1])
+        critic, _ = fit_critic(agent.critic, flat_observation, target.reshape(-1), key, arguments.critic)
+        # The normalizers move last: within an iteration the old policy is one policy.
+        observations = update_normalizer(agent.observations, rollout.observation)
+        returns = update_normalizer(agent.returns, rollout.discounted_return)
+        metrics = {"kl": info.kl, "outcome": info.outcome, "explained_variance": explained_variance(value, target)}
+        return Agent(policy, critic, observations, returns), metrics
 
-    return agent, act, learn
+    return agent, Learner(act, learn)
 
 
-def train(name: str, seed: int, arguments: Arguments):
+def train(name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
+    """Train one run; print its progress and return its result."""
     environments = HostEnvironments(name, arguments.num_envs, seed, arguments.discounting)
     key, init_key = jax.random.split(jax.random.key(seed))
-    agent, act, learn = make_agent(arguments, environments.observation[0], environments.low.size, init_key)
-    start, curve = time.time(), []
-    iterations = -(-arguments.steps // (arguments.num_envs * arguments.unroll_length))
+    agent, learner = make_agent(arguments, environments.observation[0], environments.action_space.shape[0], init_key)
+    start, steps_per_iteration = time.time(), arguments.num_envs * arguments.unroll_length
+    iterations = -(-arguments.steps // steps_per_iteration)
     for iteration in range(iterations):
         key, rollout_key, learn_key = jax.random.split(key, 3)
-        steps = []
-        for step_key in np.asarray(jax.random.key_data(jax.random.split(rollout_key, arguments.unroll_length))):
-            action = np.asarray(act(agent, environments.observation, jax.random.wrap_key_data(step_key)))
-            steps.append(environments.step(action))
-        agent, info, explained = learn(agent, jax.tree.map(lambda *leaves: np.stack(leaves), *steps), learn_key)
+        steps = [
+            environments.step(np.asarray(learner.act(agent, environments.observation, step_key)))
+            for step_key in jax.random.split(rollout_key, arguments.unroll_length)
+        ]
+        agent, metrics = learner.learn(agent, jax.tree.map(lambda *leaves: np.stack(leaves), *steps), learn_key)
         if (iteration + 1) % max(1, iterations // 10) == 0:
-            curve.append(round(float(np.mean(environments.finished[-20:] or [np.nan]))))
-    returns = evaluate(name, agent, act, environments, arguments, seed)
-    std = float(jnp.exp(jax.tree.leaves(agent.policy["params"]["log_std"])[0]).mean())
-    print(
-        json.dumps(
-            dict(
-                tag=arguments.tag,
-                env=name,
-                seed=seed,
-                eval=round(float(np.mean(returns)), 1),
-                sd=round(float(np.std(returns)), 1),
-                curve=curve,
-                ev=round(float(explained), 3),
-                std=round(std, 3),
-                outcome=int(info.outcome),
-                wall=round(time.time() - start),
+            print(
+                f"{name} seed {seed}  {(iteration + 1) * steps_per_iteration:>9,} steps  "
+                f"return {np.mean(environments.returns[-20:] or [np.nan]):8.1f}  kl {metrics['kl']:.4f}  "
+                f"{StepOutcome(int(metrics['outcome'])).name.lower()}  "
+                f"explained variance {metrics['explained_variance']:.2f}",
+                flush=True,
             )
-        ),
-        flush=True,
-    )
-    return float(np.mean(returns))
+    returns = evaluate(name, seed, agent, learner, arguments)
+    return {
+        "environment": name,
+        "seed": seed,
+        "return": float(np.mean(returns)),
+        "return_std": float(np.std(returns)),
+        "training_return": float(np.mean(environments.returns[-20:] or [np.nan])),
+        "seconds": time.time() - start,
+    }
 
 
-def evaluate(name, agent, act, environments, arguments, seed):
-    environments = HostEnvironments(name, arguments.evaluation_episodes, 10_000 + seed, 1.0)
-    key = jax.random.key(0)
-    firsts = np.full(arguments.evaluation_episodes, np.nan)
-    total = np.zeros(arguments.evaluation_episodes)
-    while np.isnan(firsts).any():
-        step = environments.step(np.asarray(act(agent, environments.observation, key, True)))
-        total += step.reward
-        firsts = np.where(np.isnan(firsts) & step.done, total, firsts)
-    return firsts
+def evaluate(name: str, seed: int, agent: Agent, learner: Learner, arguments: Arguments) -> np.ndarray:
+    """Return the first episode's return in each of several fresh environments, acting by the mean."""
+    environments = HostEnvironments(name, arguments.evaluation_episodes, 10_000 + seed)
+    total, playing = np.zeros(arguments.evaluation_episodes), np.ones(arguments.evaluation_episodes, bool)
+    while playing.any():
+        action = learner.act(agent, environments.observation, jax.random.key(0), deterministic=True)
+        step = environments.step(np.asarray(action))
+        total += np.where(playing, step.reward, 0.0)
+        playing &= ~step.done
+    return total
+
+
+def make_table(results: list[dict[str, Any]]) -> rich.table.Table:
+    """Return a row an environment, with mean and standard deviation over seeds."""
+    table = rich.table.Table(title="deterministic return of the last policy")
+    for column in ("environment", "mean", "std over seeds", "each seed", "seconds a run"):
+        table.add_column(column, justify="left" if column == "environment" else "right")
+    for name in dict.fromkeys(result["environment"] for result in results):
+        runs = [result for result in results if result["environment"] == name]
+        returns = [run["return"] for run in runs]
+        table.add_row(
+            name,
+            f"{np.mean(returns):.0f}",
+            f"{np.std(returns):.0f}",
+            " ".join(f"{value:.0f}" for value in returns),
+            f"{statistics.median(run['seconds'] for run in runs):.0f}",
+        )
+    return table
+
+
+def main(arguments: Arguments) -> list[dict[str, Any]]:
+    """Train every environment with every seed; print the table and return the results."""
+    results = [train(name, seed, arguments) for name in arguments.environments for seed in arguments.seeds]
+    rich.console.Console(width=100).print(make_table(results))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
 
 
 if __name__ == "__main__":
-    arguments = tyro.cli(Arguments, description=__doc__)
-    for name in arguments.environments:
-        for seed in arguments.seeds:
-            train(name, seed, arguments)
+    main(tyro.cli(Arguments, description=__doc__))
