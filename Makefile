@@ -26,8 +26,8 @@ format: $(VENV)/.installed-dev     ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed          ## measure: throughput, policy update, start-up, returns (about 30 minutes)
-	for name in policy_update throughput startup returns; do \
+bench: $(VENV)/.installed-bench    ## measure: policy update, its peers and costs, throughput, start-up, returns (about 40 minutes)
+	for name in policy_update sb3_contrib_update curvature_costs throughput startup returns; do \
 	  $(BIN)/python benchmarks/$$name.py --json docs/benchmarks/$${name}_cpu.json || exit 1; \
 	done
 
@@ -43,6 +43,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing trpo_jax and what its tests need into $(VENV) …"
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing trpo_jax and what its benchmarks compare it with into $(VENV) …"
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[bench]"
+	@touch $@
 
 clean:                             ## remove what the other targets made, but no runs
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,7 +3,7 @@
     python benchmarks/curvature_costs.py [--samples 50000] [--rounds 9] [--json FILE]
 
 "product ÷ floor": the time of a product of a policy with two tanh layers, in a scan of several, divided by the time that
-the matrix work of four forward passes takes at the best rate this machine reaches on matrices of the same shape (a product
+the matrix work of four forward passes takes at the rate that this machine reaches on matrices of the same shape (a product
 has at least two passes forward and two backward). "memory ratio": the memory that the compiler reserves for one policy
 update in 16 microbatches, arguments and results included, over that of one that takes the batch whole.
 """
@@ -23,6 +23,7 @@ from policy_update import ACTION_SIZE, OBSERVATION_SIZE, make_problem
 from trpo_jax import GaussianPolicy, TrustRegionConfig, fisher_vector_product
 
 PRODUCTS = 10
+MULTIPLICATIONS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +54,14 @@ def measure(hidden_size: int, arguments: Arguments) -> dict[str, Any]:
     network = GaussianPolicy(ACTION_SIZE, (hidden_size, hidden_size))
     params, batch = make_problem(network, samples)
     layer = jax.random.normal(jax.random.key(0), (samples, hidden_size))
-    square = jax.random.normal(jax.random.key(1), (hidden_size, hidden_size))
+    square = jax.random.normal(jax.random.key(1), (hidden_size, hidden_size)) / hidden_size**0.5
     competitors = {
         "many": lambda: products(network, params, batch.observation, PRODUCTS + 1),
         "one": lambda: products(network, params, batch.observation, 1),
-        "forward": lambda: _multiply(layer, square),
-        "backward": lambda: _multiply(layer.T, layer),
+        "matrices": lambda: multiply(layer, square, MULTIPLICATIONS),
     }
     seconds = {name: statistics.median(times) for name, times in report.alternate(competitors, rounds=arguments.rounds).items()}
-    rate = 2 * samples * hidden_size**2 / min(seconds["forward"], seconds["backward"])
+    rate = MULTIPLICATIONS * 2 * samples * hidden_size**2 / seconds["matrices"]
     forward_work = 2 * samples * (OBSERVATION_SIZE * hidden_size + hidden_size**2 + hidden_size * ACTION_SIZE)
     product = (seconds["many"] - seconds["one"]) / PRODUCTS
     whole, pieces = (memory_of_an_update(network, arguments.memory_samples, parts) for parts in (1, arguments.num_microbatches))
@@ -79,9 +79,14 @@ def measure(hidden_size: int, arguments: Arguments) -> dict[str, Any]:
     }
 
 
-@jax.jit
-def _multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision="highest")
+@functools.partial(jax.jit, static_argnames="number")
+def multiply(layer: jax.Array, square: jax.Array, number: int) -> jax.Array:
+    """Multiply a layer's activations `number` times by a square matrix, one product after another."""
+
+    def step(layer: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return jnp.matmul(layer, square, precision="highest"), None
+
+    return jax.lax.scan(step, layer, length=number)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("network", "number"))

@@ -139,7 +139,7 @@ class Peer:
 
     def update(self) -> np.ndarray:
         """Take one step from the starting weights; return it, and put the weights back."""
-        parameters = [p for p in self.model.policy.parameters()]
+        parameters = list(self.model.policy.parameters())
         backup = [p.detach().clone() for p in parameters]
         self.model.train()
         step = self.parameters() - self.start

@@ -3,16 +3,18 @@
 import json
 
 import jax.numpy as jnp
+import pytest
 
+import curvature_costs
 import policy_update
 import report
 
 
-def test_competitors_take_turns_after_a_warm_up():
+def test_competitors_take_turns_each_after_a_call_that_is_not_timed():
     calls = []
     competitors = {name: lambda name=name: calls.append(name) or jnp.zeros(()) for name in "ab"}
     seconds = report.alternate(competitors, rounds=2)
-    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert calls == ["a", "a", "b", "b"] * 2
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
 
 
@@ -34,3 +36,25 @@ def test_the_policy_update_benchmark_runs_and_its_competitors_agree(tmp_path, ca
     assert row["samples"] == 256
     assert row["ratio"] > 0
     assert "one policy update" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_curvature_costs_runs(tmp_path):
+    path = tmp_path / "result.json"
+    arguments = curvature_costs.Arguments(
+        samples=256, memory_samples=512, num_microbatches=4, hidden_sizes=(8,), rounds=1, json=str(path)
+    )
+    curvature_costs.main(arguments)
+    (row,) = json.loads(path.read_text())["rows"]
+    assert 0 < row["memory ratio"] < 1
+
+
+def test_the_peer_takes_the_same_step(tmp_path):
+    pytest.importorskip("sb3_contrib", reason='needs the extra "bench"')
+    import sb3_contrib_update
+
+    path = tmp_path / "result.json"
+    sb3_contrib_update.main(sb3_contrib_update.Arguments(samples=(256,), hidden_sizes=(8,), rounds=1, json=str(path)))
+    whole, tenth = json.loads(path.read_text())["rows"]
+    assert whole["cosine"] > 0.9999
+    assert abs(whole["length"]) < 1e-3
+    assert tenth["curvature_fraction"] == 0.1

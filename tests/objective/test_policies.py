@@ -18,6 +18,14 @@ from trpo_jax.policy.distributions import DiagonalGaussian, Joint
 from update_problems import CONFIG, A, H, O, draw, gaussian_fn, update
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """Every test compiles an update of its own, and runs it on a few numbers."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def gaussian(mean, log_std):
     return DiagonalGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
 
@@ -146,26 +154,31 @@ def recurrent_fn(params, observation):
     return gaussian(hidden @ params["out"], params["log_std"])
 
 
+recurrent = jax.jit(recurrent_fn)
 recurrent_update = jax.jit(functools.partial(trust_region_update, recurrent_fn))
 # As many iterations as parameters and more: the solution is then the same with and without a preconditioner.
 RECURRENT_CONFIG = dataclasses.replace(CONFIG, cg_iterations=80)
+T, N = 6, 4
 
 
-def draw_recurrent(num_steps, num_envs, seed=0):
-    """Parameters, and an on-policy batch whose environments are alike in pairs."""
-    rng = np.random.default_rng(seed)
+def draw_recurrent():
+    """Parameters, and an on-policy batch whose environments are alike in pairs; each pair has resets of its own."""
+    rng = np.random.default_rng(0)
     shapes = {"in": (O, H), "recurrent": (H, H), "out": (H, A), "log_std": (A,)}
-    params = {key: jnp.asarray(0.7 * rng.normal(size=shape)) for key, shape in shapes.items()}
-    axes = (num_steps, num_envs // 2)
-    carry = jnp.broadcast_to(rng.normal(size=(num_envs // 2, H)), (*axes, H))
-    observation = {"features": rng.normal(size=(*axes, O)), "first": rng.random(axes) < 0.3, "carry": carry}
+    params = {key: 0.7 * rng.normal(size=shape) for key, shape in shapes.items()}
+    axes = (T, N // 2)
+    first = np.zeros(axes, bool)
+    first[2, 0] = first[3, 1] = first[4, 1] = True
+    carry = np.broadcast_to(rng.normal(size=(N // 2, H)), (*axes, H))
+    observation = {"features": rng.normal(size=(*axes, O)), "first": first, "carry": carry}
     batch = Batch(observation, rng.normal(size=(*axes, A)), np.zeros(axes), rng.normal(size=axes))
-    batch = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=1), batch)
-    return params, on_policy(params, batch)
+    return on_policy(params, jax.tree.map(lambda leaf: np.repeat(leaf, 2, axis=1), batch))
 
 
 def on_policy(params, batch):
-    return batch._replace(log_prob=recurrent_fn(params, batch.observation).log_prob(batch.action))
+    """The parameters, and the batch with their log-probabilities; all as arrays of JAX."""
+    params, batch = jax.tree.map(jnp.asarray, (params, batch))
+    return params, batch._replace(log_prob=recurrent(params, batch.observation).log_prob(batch.action))
 
 
 def numpy_recurrent_mean(params, observation):
@@ -182,8 +195,7 @@ def numpy_recurrent_mean(params, observation):
 
 
 def test_a_recurrent_policy_is_updated_within_the_kl_of_a_loop_over_time(x64):
-    params, batch = draw_recurrent(num_steps=5, num_envs=4)
-    assert batch.observation["first"][1:].any()
+    params, batch = draw_recurrent()
     new, info = recurrent_update(params, batch, RECURRENT_CONFIG)
     assert info.accepted
     old_mean, new_mean = (numpy_recurrent_mean(p, batch.observation) for p in (params, new))
@@ -196,39 +208,58 @@ def test_a_recurrent_policy_is_updated_within_the_kl_of_a_loop_over_time(x64):
 
 
 def test_a_reset_within_a_sequence_is_the_beginning_of_another_sequence(x64):
-    params, batch = draw_recurrent(num_steps=6, num_envs=4)
-    first = jnp.zeros((6, 4), bool).at[3].set(True)
-    batch = on_policy(params, batch._replace(observation={**batch.observation, "first": first}))
-    halves = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:3], leaf[3:]], axis=1), batch)
+    params, batch = draw_recurrent()
+    first = np.zeros((T, N), bool)
+    first[T // 2] = True
+    params, batch = on_policy(params, batch._replace(observation={**batch.observation, "first": first}))
+    halves = jax.tree.map(lambda leaf: jnp.concatenate([leaf[: T // 2], leaf[T // 2 :]], axis=1), batch)
     new, info = recurrent_update(params, batch, RECURRENT_CONFIG)
     expected, _ = recurrent_update(params, halves, RECURRENT_CONFIG)
     assert info.accepted
     assert_same(new, expected)
 
 
+def test_steps_without_weight_leave_the_sequence_as_it_is(x64):
+    params, batch = draw_recurrent()
+    weight = jnp.ones((T, N)).at[:3].set(0.0)  # steps that only warm up the carry
+    new, info = recurrent_update(params, batch._replace(weight=weight), config=CONFIG)
+    assert info.accepted
+    kl = recurrent(params, batch.observation).kl(recurrent(new, batch.observation))
+    np.testing.assert_allclose(info.kl, kl[3:].mean(), rtol=1e-9)
+    hardly, _ = recurrent_update(params, batch._replace(weight=jnp.where(weight > 0, 1.0, 1e-200)), config=CONFIG)
+    assert_same(new, hardly)
+
+
 def test_nothing_before_a_reset_reaches_a_distribution_after_it(x64):
-    params, batch = draw_recurrent(num_steps=6, num_envs=2)
-    observation = {**batch.observation, "first": jnp.zeros((6, 2), bool).at[3, 1].set(True)}
-    changed = {
-        **observation,
-        "features": observation["features"].at[1].add(1.0),
-        "carry": observation["carry"] + 1.0,
-    }
-    same = np.asarray(recurrent_fn(params, observation).mean == recurrent_fn(params, changed).mean).all(axis=-1)
-    assert same.tolist() == [[False, step >= 3] for step in range(6)]
+    params, batch = draw_recurrent()
+    observation = jax.tree.map(np.array, batch.observation)
+    observation["first"][:] = False
+    observation["first"][3, 1] = True
+    changed = {**observation, "features": observation["features"] + (np.arange(T) == 1)[:, None, None]}
+    same = np.asarray(recurrent(params, observation).mean == recurrent(params, changed).mean).all(axis=-1)
+    reset = [True, False, False, True, True, True]
+    never = [True, False, False, False, False, False]
+    assert same.T.tolist() == [never, reset, never, never]
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"num_microbatches": 2}, {"curvature_fraction": 0.5}, {"preconditioner": "diagonal"}],
-    ids=lambda c: next(iter(c)),
+    ("name", "value"), [("num_microbatches", 2), ("curvature_fraction", 0.5), ("preconditioner", "diagonal")]
 )
-def test_what_divides_the_batch_divides_environments_and_leaves_time_whole(x64, changes):
-    params, batch = draw_recurrent(num_steps=5, num_envs=4)
+def test_what_divides_the_batch_divides_environments_and_leaves_time_whole(x64, name, value):
+    params, batch = draw_recurrent()
+    shapes = set()
+
+    def spied_fn(params, observation):
+        shapes.add(observation["first"].shape)
+        return recurrent_fn(params, observation)
+
+    config = dataclasses.replace(RECURRENT_CONFIG, **{name: value})
+    new, info = jax.jit(functools.partial(trust_region_update, spied_fn))(params, batch, config)
     expected, _ = recurrent_update(params, batch, RECURRENT_CONFIG)
-    new, info = recurrent_update(params, batch, dataclasses.replace(RECURRENT_CONFIG, **changes))
     assert info.accepted
     assert_same(new, expected)
+    assert {num_steps for num_steps, _ in shapes} == {T}
+    assert min(num_envs for _, num_envs in shapes) < N
 
 
 # --- parts of the parameters ----------------------------------------------------------------------------------------------

@@ -63,19 +63,29 @@ def test_mean_and_largest_kl_leave_out_states_without_weight(dtype, weight):
 
 
 def test_masking_replaces_whatever_a_sample_without_weight_holds_and_nothing_else():
-    weight = jnp.asarray([[1.0, 0.0, 2.0]])
-    bad = jnp.asarray([[1.0, jnp.nan, 3.0]])
-    image = jnp.broadcast_to(bad[..., None, None], (1, 3, 2, 2))
-    batch = Batch({"image": image, "flag": bad > 0}, jnp.asarray([[5, -7, 6]]), bad, bad, weight)
+    weight = jnp.asarray([1.0, 0.0, 2.0])
+    bad = jnp.asarray([1.0, jnp.nan, 3.0])
+    image = jnp.broadcast_to(bad[:, None, None], (3, 2, 2))
+    batch = Batch({"image": image, "flag": bad < 5}, jnp.asarray([5, -7, 6]), bad, bad, weight)
     masked = mask_unweighted(batch)
-    np.testing.assert_array_equal(masked.observation["image"][..., 0, 1], [[1, 0, 3]])
-    np.testing.assert_array_equal(masked.action, [[5, 0, 6]])
-    np.testing.assert_array_equal(masked.log_prob, [[1, 0, 3]])
-    np.testing.assert_array_equal(masked.advantage, [[1, 0, 3]])
+    np.testing.assert_array_equal(masked.observation["image"][:, 0, 1], [1, 0, 3])
+    np.testing.assert_array_equal(masked.action, [5, 0, 6])
+    np.testing.assert_array_equal(masked.log_prob, [1, 0, 3])
+    np.testing.assert_array_equal(masked.advantage, [1, 0, 3])
     np.testing.assert_array_equal(masked.weight, weight)
     assert [leaf.dtype for leaf in jax.tree.leaves(masked)] == [leaf.dtype for leaf in jax.tree.leaves(batch)]
     unweighted = batch._replace(weight=None)
     assert mask_unweighted(unweighted) is unweighted
+
+
+def test_masking_leaves_what_a_sequence_may_need():
+    weight = jnp.asarray([[1.0, 0.0, 0.0, 0.0, 0.0]])
+    observation = {"x": jnp.asarray([[1.0, 2.0, jnp.nan, -jnp.inf, 1e30]]), "first": jnp.asarray([[True] * 5])}
+    ones = jnp.ones((1, 5))
+    masked = mask_unweighted(Batch(observation, ones, ones, ones, weight))
+    np.testing.assert_array_equal(masked.observation["x"], [[1, 2, 0, 0, 0]])
+    assert masked.observation["first"].all()
+    np.testing.assert_array_equal(masked.action, weight)
 
 
 def valid_batch():

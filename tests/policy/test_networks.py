@@ -113,3 +113,17 @@ def test_a_policy_config_names_what_it_cannot_use(change, message):
 def test_a_policy_config_is_all_static_since_it_decides_shapes():
     assert jax.tree.leaves(PolicyConfig()) == []
     assert jax.tree.structure(PolicyConfig(hidden_sizes=(3,))) != jax.tree.structure(PolicyConfig())
+
+
+def test_a_population_draws_the_weights_of_its_members_alone():
+    # Two networks of two hidden layers each: as batched QR decompositions they can hang on a CPU with JAX 0.10.
+    networks = GaussianPolicy(A), ValueNetwork()
+
+    def draw(key):
+        return [network.init(key, jnp.zeros(O)) for network in networks]
+
+    keys = jax.random.split(jax.random.key(0), 9)
+    together = jax.block_until_ready(jax.jit(jax.vmap(draw))(keys))
+    alone = jax.jit(draw)(keys[4])
+    for members, member in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(members[4], member)

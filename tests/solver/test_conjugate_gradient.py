@@ -204,3 +204,21 @@ def test_the_solution_scales_with_b_where_its_squared_norm_leaves_float32(scale)
     x, info = conjugate_gradient(matvec, scale * b)
     np.testing.assert_allclose(x / jnp.float32(scale), expected, rtol=2e-2)
     assert jnp.isfinite(info.residual_norm)
+
+
+def test_the_solution_is_differentiable_in_b_and_in_the_matrix(x64):
+    matrix, b = (jnp.asarray(x) for x in random_system(3, 50.0))
+    matrix, weights = (matrix + matrix.T) / 2, jnp.cos(jnp.arange(float(N)))
+
+    def by_iteration(matrix, b):
+        return weights @ solve(matrix, b, max_iterations=50)[0]
+
+    def directly(matrix, b):
+        return weights @ jnp.linalg.solve((matrix + matrix.T) / 2, b)
+
+    gradients, expected = (jax.jit(jax.grad(fn, argnums=(0, 1)))(matrix, b) for fn in (by_iteration, directly))
+    # Of a symmetric matrix only the symmetric part of the gradient is defined.
+    np.testing.assert_allclose((gradients[0] + gradients[0].T) / 2, expected[0], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(gradients[1], expected[1], rtol=1e-6)
+    jvp = jax.jvp(by_iteration, (matrix, b), (jnp.zeros_like(matrix), weights))[1]
+    np.testing.assert_allclose(jvp, expected[1] @ weights, rtol=1e-6)

@@ -31,7 +31,7 @@ SMALL = TRPOConfig(
 )
 METRICS = (
     *("episode_reward", "episode_length", "kl", "max_kl", "surrogate_improvement", "expected_improvement", "accepted"),
-    *("outcome", "step_fraction", "cg_iterations", "cg_residual", "entropy", "policy_std", "value_loss"),
+    *("outcome", "step_fraction", "damping", "cg_iterations", "cg_residual", "entropy", "policy_std", "value_loss"),
     *("explained_variance", "mean_value", "mean_return"),
 )
 
@@ -132,18 +132,53 @@ def test_the_policy_step_starts_at_ratio_one_and_the_normalizer_moves_after_it(m
 
     seen = {}
 
-    def spy(policy_fn, params, batch, config):
+    def spy(policy_fn, params, batch, *rest, **options):
         seen["ratio"] = jnp.exp(policy_fn(params, batch.observation).log_prob(batch.action) - batch.log_prob)
-        return original(policy_fn, params, batch, config)
+        return original(policy_fn, params, batch, *rest, **options)
 
-    original = module.trust_region_update
-    monkeypatch.setattr(module, "trust_region_update", spy)
+    original = module.stateful_trust_region_update
+    monkeypatch.setattr(module, "stateful_trust_region_update", spy)
     trpo = make_trpo(Target(), SMALL)
     state = trpo.init(jax.random.key(0))
     for _ in range(2):
         state, ratio = jax.jit(lambda s: (trpo.update.__wrapped__(s)[0], seen["ratio"]))(state)
         np.testing.assert_allclose(ratio, 1.0, rtol=0, atol=2e-5)
     assert state.normalizer.count == 2 * 64
+
+
+def test_the_critic_fit_leaves_the_policy_as_the_trust_region_left_it_bug_13(monkeypatch):
+    """The KL between the policies before and after a whole iteration is the one that was checked."""
+    from trpo_jax.training import trpo as module
+
+    seen = {}
+
+    def spy(policy_fn, params, batch, *rest, **options):
+        seen.update(policy_fn=policy_fn, observation=batch.observation)
+        return original(policy_fn, params, batch, *rest, **options)
+
+    original = module.stateful_trust_region_update
+    monkeypatch.setattr(module, "stateful_trust_region_update", spy)
+    trpo = make_trpo(Target(), SMALL)
+    state = trpo.init(jax.random.key(3))
+    (new, metrics), observation = jax.jit(lambda s: (trpo.update.__wrapped__(s), seen["observation"]))(state)
+    old, moved = (seen["policy_fn"](params, observation) for params in (state.policy, new.policy))
+    np.testing.assert_allclose(old.kl(moved).mean(), metrics["training/kl"], rtol=1e-4)
+    assert metrics["training/kl"] > 0
+    critics = (jax.tree.leaves(each.critic.critic.params) for each in (state, new))
+    assert any(jnp.any(before != after) for before, after in zip(*critics, strict=True))
+
+
+def test_options_that_carry_a_state_or_draw_by_chance_work_in_training():
+    trust_region = TrustRegionConfig(
+        cg_iterations=5, warm_start=True, adaptive_damping=True, curvature_fraction=0.5, curvature_sampling="random",
+        num_microbatches=2, preconditioner="diagonal", kl_constraint="max",
+    )  # fmt: skip
+    trpo = make_trpo(Target(), dataclasses.replace(SMALL, trust_region=trust_region))
+    state, metrics = iterate(trpo, trpo.init(jax.random.key(0)), 3)
+    assert metrics["training/accepted"] == 1
+    assert 0 < metrics["training/max_kl"] <= trust_region.max_kl
+    assert metrics["training/damping"] != trust_region.damping
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(state.trust_region))
 
 
 def test_a_policy_learns_the_target():
@@ -232,6 +267,12 @@ def test_without_normalization_observations_reach_the_networks_as_they_are():
     far = jnp.asarray([[100.0, 200.0]])
     expected = params.value.network.apply(params.value.params, far)
     np.testing.assert_array_equal(make_value_fn(params)(far), expected)
+
+
+def test_microbatches_must_divide_the_batch():
+    config = dataclasses.replace(SMALL, trust_region=TrustRegionConfig(num_microbatches=7))
+    with pytest.raises(ConfigError, match=r"trust_region.num_microbatches: got 7, allowed: a divisor of .* = 64"):
+        make_trpo(Target(), config)
 
 
 def test_minibatches_must_divide_the_batch():

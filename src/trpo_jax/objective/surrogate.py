@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     action: Any
     """Pytree of `[..., *]`, as the distribution's `log_prob` takes it."""
     log_prob: Float[Array, "..."]
-    """log π_old(action | observation) under the policy that acted, nats."""
+    """log π_old(action | observation) under the policy that acted, nats; at matmul precision "highest", as in the update."""
     advantage: Float[Array, "..."]
     weight: Float[Array, "..."] | None = None
     """Non-negative sample weights of any scale; a sample of weight zero counts for nothing, whatever it holds."""
@@ -45,16 +45,34 @@ def check_batch(batch: Batch) -> None:
 
 
 def mask_unweighted(batch: Batch) -> Batch:
-    """Put zeros where the weight is zero, so that a NaN there cannot reach a gradient (0 · NaN is NaN)."""
+    """Put zeros where the weight is zero, so that a NaN there cannot reach a gradient (0 · NaN is NaN).
+
+    Observations of a batch with several axes may form sequences, in which later states follow from earlier ones: there
+    only values are replaced that no network could bear, what is not finite or too large to be squared.
+    """
     if batch.weight is None:
         return batch
-    counted = batch.weight > 0
+    ignored = batch.weight <= 0
 
-    def mask(leaf):
-        shaped = counted.reshape(counted.shape + (1,) * (leaf.ndim - counted.ndim))
-        return jnp.where(shaped, leaf, jnp.zeros_like(leaf))
+    def ignored_in(leaf: Array) -> Array:
+        return jnp.broadcast_to(ignored.reshape(ignored.shape + (1,) * (leaf.ndim - ignored.ndim)), leaf.shape)
 
-    return jax.tree.map(mask, batch._replace(weight=None))._replace(weight=batch.weight)
+    def mask(leaf: Array) -> Array:
+        return jnp.where(ignored_in(leaf), jnp.zeros_like(leaf), leaf)
+
+    def mask_unbearable(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        bearable = jnp.abs(leaf) < float(jnp.finfo(leaf.dtype).max) ** 0.5
+        return jnp.where(ignored_in(leaf) & ~bearable, jnp.zeros_like(leaf), leaf)
+
+    return Batch(
+        observation=jax.tree.map(mask if ignored.ndim == 1 else mask_unbearable, batch.observation),
+        action=jax.tree.map(mask, batch.action),
+        log_prob=mask(batch.log_prob),
+        advantage=mask(batch.advantage),
+        weight=batch.weight,
+    )
 
 
 def surrogate_objective(distribution: Distribution, batch: Batch) -> Float[Array, ""]:

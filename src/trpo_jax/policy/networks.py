@@ -45,6 +45,17 @@ class PolicyConfig:
     """Initial log of the action's standard deviation, the same in every state; action units are those of the box [-1, 1]."""
 
 
+def orthogonal(scale: float) -> nn.initializers.Initializer:
+    """Draw orthogonal weights; of a population under vmap one member after another."""
+    draw = nn.initializers.orthogonal(scale)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        # JAX 0.10 spreads a batched QR over the very CPU threads that wait for it, and two at once hang.
+        return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
+
+    return init
+
+
 class MLP(nn.Module):
     """A multilayer perceptron with orthogonal weights: √2 in hidden layers, `last_scale` in the last; zero biases."""
 
@@ -56,8 +67,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch O"]) -> Float[Array, "*batch F"]:
         for size in self.hidden_sizes:
-            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=nn.initializers.orthogonal(2**0.5))(x))
-        return nn.Dense(self.output_size, kernel_init=nn.initializers.orthogonal(self.last_scale))(x)
+            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(2**0.5))(x))
+        return nn.Dense(self.output_size, kernel_init=orthogonal(self.last_scale))(x)
 
 
 class GaussianPolicy(nn.Module):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
-from scipy import stats
 
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.wrappers import cast_like, strong
@@ -87,5 +86,7 @@ def summarize(episodes: Episodes, action_repeat: int = 1) -> dict[str, float]:
 def confidence_interval(episodes: Episodes) -> tuple[float, float]:
     """Return the 95 % interval of the mean return, by Student's t over the episodes; needs two of them."""
     returns = np.asarray(episodes.episode_return, np.float64)
+    from scipy import stats  # slow to import, and no training needs it
+
     half = stats.t.ppf(0.975, len(returns) - 1) * stats.sem(returns)
     return float(returns.mean() - half), float(returns.mean() + half)

@@ -52,7 +52,8 @@ class Categorical:
 
     def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch"]:
         """Draw one integer a batch entry."""
-        return jax.random.categorical(key, self._allowed_logits(), axis=-1)
+        # Normalized, for the noise that is added would vanish in logits that are large together.
+        return jax.random.categorical(key, jax.nn.log_softmax(self._allowed_logits()), axis=-1)
 
     def mode(self) -> Int[Array, "*batch"]:
         """Return the most probable integer."""
@@ -126,7 +127,7 @@ class Bernoulli:
 
     def log_prob(self, action: Int[Array, "*batch A"] | Bool[Array, "*batch A"]) -> Float[Array, "*batch"]:
         """Return Σ_a log sigmoid(±logits_a), + where the bit is 1."""
-        return jnp.sum(self._bits.log_prob(action), axis=-1)
+        return jnp.sum(self._bits.log_prob(jnp.asarray(action, jnp.int32)), axis=-1)
 
     def kl(self, other: "Bernoulli") -> Float[Array, "*batch"]:
         """Return the sum of the bits' KL(self ‖ other)."""

@@ -1,0 +1,59 @@
+"""The python blocks of the documentation run as they stand, in order, each page in one namespace."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def each_block_after_the_setup_ends_in_an_accepted_update(number, names):
+    if number > 0:
+        assert "info" in names, f"block {number} makes no update"
+        info = names.pop("info")
+        assert info.accepted, f"block {number}"
+        assert 0 < info.kl <= names["config"].max_kl, f"block {number}"
+
+
+def the_last_update_was_accepted(number, names):
+    assert jnp.all(names["info"].accepted), f"block {number}"
+
+
+# A page and what must hold after each of its blocks: called with the block's number and the names defined so far.
+PAGES = {
+    "docs/policies.md": each_block_after_the_setup_ends_in_an_accepted_update,
+    "docs/solver.md": the_last_update_was_accepted,
+}
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """A page compiles many programs, and runs each once on a few numbers."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def code_blocks(page):
+    """The page's blocks, compiled such that an error names the page and its line."""
+    text = (ROOT / page).read_text()
+    for match in BLOCK.finditer(text):
+        lines_before = text.count("\n", 0, match.start(1))
+        yield compile("\n" * lines_before + match[1], str(ROOT / page), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_page_runs_as_it_stands(page, monkeypatch):
+    module = types.ModuleType(Path(page).stem)
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look for what a class refers to
+    blocks = list(code_blocks(page))
+    assert blocks
+    for number, block in enumerate(blocks):
+        exec(block, vars(module))
+        PAGES[page](number, vars(module))
