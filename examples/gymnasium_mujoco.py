@@ -132,7 +132,7 @@ class Learner(NamedTuple):
     """learn(agent, rollout, key) -> (agent, metrics)."""
 
 
-def make_agent(arguments: Arguments, observation: np.ndarray, action_size: int, key: jax.Array) -> tuple[Agent, Learner]:
+def make_agent(arguments: Arguments, observation: jax.Array, action_size: int, key: jax.Array) -> tuple[Agent, Learner]:
     """Draw an agent for observations like `observation` (one) and make what acts and learns."""
     policy_network = GaussianPolicy(action_size, init_log_std=arguments.init_log_std)
     critic_network = ValueNetwork(arguments.critic.hidden_sizes, arguments.critic.activation)
@@ -188,7 +188,9 @@ def train(name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """Train one run; print its progress and return its result."""
     environments = HostEnvironments(name, arguments.num_envs, seed, arguments.discounting)
     key, init_key = jax.random.split(jax.random.key(seed))
-    agent, learner = make_agent(arguments, environments.observation[0], environments.action_space.shape[0], init_key)
+    agent, learner = make_agent(
+        arguments, jnp.asarray(environments.observation[0]), environments.action_space.shape[0], init_key
+    )
     start, steps_per_iteration = time.time(), arguments.num_envs * arguments.unroll_length
     iterations = -(-arguments.steps // steps_per_iteration)
     for iteration in range(iterations):
