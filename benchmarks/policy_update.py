@@ -79,17 +79,12 @@ def update_by_differentiating_twice(policy_fn, params, batch, config):
     def kl(params):
         return mean_and_max_kl(old, policy_fn(params, batch.observation))[0]
 
-    def diagnostics(params):
-        new = policy_fn(params, batch.observation)
-        return mean_and_max_kl(old, new)[1], jnp.mean(new.entropy())
-
     return trust_region_step(
         lambda params: surrogate_objective(policy_fn(params, batch.observation), batch),
         kl,
         lambda vector: jax.jvp(jax.grad(kl), (params,), (vector,))[1],
         params,
         config,
-        diagnostics_fn=diagnostics,
     )
 
 
