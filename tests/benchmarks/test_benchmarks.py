@@ -48,6 +48,8 @@ def test_the_benchmark_of_curvature_costs_runs(tmp_path):
     assert 0 < row["memory ratio"] < 1
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the peer's mean of no critic losses
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what the peer imports
 def test_the_peer_takes_the_same_step(tmp_path):
     pytest.importorskip("sb3_contrib", reason='needs the extra "bench"')
     import sb3_contrib_update
