@@ -2,10 +2,13 @@
 
     python benchmarks/startup.py [--environment ant] [--rounds 3] [--json FILE]
 
-Each start is a process of its own; each round has a new, empty cache folder.
+Each start is a process of its own; each round has a new, empty cache folder. The split of a cold start comes from a third
+process, which calls `train` itself and listens to what JAX tells of its own tracing and compiling.
 """
 
+import contextlib
 import dataclasses
+import json
 import os
 import statistics
 import subprocess
@@ -16,8 +19,6 @@ from pathlib import Path
 
 import tyro
 
-import report
-
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -27,11 +28,18 @@ class Arguments:
     """Brax environment."""
     rounds: int = 3
     """Pairs of a cold and a warm start."""
+    split: bool = False
+    """Only take one cold start in this process, and print its split as JSON."""
     json: str | None = None
     """Where to write the result."""
 
 
 def main(arguments: Arguments) -> None:
+    if arguments.split:
+        print(json.dumps(split_of_a_start(arguments.environment)))
+        return
+    import report  # imports jax, whose time belongs to the split
+
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
     for _ in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -45,8 +53,55 @@ def main(arguments: Arguments) -> None:
         "ratio": ratio["median"],
         "ratio min": ratio["min"],
         "ratio max": ratio["max"],
-    }
+    } | median_split(arguments)
     report.publish("start to first update", [row], arguments.json)
+
+
+def median_split(arguments: Arguments) -> dict[str, float]:
+    """Return the medians of what cold starts in processes of their own spend their time on."""
+    splits = []
+    for _ in range(arguments.rounds):
+        command = [sys.executable, __file__, "--environment", arguments.environment, "--split"]
+        variables = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        result = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+        splits.append(json.loads(result.stdout.splitlines()[-1]))
+    return {f"{name}, s": statistics.median(split[name] for split in splits) for name in splits[0]}
+
+
+class _FirstUpdate(Exception):
+    """Ends the training after its first update."""
+
+
+def _stop(step: int, metrics: dict[str, float]) -> None:
+    raise _FirstUpdate
+
+
+def split_of_a_start(environment: str) -> dict[str, float]:
+    """Start a training; return seconds spent importing, loading the environment, tracing, compiling, and otherwise."""
+    start = time.perf_counter()
+    import jax
+
+    from trpo_jax.training.run import resolve, run_environment
+    from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config
+    from trpo_jax.training.train import train
+
+    seconds = {"trace": 0.0, "compile": 0.0}
+
+    def listen(event: str, duration: float, **_) -> None:
+        if event.startswith("/jax/core/compile/"):
+            seconds["compile" if "backend_compile" in event else "trace"] += duration
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    imported = time.perf_counter()
+    path = shipped_config(environment)
+    config = resolve(read_run_config(path) if path else RunConfig(environment=environment))
+    simulator = run_environment(config)
+    loaded = time.perf_counter()
+    with contextlib.suppress(_FirstUpdate):
+        train(simulator, config.num_timesteps, config=config.trpo, num_eval_envs=0, iteration_fn=_stop)
+    total = time.perf_counter() - start
+    parts = {"import": imported - start, "environment": loaded - imported} | seconds
+    return parts | {"other": total - sum(parts.values())}
 
 
 def seconds_to_first_update(environment: str, folder: Path, name: str) -> float:

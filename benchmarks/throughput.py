@@ -17,6 +17,7 @@ import report
 from trpo_jax import TRPOConfig, make_trpo
 from trpo_jax.environments.registry import as_environment
 from trpo_jax.environments.wrappers import cast_like, strong
+from trpo_jax.training.pipeline import Pipeline
 from trpo_jax.training.run_config import read_run_config, shipped_config
 
 
@@ -60,17 +61,20 @@ def measure(name: str, arguments: Arguments) -> dict:
 
 
 class Training:
-    """Training iterations, one after another, from where the last call stopped."""
+    """Training iterations, one after another, from where the last call stopped; as `train` runs them."""
 
-    def __init__(self, trpo, iterations: int):
-        self.state = trpo.init(jax.random.key(0))
-        self.update = jax.jit(trpo.update, donate_argnums=0)
+    def __init__(self, trpo, iterations: int, devices=None):
+        self.pipeline = Pipeline(trpo.iteration, devices)
+        self.state = self.pipeline.init(jax.random.key(0))
         self.iterations = iterations
 
     def __call__(self):
+        before = None
         for _ in range(self.iterations):
-            self.state, metrics = self.update(self.state)
-        return metrics
+            self.state, metrics = self.pipeline.update(self.state)
+            jax.device_get(before)  # as the loop does: metrics of one iteration are read while the next one runs
+            before = metrics
+        return before
 
 
 class Simulator:

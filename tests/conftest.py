@@ -25,6 +25,7 @@ def pytest_configure(config):
         folder = tempfile.TemporaryDirectory(prefix="trpo_jax-tests-")
         config.add_cleanup(folder.cleanup)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # for processes that tests start
     jax.config.update("jax_num_cpu_devices", 8)  # for the tests of sharding; all others use the first
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -3,7 +3,7 @@
 import pytest
 
 from trpo_jax.cli import main
-from trpo_jax.training.run_config import RunConfig
+from trpo_jax.training.run_config import RunConfig, write_run_config
 from trpo_jax.training.run_folder import create_run_folder
 
 
@@ -14,6 +14,8 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("precious")
     (tmp_path / "typo.toml").write_text("[trust_region]\nmax_kll = 0.01\n")
+    (tmp_path / "began").mkdir()
+    write_run_config(tmp_path / "began" / "config.toml", RunConfig())
     (tmp_path / "zero.toml").write_text("num_envs = 0\n")
 
 
@@ -21,6 +23,15 @@ BAD = {
     "": "usage: trpo-jax COMMAND",
     "trian ant": "trpo-jax trian: error: command: got 'trian', allowed: a known command; did you mean train?",
     "train": "ENV|CONFIG.toml: got '', allowed: an environment or a TOML file as first argument",
+    "train --resume none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",
+    "train ant --resume began": "ENV|CONFIG.toml: got 'ant', allowed: none where --resume names a run",
+    "train --resume began --run-dir other": "run_dir: got 'other', allowed: none where --resume names a run",
+    "train --resume began --num-envs 7": "num_envs: got 7, allowed: 64, with which the run began",
+    "train --resume began --trust-region.max-kl 0.5": "trust_region: got {'max_kl': 0.5",
+    "train ant --process-index 1": "process_index: got 1, allowed: none without --distributed",
+    "train ant --distributed": "distributed: got True, allowed: where a cluster's environment variables or all three options",
+    "train CartpoleBalanced --suite playground": "did you mean CartpoleBalance",
+    "train ant --suite gym": "invalid choice 'gym' for argument '--suite'",
     "train --seed 1": "ENV|CONFIG.toml: got '--seed', allowed:",
     "train antt": "environment: got 'antt', allowed: a known Brax environment; did you mean ant",
     "train none.toml": "config file: got 'none.toml', allowed: a readable TOML file (No such file or directory)",
@@ -35,13 +46,20 @@ BAD = {
     "train ant --trust-region.max-kl -1": "trust_region.max_kl: got -1.0, allowed: a number > 0",
     "train ant --trust-region.max-kl nan": "trust_region.max_kl: got nan, allowed: a number > 0",
     "train ant --backend bullet": "invalid choice 'bullet' for argument '--backend'",
-    "train ant --critic.num-minibatches 7": "critic.num_minibatches: got 7, allowed: a divisor of num_envs·unroll_length",
-    "train swimmer": "backend: got 'spring', allowed: one that swimmer offers: generalized",
+    "train ant --critic.num-minibatches 9999": "critic.num_minibatches: got 9999, allowed: at most num_envs·unroll_length",
+    "train swimmer --backend spring": "backend: got 'spring', allowed: one that swimmer offers: generalized",
+    "train hopper --num-envs 60 --max-devices-per-host 8": "num_envs: got 60, allowed: a multiple of 8, the number of devices",
     "train ant --run-dir taken": "run_dir: got 'taken', allowed: a folder that is new or empty; nothing was changed",
     "train ant --run-dir taken/file/run": "run_dir: got 'taken/file/run', allowed: a folder that can be written",
     "evaluate": "RUN",
     "evaluate none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",
     "evaluate taken --episodes 1": "episodes: got 1, allowed: an integer >= 2",
+    "render none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",
+    "render taken --max-steps 0": "max_steps: got 0, allowed: an integer >= 1",
+    "render taken --format avi": "invalid choice 'avi' for argument '--format'",
+    "plot": "RUN: got '', allowed: one or more folders that a training wrote",
+    "plot none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",
+    "plot none --out plot.bmp": "out: got 'plot.bmp', allowed: a file name that ends in .png, .pdf, .svg",
 }
 
 
@@ -65,7 +83,10 @@ def test_a_run_without_a_policy_is_reported(capsys, tmp_path):
     assert "run/checkpoints: no checkpoint here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "command",
+    [["--help"], ["train", "--help"], ["evaluate", "--help"], ["plot", "--help"], ["render", "--help"], ["--version"]],
+)
 def test_help_explains_and_exits_with_0(command, capsys):
     try:
         code = main.run(command)
@@ -83,7 +104,7 @@ def test_the_help_of_train_explains_every_option(capsys):
         "--trust-region.max-kl FLOAT": "in nats",
         "--num-timesteps INT": "Environment steps",
         "--critic.learning-rate FLOAT": "Adam",
-        "--backend {spring,positional,generalized,mjx}": "physics",
+        "--backend {auto,spring,positional,generalized,mjx,jax,warp}": "Physics",
         "--policy.activation {tanh,relu,elu,swish}": "Nonlinearity",
     }.items():
         assert option in text

@@ -95,6 +95,11 @@ def test_ctrl_c_leaves_a_usable_run_folder_and_says_where(finished_run, environm
     assert err == ""
     steps = sorted(int(path.name) for path in (cwd / "stopped" / "checkpoints").iterdir())
     last = json.loads(metrics.read_text().splitlines()[-1])["step"]
-    message = f"interrupted; the policy after {last:,} steps is saved: trpo-jax evaluate stopped"
+    message = f"interrupted; all is saved after {last:,} steps; go on with: trpo-jax train --resume stopped"
     assert out.splitlines()[-1] == message
-    assert steps == [0, last]
+    assert steps[-1] == last
+    resumed = trpo_jax(["train", "--resume", "stopped", "--num-timesteps", str(last + 64)], environment, cwd)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on in stopped" in resumed.stdout
+    trained = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "training/kl" in line]
+    assert trained == list(range(32, last + 65, 32))

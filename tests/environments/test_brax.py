@@ -7,7 +7,7 @@ import pytest
 
 from trpo_jax import ConfigError
 from trpo_jax.environments import brax as adapter
-from trpo_jax.environments.registry import as_environment
+from trpo_jax.environments.registry import as_environment, resolve_backend
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,16 @@ def test_every_environment_and_every_backend_traces(name, backend):
 def test_a_backend_that_an_environment_lacks_is_answered_with_those_it_has():
     with pytest.raises(ConfigError, match=r"backend: got 'spring', allowed: one that swimmer offers: generalized"):
         as_environment("swimmer", backend="spring")
+
+
+@pytest.mark.parametrize(("name", "expected"), [("hopper", "spring"), ("swimmer", "generalized")])
+def test_auto_is_the_first_backend_that_an_environment_offers(name, expected):
+    assert resolve_backend(name) == expected
+    assert as_environment(name).environment.backend == expected
+
+
+def test_a_backend_that_is_named_stays():
+    assert resolve_backend("hopper", "brax", "positional") == "positional"
 
 
 @pytest.mark.brax

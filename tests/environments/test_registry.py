@@ -1,8 +1,10 @@
+import sys
+
 import pytest
 
 from probes import Counter
 from trpo_jax import ConfigError
-from trpo_jax.environments.registry import as_environment
+from trpo_jax.environments.registry import as_environment, environment_names, resolve_backend
 
 
 def test_an_object_behind_the_protocol_passes_as_it_is():
@@ -16,8 +18,29 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones():
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ConfigError, match=r"backend: got 'bullet', allowed: one of spring"):
+    with pytest.raises(ConfigError, match=r"backend: got 'bullet', allowed: one of auto, spring"):
         as_environment("ant", backend="bullet")
+
+
+@pytest.mark.parametrize("call", [as_environment, resolve_backend])
+def test_an_unknown_suite_is_refused(call):
+    with pytest.raises(ConfigError, match="suite: got 'gym', allowed: one of brax, playground"):
+        call("ant", suite="gym")
+
+
+def test_the_names_of_brax():
+    assert {"ant", "hopper", "swimmer"} <= set(environment_names())
+
+
+def test_a_suite_that_is_not_installed_is_named_with_its_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "trpo_jax.environments.playground", raising=False)
+    monkeypatch.delattr("trpo_jax.environments.playground", raising=False)
+    monkeypatch.setitem(sys.modules, "mujoco_playground", None)  # importing it now fails as if it were not there
+    message = r"suite: got 'playground', allowed: one that is installed; .* pip install 'trpo-jax\[playground\]'"
+    for call in (as_environment, resolve_backend):
+        with pytest.raises(ConfigError, match=message):
+            call("CartpoleBalance", suite="playground")
+    assert as_environment(Counter())  # objects of other kinds need no suite
 
 
 def test_an_object_of_another_kind_is_refused():

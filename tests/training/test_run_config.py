@@ -5,7 +5,7 @@ import pytest
 
 from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig
 from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config, write_run_config
-from trpo_jax.training.run_folder import MetricsLog, create_run_folder, default_run_dir, open_run_folder
+from trpo_jax.training.run_folder import MetricsLog, create_run_folder, open_run_folder
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.toml"))
 
@@ -41,7 +41,7 @@ def test_each_shipped_config_loads_and_is_found_by_its_name(path):
         ("discounting = 1.5", r"discounting: got 1.5, allowed: a number >= 0 and <= 1"),
         ("discounting = nan", r"discounting: got nan, allowed: a number"),
         ("normalize_observations = 1", r"normalize_observations: got 1, allowed: true or false"),
-        ("backend = 'bullet'", r"backend: got 'bullet', allowed: one of spring, positional, generalized, mjx"),
+        ("backend = 'bullet'", r"backend: got 'bullet', allowed: one of auto, spring, positional, generalized, mjx, jax, warp"),
         ("[policy]\nhidden_sizes = [64, 0]", r"policy.hidden_sizes: got \(64, 0\), allowed: a list, each item an integer >= 1"),
         ("seed = {a = 1}", r"seed: got {'a': 1}, allowed: a single value, not a table"),
         ("seed = ", r"config file: got .*allowed: valid TOML"),
@@ -87,14 +87,37 @@ def test_a_folder_remembers_its_config(tmp_path):
 def test_default_folders_do_not_collide(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda _: "NOW")
-    first = default_run_dir("ant")
-    first.mkdir(parents=True)
-    second = default_run_dir("ant")
-    assert (str(first), str(second)) == ("runs/ant-NOW", "runs/ant-NOW-2")
+    folders = [create_run_folder(None, RunConfig(environment="ant")) for _ in range(2)]
+    assert [str(folder.path) for folder in folders] == ["runs/ant-NOW", "runs/ant-NOW-2"]
+
+
+def log(path, *records):
+    metrics_log = MetricsLog(path)
+    for step, metrics in records:
+        metrics_log.log(step, metrics)
+    metrics_log.close()
+    return path.read_text()
 
 
 def test_the_metrics_log_leaves_out_what_json_cannot_hold(tmp_path):
-    with MetricsLog(tmp_path / "metrics.jsonl") as log:
-        log.write(1, {"a": 1.5, "b": float("nan"), "c": float("inf")})
-        log.write(2, {"a": 2.5})
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "a": 1.5}\n{"step": 2, "a": 2.5}\n'
+    text = log(tmp_path / "metrics.jsonl", (1, {"a": 1.5, "b": float("nan"), "c": float("inf")}), (2, {"a": 2.5}))
+    assert text == '{"step": 1, "a": 1.5}\n{"step": 2, "a": 2.5}\n'
+
+
+@pytest.mark.parametrize(
+    ("first", "kept"),
+    [((2, {"a": 9.0}), 1), ((2, {"eval/b": 9.0}), 2), ((3, {"a": 9.0}), 3), ((7, {"a": 9.0}), 4)],
+)
+def test_a_run_that_goes_on_replaces_what_it_repeats(tmp_path, first, kept):
+    path = tmp_path / "metrics.jsonl"
+    before = log(path, (1, {"a": 1.0}), (2, {"a": 2.0}), (2, {"eval/b": 2.0}), (3, {"a": 3.0})).splitlines()
+    after = log(path, first, (8, {"a": 8.0})).splitlines()
+    assert after[:-2] == before[:kept]
+    assert after[-1] == '{"step": 8, "a": 8.0}'
+    assert len(after) == kept + 2
+
+
+def test_a_torn_line_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a"')
+    assert log(path, (2, {"a": 2.0})).splitlines() == ['{"step": 1, "a": 1.0}', '{"step": 2, "a": 2.0}']

@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 
 from probes import Target
-from trpo_jax import ConfigError, CriticConfig, PolicyConfig, TRPOConfig, train
+from trainings import SMALL
+from trainings import one_device_train as train
+from trpo_jax import ConfigError
 from trpo_jax.training.checkpoint import load_params
-
-SMALL = TRPOConfig(
-    num_envs=4,
-    unroll_length=4,
-    episode_length=5,
-    critic=CriticConfig(hidden_sizes=(8,), num_minibatches=1, num_epochs=1),
-    policy=PolicyConfig(hidden_sizes=(8,)),
-)
 
 
 def test_training_returns_what_brax_returns_and_calls_back_at_every_evaluation(tmp_path):
@@ -86,8 +80,11 @@ def test_bad_options_are_refused_by_name(options, message):
         train(Target(), 16, config=SMALL, **options)
 
 
-def test_ctrl_c_saves_the_parameters_at_the_end_of_the_iteration(tmp_path):
+def test_ctrl_c_saves_all_at_the_end_of_the_iteration(tmp_path):
+    iterations = []
+
     def interrupt(step, metrics):
+        iterations.append(step)
         if step == 48:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -97,7 +94,8 @@ def test_ctrl_c_saves_the_parameters_at_the_end_of_the_iteration(tmp_path):
     assert signal.getsignal(signal.SIGINT) is handler
     template = train(Target(), 0, config=SMALL, num_eval_envs=0)[1]
     step, params = load_params(tmp_path, template)
-    assert step == params.normalizer.count == 48
+    assert step == params.normalizer.count == iterations[-1]
+    assert step in (48, 64)  # 48 was told of while the next one ran
 
 
 def test_a_second_ctrl_c_does_not_wait():
@@ -140,7 +138,32 @@ def test_ctrl_c_in_the_last_evaluation_keeps_the_trained_policy(tmp_path):
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [0, 48]
 
 
+def test_sigterm_saves_and_exits_with_its_own_code(tmp_path):
+    def terminate(step, metrics):
+        if step == 48:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stop:
+        train(Target(), 10**6, config=SMALL, num_eval_envs=0, iteration_fn=terminate, save_checkpoint_path=tmp_path)
+    assert stop.value.code == 143
+    assert max(int(path.name) for path in tmp_path.iterdir()) in (48, 64)
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    def interrupt(step, metrics):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup and shells do for jobs in the background
+    try:
+        _, params, _ = train(Target(), 48, config=SMALL, num_eval_envs=0, iteration_fn=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert params.normalizer.count == 48
+
+
 def test_checkpoints_of_another_run_are_not_mixed_with_new_ones(tmp_path):
     train(Target(), 16, config=SMALL, num_eval_envs=0, save_checkpoint_path=tmp_path)
-    with pytest.raises(ConfigError, match=r"save_checkpoint_path: got .*allowed: a folder that holds no checkpoints yet"):
+    with pytest.raises(
+        ConfigError, match=r"save_checkpoint_path: got .*allowed: a folder that holds no checkpoints yet, unless resume"
+    ):
         train(Target(), 16, config=SMALL, num_eval_envs=0, save_checkpoint_path=tmp_path)

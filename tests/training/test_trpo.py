@@ -32,7 +32,8 @@ SMALL = TRPOConfig(
 METRICS = (
     *("episode_reward", "episode_length", "kl", "max_kl", "surrogate_improvement", "expected_improvement", "accepted"),
     *("outcome", "step_fraction", "damping", "cg_iterations", "cg_residual", "entropy", "policy_std", "value_loss"),
-    *("explained_variance", "mean_value", "mean_return"),
+    *("explained_variance", "mean_value", "mean_return", "num_faults", "normalizer_kl"),
+    *(f"num_{outcome.name.lower()}" for outcome in StepOutcome),
 )
 
 
@@ -128,7 +129,7 @@ def test_an_iteration_reports_every_metric_and_keeps_the_kl_bound(small):
 
 def test_the_policy_step_starts_at_ratio_one_and_the_normalizer_moves_after_it(monkeypatch, small):
     """Bug 9: recompute log_prob of the rollout's actions under the old policy, on the batch that the update sees."""
-    from trpo_jax.training import trpo as module
+    from trpo_jax.training import iteration as module
 
     seen = {}
 
@@ -143,12 +144,12 @@ def test_the_policy_step_starts_at_ratio_one_and_the_normalizer_moves_after_it(m
     for _ in range(2):
         state, ratio = jax.jit(lambda s: (trpo.update.__wrapped__(s)[0], seen["ratio"]))(state)
         np.testing.assert_allclose(ratio, 1.0, rtol=0, atol=2e-5)
-    assert state.normalizer.count == 2 * 64
+    assert state.learner.normalizer.count == 2 * 64
 
 
 def test_the_critic_fit_leaves_the_policy_as_the_trust_region_left_it_bug_13(monkeypatch):
     """The KL between the policies before and after a whole iteration is the one that was checked."""
-    from trpo_jax.training import trpo as module
+    from trpo_jax.training import iteration as module
 
     seen = {}
 
@@ -161,7 +162,7 @@ def test_the_critic_fit_leaves_the_policy_as_the_trust_region_left_it_bug_13(mon
     trpo = make_trpo(Target(), SMALL)
     state = trpo.init(jax.random.key(3))
     (new, metrics), observation = jax.jit(lambda s: (trpo.update.__wrapped__(s), seen["observation"]))(state)
-    old, moved = (seen["policy_fn"](params, observation) for params in (state.policy, new.policy))
+    old, moved = (seen["policy_fn"](params, observation) for params in (state.learner.policy, new.learner.policy))
     np.testing.assert_allclose(old.kl(moved).mean(), metrics["training/kl"], rtol=1e-4)
     assert metrics["training/kl"] > 0
     critics = (jax.tree.leaves(each.critic.critic.params) for each in (state, new))
@@ -178,7 +179,7 @@ def test_options_that_carry_a_state_or_draw_by_chance_work_in_training():
     assert metrics["training/accepted"] == 1
     assert 0 < metrics["training/max_kl"] <= trust_region.max_kl
     assert metrics["training/damping"] != trust_region.damping
-    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(state.trust_region))
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(state.learner.trust_region))
 
 
 def test_a_policy_learns_the_target():
@@ -262,7 +263,7 @@ def test_without_normalization_observations_reach_the_networks_as_they_are():
     config = dataclasses.replace(SMALL, normalize_observations=False)
     trpo = make_trpo(Counter(), config)
     state, _ = trpo.update(trpo.init(jax.random.key(0)))
-    assert state.normalizer is None
+    assert state.learner.normalizer is None
     params = inference_params(state)
     far = jnp.asarray([[100.0, 200.0]])
     expected = params.value.network.apply(params.value.params, far)
@@ -275,9 +276,9 @@ def test_microbatches_must_divide_the_batch():
         make_trpo(Target(), config)
 
 
-def test_minibatches_must_divide_the_batch():
-    config = dataclasses.replace(SMALL, critic=CriticConfig(num_minibatches=3))
-    with pytest.raises(ConfigError, match=r"critic.num_minibatches: got 3, allowed: a divisor of num_envs·unroll_length = 64"):
+def test_there_are_at_most_as_many_minibatches_as_samples():
+    config = dataclasses.replace(SMALL, critic=CriticConfig(num_minibatches=65))
+    with pytest.raises(ConfigError, match=r"critic.num_minibatches: got 65, allowed: at most num_envs·unroll_length = 64"):
         make_trpo(Target(), config)
 
 

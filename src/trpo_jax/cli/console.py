@@ -1,6 +1,7 @@
 """What a person sees while a training runs: a progress bar on a terminal, plain lines elsewhere."""
 
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,18 +24,20 @@ class PlainConsole:
         self.total = max(run_config.num_timesteps, 1)
         self._printed = 0
         self._started = time.perf_counter()
+        self._first: tuple[int, float] | None = None
 
-    def start(self, run_dir: Path) -> None:
+    def start(self, run_dir: Path, *, resumed: bool = False) -> None:
         """Say what is about to happen."""
         trpo = self.run_config.trpo
         batch = f"{trpo.num_envs} environments × {trpo.unroll_length} steps"
         run = self.run_config
         self.say(f"{run.environment} ({run.backend}), {run.num_timesteps:,} steps, {batch} an iteration")
-        self.say(f"run folder {run_dir}")
+        self.say(f"{'going on in' if resumed else 'run folder'} {run_dir}")
         self.say("compiling (the first start on a machine takes longest) …")
 
     def iteration(self, step: int, metrics: dict[str, float]) -> None:
         """Report an iteration."""
+        self._first = self._first or (step, time.perf_counter())
         if step * LINES_A_RUN // self.total > self._printed or step >= self.total:
             self._printed = step * LINES_A_RUN // self.total
             left = format_seconds(self._seconds_left(step))
@@ -46,12 +49,10 @@ class PlainConsole:
             self.say(f"step {step:>10,}  evaluation: return {describe_evaluation(metrics)}")
 
     def interrupted(self, run_dir: Path) -> None:
-        """Say what Ctrl-C left behind."""
+        """Say what Ctrl-C or SIGTERM left behind."""
         steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
-        if steps:
-            self.say(f"interrupted; the policy after {max(steps):,} steps is saved: trpo-jax evaluate {run_dir}")
-        else:
-            self.say(f"interrupted before there was a policy to save; its settings are in {run_dir / 'config.toml'}")
+        saved = f"all is saved after {max(steps):,} steps" if steps else "nothing was trained yet"
+        self.say(f"interrupted; {saved}; go on with: trpo-jax train --resume {run_dir}")
 
     def finish(self, run_dir: Path, metrics: dict[str, float]) -> None:
         """Say how it ended."""
@@ -61,11 +62,16 @@ class PlainConsole:
         self.say(f"look again with: trpo-jax evaluate {run_dir}")
 
     def say(self, line: str) -> None:
-        """Print a line."""
-        print(line, flush=True)
+        """Print a line, if anyone still reads."""
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def _seconds_left(self, step: int) -> float:
-        return (time.perf_counter() - self._started) / step * max(self.total - step, 0)
+        """Estimate from the pace since the first iteration, which compiled."""
+        first_step, first_time = self._first or (step, self._started)
+        return (time.perf_counter() - first_time) / max(step - first_step, 1) * max(self.total - step, 0)
 
     def __enter__(self) -> "PlainConsole":
         return self

@@ -10,8 +10,10 @@ USAGE = """usage: trpo-jax COMMAND …
 Trust Region Policy Optimization in JAX.
 
 commands:
-  train ENV|CONFIG.toml   train a policy; writes a run folder
+  train ENV|CONFIG.toml   train a policy; writes a run folder (--resume RUN goes on with one)
   evaluate RUN            play episodes with the policy of a run folder
+  plot RUN [RUN …]        draw learning curves of run folders
+  render RUN              show an episode with the policy of a run folder
 
 `trpo-jax COMMAND --help` explains every option of a command.
 """
@@ -21,7 +23,7 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 for success, 2 for bad input, 130 after Ctrl-C."""
+    """Run the command line and exit: 0 for success, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -44,6 +46,12 @@ def run(arguments: list[str]) -> int:
     except _bad_input() as error:
         print(f"trpo-jax {command}: error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except OSError as error:  # a full disk, a folder that went away
+        if isinstance(error, BrokenPipeError) or error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"trpo-jax {command}: error: {where}{error.strerror}", file=sys.stderr)
+        return USAGE_ERROR
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
@@ -57,7 +65,15 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from trpo_jax.cli.evaluate import evaluate_command
 
         return evaluate_command
-    raise ConfigError("command", name, unknown_name("command", name, ["train", "evaluate"]))
+    if name == "plot":
+        from trpo_jax.cli.plot import plot_command
+
+        return plot_command
+    if name == "render":
+        from trpo_jax.cli.render import render_command
+
+        return render_command
+    raise ConfigError("command", name, unknown_name("command", name, ["train", "evaluate", "plot", "render"]))
 
 
 def _bad_input() -> tuple[type[Exception], ...]:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import warnings
 from pathlib import Path
 
 
@@ -10,11 +12,21 @@ def configure_process() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks on cached CPU code; read when jax is imported
     import jax
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    settings = {
+        "jax_compilation_cache_dir": str(cache_dir()),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    for name, value in settings.items():
+        if not os.environ.get(name.upper()):
+            jax.config.update(name, value)
+    warnings.showwarning = _one_line
     logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def _one_line(message, category, filename, lineno, file=None, line=None) -> None:
+    """Show a warning as errors are shown: the line of code that it came from is none of the user's."""
+    print(f"trpo-jax: warning: {message}", file=sys.stderr)
 
 
 def cache_dir() -> Path:

@@ -1,20 +1,26 @@
 """`trpo-jax train`."""
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import tyro
 
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import make_console
-from trpo_jax.config import ConfigError
-from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config
+from trpo_jax.config import ConfigError, to_mapping
+from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config, write_run_config
+from trpo_jax.training.run_folder import MetricsLog, RunFolder, create_run_folder, open_run_folder
 
 DESCRIPTION = (
-    "Train a policy by Trust Region Policy Optimization. The first argument names a Brax environment or a TOML file; "
+    "Train a policy by Trust Region Policy Optimization. The first argument names an environment or a TOML file; "
     "what it leaves open keeps the defaults shown here, and options go over both. "
-    "Writes RUN-DIR/{config.toml, metrics.jsonl, checkpoints/}."
+    "Writes RUN-DIR/{config.toml, metrics.jsonl, checkpoints/}. "
+    "`trpo-jax train --resume RUN` goes on with an earlier run as if it had not been interrupted."
 )
+
+CHANGEABLE = ("num_timesteps", "num_evals", "num_eval_envs", "deterministic_eval", "checkpoint_interval", "keep_checkpoints")
+"""What may be set anew when a run goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,56 +28,160 @@ class TrainArguments:
     """What `trpo-jax train` takes."""
 
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV|CONFIG.toml")]
-    """A Brax environment (ant, hopper, …; with the settings that ship for it, if any) or a TOML file."""
+    """An environment (ant, hopper, …; with the settings that ship for it, if any) or a TOML file."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     run_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for the run, new or empty; by default runs/ENV-DATE-TIME."""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Folder of an earlier run to go on with, instead of ENV; only num-timesteps and evaluations may be set anew."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard, too, into RUN-DIR/tensorboard (an extra to install)."""
+    wandb_project: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Log to this project of Weights & Biases, too (an extra to install)."""
+    max_devices_per_host: int | None = None
+    """Use no more devices of each process than this."""
+    distributed: bool = False
+    """Be one of several processes that train together; a cluster's environment variables say which, or these do:"""
+    coordinator_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Where the first process listens."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_index: int | None = None
+    """Which one this is, from 0; the first one alone writes and prints."""
 
 
 def train_command(arguments: list[str]) -> int:
     """Train as the arguments say; return the exit code."""
+    parsed = parse_arguments(arguments)
+    _join_others(parsed)
+
+    from trpo_jax.training.pipeline import Pipeline, all_devices
+    from trpo_jax.training.run import resolve, run_environment
+    from trpo_jax.training.trpo import make_trpo
+
+    run_config = resolve(parsed.run)
+    environment = run_environment(run_config)
+    # Raises for what does not fit together, before a folder is made.
+    Pipeline(make_trpo(environment, run_config.trpo).iteration, all_devices(parsed.max_devices_per_host))
+    return _train(parsed, run_config, environment)
+
+
+def parse_arguments(arguments: list[str]) -> TrainArguments:
+    """Return the arguments, with the configuration that they stand for."""
+    resume = _value_of("--resume", arguments)
     target = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if resume is not None:
+        if target is not None:
+            raise ConfigError("ENV|CONFIG.toml", target, "none where --resume names a run")
+        default = TrainArguments("", open_run_folder(resume)[1], resume=resume)
+        parsed = parse(
+            TrainArguments, [default.run.environment, *arguments], command="train", description=DESCRIPTION, default=default
+        )
+        _refuse_changes(parsed, default.run)
+        return parsed
     if target is None and not {"-h", "--help"} & set(arguments):
         raise ConfigError(
             "ENV|CONFIG.toml", arguments[0] if arguments else "", "an environment or a TOML file as first argument"
         )
-    default = TrainArguments(target or "ant", starting_config(target))
-    parsed = parse(TrainArguments, arguments, command="train", description=DESCRIPTION, default=default)
-    return _train(parsed)
+    suite = _value_of("--suite", arguments) or "brax"
+    default = TrainArguments(target or "ant", starting_config(target, suite))
+    return parse(TrainArguments, arguments, command="train", description=DESCRIPTION, default=default)
 
 
-def starting_config(target: str | None) -> RunConfig:
+def starting_config(target: str | None, suite: str = "brax") -> RunConfig:
     """Return the configuration that a target stands for, before options."""
     if target is None:
         return RunConfig()
     if target.endswith(".toml"):
         return read_run_config(target)
-    path = shipped_config(target)
+    path = shipped_config(target, suite)
     return dataclasses.replace(read_run_config(path) if path else RunConfig(), environment=target)
 
 
-def _train(arguments: TrainArguments) -> int:
-    from trpo_jax.training.run import run_environment, run_training
-    from trpo_jax.training.run_folder import create_run_folder, default_run_dir
-    from trpo_jax.training.trpo import make_trpo
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """Return what follows an option; it decides on the defaults of all others, and so is looked for before them."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            return value if equals else following
+    return None
 
-    run_config = arguments.run
-    environment = run_environment(run_config)
-    make_trpo(environment, run_config.trpo)  # raises for what does not fit together, before a folder is made
-    folder = create_run_folder(arguments.run_dir or default_run_dir(run_config.environment), run_config)
+
+def _refuse_changes(parsed: TrainArguments, started: RunConfig) -> None:
+    from trpo_jax.training.store import check_same
+
+    if parsed.run_dir is not None:
+        raise ConfigError("run_dir", parsed.run_dir, "none where --resume names a run")
+    was, wanted = (to_mapping(dataclasses.replace(run, **_unchanged(started))) for run in (started, parsed.run))
+    was, wanted = (fields | fields.pop("trpo") for fields in (was, wanted))
+    check_same(was, wanted, "the run")
+
+
+def _unchanged(started: RunConfig) -> dict[str, Any]:
+    return {name: getattr(started, name) for name in CHANGEABLE}
+
+
+def _join_others(arguments: TrainArguments) -> None:
+    """Become one of several processes; to be called before JAX has looked for devices."""
+    given: dict[str, Any] = {
+        "coordinator_address": arguments.coordinator_address,
+        "num_processes": arguments.num_processes,
+        "process_id": arguments.process_index,
+    }
+    if not arguments.distributed:
+        for name, value in given.items():
+            if value is not None:
+                raise ConfigError(name.replace("process_id", "process_index"), value, "none without --distributed")
+        return
+    import jax
+
+    try:
+        jax.distributed.initialize(**given)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        allowed = f"where a cluster's environment variables or all three options say which process this is ({reason})"
+        raise ConfigError("distributed", True, allowed) from None
+
+
+def _train(arguments: TrainArguments, run_config: RunConfig, environment: Any) -> int:
+    import jax
+
+    from trpo_jax.training.run import run_training
+
+    resumed = arguments.resume is not None
+    if jax.process_index() > 0:
+        folder = RunFolder(arguments.resume or arguments.run_dir or "")
+        run_training(run_config, folder, environment, (), resume=resumed, max_devices_per_host=arguments.max_devices_per_host)
+        return 0
+    folder = RunFolder(arguments.resume) if arguments.resume else create_run_folder(arguments.run_dir, run_config)
+    write_run_config(folder.config, run_config)
     console = make_console(run_config)
-    console.start(folder.path)
+    console.start(folder.path, resumed=resumed)
     try:
         with console:
             metrics = run_training(
                 run_config,
                 folder,
                 environment,
+                _loggers(arguments, run_config, folder),
+                resume=resumed,
+                max_devices_per_host=arguments.max_devices_per_host,
                 progress_fn=console.evaluation,
                 iteration_fn=console.iteration,
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         console.interrupted(folder.path)
         raise
     console.finish(folder.path, metrics)
     return 0
+
+
+def _loggers(arguments: TrainArguments, run_config: RunConfig, folder: RunFolder) -> list[Any]:
+    from trpo_jax.training.loggers import TensorBoardLogger, WandbLogger
+
+    loggers: list[Any] = [MetricsLog(folder.metrics)]
+    if arguments.tensorboard:
+        loggers.append(TensorBoardLogger(folder.path / "tensorboard"))
+    if arguments.wandb_project:
+        loggers.append(WandbLogger(folder.path, project=arguments.wandb_project, config=to_mapping(run_config)))
+    return loggers

@@ -1,24 +1,18 @@
 """Brax environments. The only module that imports Brax's simulator."""
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator
-
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
 
 from trpo_jax.config import ConfigError, unknown_name
-from trpo_jax.environments.protocol import Box, EnvironmentState
+from trpo_jax.environments.quiet import quiet_import, quiet_loading
+from trpo_jax.environments.randomization import RandomizationFn
+from trpo_jax.environments.vectorized import VectorizedEnvironment
 
-# "Failed to import warp" and the deprecation of a dependency of Brax help no one here.
-with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+with quiet_import():
     import brax.envs
     import brax.fluid
-    import mujoco
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
+"""Brax's physics, in the order in which "auto" tries them."""
 
 
 class _NumpyWithOldClip:
@@ -35,23 +29,25 @@ class _NumpyWithOldClip:
 brax.fluid.jp = _NumpyWithOldClip()
 
 
-class BraxEnvironment:
-    """N copies of a Brax environment, by vmap. Its `done` is a termination; Brax's own wrappers are not used."""
+class BraxEnvironment(VectorizedEnvironment):
+    """N copies of a Brax environment; randomization_fn is given its `sys`."""
 
-    def __init__(self, environment: brax.envs.Env):
-        self.environment = environment
-        self.action_space = Box(environment.action_size)
-
-    def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
-        return _from_brax(jax.vmap(self.environment.reset)(jax.random.key_data(keys)))
-
-    def step(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
-        return _from_brax(jax.vmap(self.environment.step)(state.simulator, action))
+    def __init__(self, environment: brax.envs.Env, randomization_fn: RandomizationFn | None = None):
+        super().__init__(environment, "sys", randomization_fn)
 
 
-def _from_brax(state: brax.envs.State) -> EnvironmentState:
-    terminated = state.done > 0
-    return EnvironmentState(state, state.obs, state.reward.astype(jnp.float32), terminated, jnp.zeros_like(terminated))
+def adapt(environment: brax.envs.Env, randomization_fn: RandomizationFn | None = None) -> BraxEnvironment:
+    """Put a Brax environment object behind the protocol.
+
+    Raises:
+        TypeError: one inside a wrapper, or a randomization_fn that cannot be used.
+    """
+    if isinstance(environment, brax.envs.Wrapper):
+        raise TypeError(
+            f"environment: got a Brax environment inside a {type(environment).__name__}, allowed: a bare one, as "
+            "brax.envs.get_environment returns it; time limit and resets are added here, or by a wrap_env_fn"
+        )
+    return BraxEnvironment(environment, randomization_fn)
 
 
 def environment_names() -> list[str]:
@@ -59,44 +55,48 @@ def environment_names() -> list[str]:
     return sorted(brax.envs._envs)
 
 
-def load_environment(name: str, backend: str = "spring") -> BraxEnvironment:
+def resolve_backend(name: str, backend: str = "auto") -> str:
+    """Return the backend that an environment is loaded with: "auto" is the first of `BACKENDS` that it offers.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest known ones), or a backend that does not exist or is not offered.
+    """
+    return _load(name, backend)[0]
+
+
+def load_environment(name: str, backend: str = "auto", randomization_fn: RandomizationFn | None = None) -> BraxEnvironment:
     """Return a registered Brax environment by name.
 
     Args:
         name: such as "ant" or "hopper".
-        backend: "spring", "positional", "generalized" or "mjx".
+        backend: "auto", "spring", "positional", "generalized" or "mjx".
+        randomization_fn: see `RandomizationFn`; None randomizes nothing.
 
     Raises:
-        ConfigError: an unknown name (with the nearest known ones) or backend.
+        ConfigError: as `resolve_backend`.
+        TypeError: a randomization_fn that cannot be used.
     """
+    return BraxEnvironment(_load(name, backend)[1], randomization_fn)
+
+
+def _load(name: str, backend: str) -> tuple[str, brax.envs.Env]:
+    """Return the backend that `backend` stands for and the environment with it."""
     if name not in environment_names():
         raise ConfigError("environment", name, unknown_name("Brax environment", name, environment_names()))
-    if backend not in BACKENDS:
-        raise ConfigError("backend", backend, "one of " + ", ".join(BACKENDS))
-    environment = _load(name, backend)
-    if environment is None:
-        offered = [other for other in BACKENDS if _load(name, other) is not None]
-        raise ConfigError("backend", backend, f"one that {name} offers: {', '.join(offered)}")
-    return BraxEnvironment(environment)
+    if backend not in ("auto", *BACKENDS):
+        raise ConfigError("backend", backend, "one of auto, " + ", ".join(BACKENDS))
+    for candidate in BACKENDS if backend == "auto" else (backend,):
+        environment = _try_to_load(name, candidate)
+        if environment is not None:
+            return candidate, environment
+    offered = [other for other in BACKENDS if _try_to_load(name, other) is not None]
+    raise ConfigError("backend", backend, f"one that {name} offers: {', '.join(offered)}")
 
 
-def _load(name: str, backend: str) -> brax.envs.Env | None:
+def _try_to_load(name: str, backend: str) -> brax.envs.Env | None:
     """Return a Brax environment, or None where it does not offer a backend."""
-    with _quiet():
+    with quiet_loading():
         try:
             return brax.envs.get_environment(name, backend=backend)
         except ValueError:
             return None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what Brax and MuJoCo say about their own deprecations; MuJoCo would also write a MUJOCO_LOG.TXT."""
-    previous = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda message: None)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Brax System")
-            yield
-    finally:
-        mujoco.set_mju_user_warning(previous)

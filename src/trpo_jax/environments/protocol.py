@@ -37,7 +37,11 @@ class EnvironmentState(NamedTuple):
 
 @runtime_checkable
 class Environment(Protocol):
-    """N environments behind two pure functions. An environment never resets itself; `wrappers.FreshAutoReset` does."""
+    """N environments behind two pure functions. Time limit and resets are added by `wrappers`.
+
+    An environment that has both already is a `SelfResettingEnvironment`, and says so by an attribute `resets_itself`
+    that is True. All others lack the attribute or have it False, and never reset themselves.
+    """
 
     @property
     def action_space(self) -> Box | Discrete: ...
@@ -48,4 +52,24 @@ class Environment(Protocol):
 
     def step(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
         """Advance all N environments by one action each, `[N, A]` or, for discrete actions, `[N]`."""
+        ...
+
+
+@runtime_checkable
+class SelfResettingEnvironment(Environment, Protocol):
+    """N environments, each of which starts a new episode in the very step that ends one.
+
+    `terminated` and `truncated` tell of the episode that ended; `observation` is the first of the next.
+    """
+
+    resets_itself: bool
+    """True."""
+    keeps_final_observation: bool
+    """Whether `final_observation` tells what an episode that ended here had come to."""
+
+    def final_observation(self, state: EnvironmentState) -> Any:
+        """Return what each step led to before any reset, pytree of `[N, ...]`.
+
+        Where an episode ended and `keeps_final_observation` is False it is the first observation of the next episode.
+        """
         ...

@@ -1,38 +1,165 @@
 """From what a user names or holds to an environment behind the protocol."""
 
 import sys
+from types import ModuleType
 from typing import Any
 
+from trpo_jax.config import ConfigError
 from trpo_jax.environments.protocol import Environment
+from trpo_jax.environments.randomization import RandomizationFn
+from trpo_jax.environments.vectorized import VectorizedEnvironment
+from trpo_jax.environments.wrapped import WrapEnvFn, WrappedEnvironment, wrap_environment
+
+SUITES = ("brax", "playground")
+"""Libraries whose environments have names."""
 
 
-def as_environment(environment: Any, *, backend: str = "spring") -> Environment:
+def as_environment(
+    environment: Any,
+    *,
+    suite: str = "brax",
+    backend: str = "auto",
+    randomization_fn: RandomizationFn | None = None,
+) -> Environment:
     """Return an environment behind the protocol.
 
     Args:
-        environment: the name of a Brax environment ("hopper"), a Brax `Env` that is neither vectorized nor
-            time-limited, or an object that satisfies `Environment` already.
-        backend: Brax's physics, for an environment given by name.
+        environment: the name of an environment of the suite ("hopper"); a Brax `Env` or Playground `MjxEnv` object,
+            neither vectorized nor time-limited; or an object that satisfies `Environment` already.
+        suite: "brax" or "playground" (MuJoCo Playground), for an environment given by name.
+        backend: its physics, for an environment given by name. For Brax "spring", "positional", "generalized" or "mjx";
+            for Playground "jax" or "warp"; "auto": see `resolve_backend`.
+        randomization_fn: draws physical parameters for each environment at every reset, with Brax's signature:
+            (sys, raw keys `[N, 2]`) -> (sys with N values in some leaves, in_axes). Playground's is given the
+            `mjx_model`. None: parameters are the same everywhere, at no cost.
 
     Raises:
-        ConfigError: an unknown name or backend.
-        TypeError: an object of another kind.
+        ConfigError: an unknown name, suite or backend, or a suite that is not installed.
+        TypeError: an object of another kind, a wrapped environment, or a randomization_fn that cannot be used.
     """
     if isinstance(environment, str):
-        from trpo_jax.environments.brax import load_environment
-
-        return load_environment(environment, backend)
-    if "brax.envs" in sys.modules and isinstance(environment, sys.modules["brax.envs"].Env):
-        from trpo_jax.environments.brax import BraxEnvironment
-
-        if isinstance(environment, sys.modules["brax.envs"].Wrapper):
-            kind = type(environment).__name__
-            raise TypeError(
-                f"environment: got a Brax environment inside a {kind}, "
-                "allowed: a bare one, as brax.envs.get_environment returns it; time limit and resets are added here"
-            )
-        return BraxEnvironment(environment)
-    if isinstance(environment, Environment):
+        return _suite(suite).load_environment(environment, backend, randomization_fn)
+    adapter = _adapter_of(environment)
+    if adapter is not None:
+        return adapter.adapt(environment, randomization_fn)
+    if not isinstance(environment, Environment):
+        raise _wrong_kind(environment)
+    if randomization_fn is None:
         return environment
+    if isinstance(environment, VectorizedEnvironment):
+        return as_environment(environment.environment, randomization_fn=randomization_fn)
     kind = type(environment).__name__
-    raise TypeError(f"environment: got a {kind}, allowed: a name, a Brax Env, or an object with action_space, reset and step")
+    raise TypeError(f"randomization_fn: got a function, allowed: None for a {kind}, whose reset draws what it draws")
+
+
+def resolve_backend(environment: str, suite: str = "brax", backend: str = "auto") -> str:
+    """Return the backend that a named environment is loaded with, which is what "auto" stands for.
+
+    In Brax that is the first of spring, positional, generalized and mjx that the environment offers; in Playground "jax".
+
+    Raises:
+        ConfigError: as `as_environment`.
+    """
+    return _suite(suite).resolve_backend(environment, backend)
+
+
+def environment_names(suite: str = "brax") -> list[str]:
+    """Return the names of a suite's environments, sorted.
+
+    Raises:
+        ConfigError: an unknown suite, or one that is not installed.
+    """
+    return _suite(suite).environment_names()
+
+
+def wrapped_environment(
+    environment: Any,
+    wrap_env_fn: WrapEnvFn | None,
+    *,
+    episode_length: int,
+    action_repeat: int = 1,
+    randomization_fn: RandomizationFn | None = None,
+    suite: str = "brax",
+    backend: str = "auto",
+    seed: int = 0,
+    num_envs: int = 1,
+) -> WrappedEnvironment:
+    """Return an environment that a wrapper of another library vectorizes, limits in time and resets.
+
+    Args:
+        environment: a name, a Brax `Env` or a Playground `MjxEnv`. Without a wrap_env_fn an object that is wrapped
+            already.
+        wrap_env_fn: called as wrap_env_fn(environment, episode_length=…, action_repeat=…, randomization_fn=…), as by
+            `brax.training.agents.ppo.train`; `brax.envs.training.wrap` is one. None: the environment is wrapped already,
+            and episode_length, action_repeat and randomization_fn were its wrapper's affair.
+        episode_length: time limit, in simulator steps.
+        action_repeat: simulator steps for which each action is held.
+        randomization_fn: as in `as_environment`. The wrapper is given it with keys for N environments bound, so it draws
+            once for each N, and not at every reset.
+        suite: for an environment given by name.
+        backend: for an environment given by name.
+        seed: of what randomization_fn draws.
+        num_envs: only for an environment that is wrapped already, for a fixed number of environments: that number.
+
+    Returns:
+        `WrappedEnvironment`, for which `resets_itself` is True. Warns if the wrapper hides final observations.
+
+    Raises:
+        ConfigError: as `as_environment`.
+        TypeError: an object of another kind, or a wrapper that does not tell time limits from terminations.
+    """
+    if wrap_env_fn is None:
+        for name in ("reset", "step", "action_size"):
+            if not hasattr(environment, name):
+                raise TypeError(
+                    f"environment: got a {type(environment).__name__}, allowed: one with reset, step and action_size"
+                )
+        return WrappedEnvironment(lambda _: environment, num_envs=num_envs)
+    if isinstance(environment, str):
+        environment = as_environment(environment, suite=suite, backend=backend)
+    if isinstance(environment, VectorizedEnvironment):
+        environment = environment.environment
+    if _adapter_of(environment) is None:
+        raise _wrong_kind(environment)
+    return wrap_environment(
+        environment,
+        wrap_env_fn,
+        episode_length=episode_length,
+        action_repeat=action_repeat,
+        randomization_fn=randomization_fn,
+        seed=seed,
+    )
+
+
+def _suite(suite: str) -> ModuleType:
+    """Import the adapter of a suite."""
+    if suite not in SUITES:
+        raise ConfigError("suite", suite, "one of " + ", ".join(SUITES))
+    if suite == "brax":
+        from trpo_jax.environments import brax
+
+        return brax
+    try:
+        from trpo_jax.environments import playground
+    except ModuleNotFoundError as error:
+        if error.name != "mujoco_playground":
+            raise
+        raise ConfigError("suite", suite, "one that is installed; for this one: pip install 'trpo-jax[playground]'") from None
+    return playground
+
+
+def _adapter_of(environment: Any) -> ModuleType | None:
+    """Return the adapter for an environment object; libraries that are not imported cannot have made it."""
+    for module, kind, suite in (("brax.envs", "Env", "brax"), ("mujoco_playground", "MjxEnv", "playground")):
+        library = sys.modules.get(module)
+        if library is not None and isinstance(environment, getattr(library, kind)):
+            return _suite(suite)
+    return None
+
+
+def _wrong_kind(environment: Any) -> TypeError:
+    kind = type(environment).__name__
+    return TypeError(
+        f"environment: got a {kind}, allowed: a name, a Brax Env, a Playground MjxEnv, "
+        "or an object with action_space, reset and step"
+    )

@@ -1,10 +1,10 @@
-"""Time limits, and automatic resets that keep the final observation and start afresh."""
+"""Time limits, automatic resets that keep the final observation and start afresh, and what a simulator has lost."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
 
@@ -66,33 +66,46 @@ class AutoResetState(NamedTuple):
 class FreshAutoReset:
     """Restart every environment whose episode ends, from an initial state drawn for it, and hand on the final state.
 
+    So it does with one that its simulator has lost (`is_faulty`). One that `resets_itself` it leaves to do so.
+
     Initial states come from a pool `[S, N, ...]` that the caller draws anew as often as it likes (`draw_starts`), so
     that a step never pays for a reset that it does not use. Each environment takes the entries of its own column in
     turn: no state crosses environments, and so no device.
     """
 
     def __init__(self, environment: Environment):
-        self.environment = environment
+        self.environment: Any = environment
 
     @property
     def action_space(self) -> Box | Discrete:
         return self.environment.action_space
 
+    @property
+    def keeps_final_observation(self) -> bool:
+        """Whether the final state of an episode that a time limit ends shows what the episode had come to."""
+        return getattr(self.environment, "keeps_final_observation", True)
+
     def reset(self, keys: Key[Array, "N"]) -> AutoResetState:
-        return AutoResetState(strong(self.environment.reset(keys)), jnp.zeros(keys.shape, jnp.int32))
+        return self.begin(strong(self.environment.reset(keys)))
+
+    def begin(self, start: EnvironmentState) -> AutoResetState:
+        """Begin with initial states `[N, ...]` that were drawn already."""
+        return AutoResetState(start, jnp.zeros(start.terminated.shape, jnp.int32))
 
     def draw_starts(self, keys: Key[Array, "S N"]) -> EnvironmentState:
         """Draw a pool of initial states, `[S, N, ...]`."""
-        num_starts, num_envs = keys.shape
-        starts = strong(self.environment.reset(keys.reshape(-1)))
-        return jax.tree.map(lambda leaf: leaf.reshape(num_starts, num_envs, *leaf.shape[1:]), starts)
+        return strong(jax.vmap(self.environment.reset)(keys))
 
     def step(
         self, state: AutoResetState, action: jax.Array, starts: EnvironmentState
     ) -> tuple[AutoResetState, EnvironmentState]:
         """Advance by one action; return the state to act on next, and the state as the step left it, before any reset."""
-        final = cast_like(self.environment.step(state.current, action), state.current)
-        done = final.terminated | final.truncated
+        final = new = cast_like(self.environment.step(state.current, action), state.current)
+        restarted = is_faulty(new)
+        if getattr(self.environment, "resets_itself", False):
+            final = new._replace(observation=self.environment.final_observation(new))
+        else:
+            restarted |= new.terminated | new.truncated
         num_starts = starts.terminated.shape[0]
         index = state.num_resets % num_starts
 
@@ -101,14 +114,33 @@ class FreshAutoReset:
             return jnp.take_along_axis(pool, shaped, axis=0)[0]
 
         fresh = jax.tree.map(pick, starts)
-        return AutoResetState(select(done, fresh, final), state.num_resets + done), final
+        return AutoResetState(select(restarted, fresh, new), state.num_resets + restarted), final
 
 
-def select(condition: Bool[Array, "N"], on_true: Any, on_false: Any) -> Any:
+def is_faulty(state: EnvironmentState) -> Bool[Array, "N"]:
+    """Tell which environments are beyond use: a NaN in the simulator, or an observation or reward that is not finite."""
+    lost = jnp.any(jnp.isnan(_floating_columns((state.simulator, state.reward))), axis=1)
+    return lost | ~is_finite((state.observation, state.reward))
+
+
+def is_finite(tree: Any) -> Bool[Array, "N"]:
+    """Tell for which environments all that a tree of `[N, ...]` holds is finite."""
+    return jnp.all(jnp.isfinite(_floating_columns(tree)), axis=1)
+
+
+def _floating_columns(tree: Any) -> Float[Array, "N D"]:
+    """Put the floating leaves `[N, ...]` of a tree side by side: one look at many small ones is quicker than one each."""
+    leaves = jax.tree.leaves(tree)
+    num_envs = leaves[0].shape[0]
+    floating = [leaf.reshape(num_envs, -1) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.concatenate([jnp.zeros((num_envs, 0)), *floating], axis=1)
+
+
+def select(condition: Bool[Array, "*N"], on_true: Any, on_false: Any) -> Any:
     """Choose between two pytrees environment by environment."""
 
     def choose(a, b):
-        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b)
+        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b)
 
     return jax.tree.map(choose, on_true, on_false)
 

@@ -1,6 +1,7 @@
 """Flax modules that map observations to a distribution over actions, or to a value."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -8,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from trpo_jax.config import config, setting
-from trpo_jax.policy.distributions import Categorical, DiagonalGaussian, Distribution
+from trpo_jax.config import ConfigError, config, setting
+from trpo_jax.policy.distributions import Categorical, DiagonalGaussian, Distribution, TanhGaussian
 
 Activation = Literal["tanh", "relu", "elu", "swish"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": nn.tanh, "relu": nn.relu, "elu": nn.elu, "swish": nn.swish}
@@ -43,6 +44,10 @@ class PolicyConfig:
     """Nonlinearity between layers."""
     init_log_std: float = setting(default=0.0, static=True)
     """Initial log of the action's standard deviation, the same in every state; action units are those of the box [-1, 1]."""
+    action_bounds: Literal["clip", "tanh"] = setting(default="clip")
+    """How samples of a Gaussian are brought into the action box: cut off at its sides, or by tanh."""
+    observation_key: str = setting(default="state")
+    """Entry that the policy sees where observations are a dict."""
 
 
 def orthogonal(scale: float) -> nn.initializers.Initializer:
@@ -72,7 +77,7 @@ class MLP(nn.Module):
 
 
 class GaussianPolicy(nn.Module):
-    """Map observations to a `DiagonalGaussian` whose log_std is a parameter, independent of the state.
+    """Map observations to a `DiagonalGaussian`, or to its tanh, whose log_std is a parameter, independent of the state.
 
     The last layer starts small, so that the first policy has nearly the same mean, zero, everywhere.
     """
@@ -81,12 +86,13 @@ class GaussianPolicy(nn.Module):
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     init_log_std: float = 0.0
+    tanh: bool = False
 
     @nn.compact
-    def __call__(self, observation: Float[Array, "*batch O"]) -> DiagonalGaussian:
+    def __call__(self, observation: Float[Array, "*batch O"]) -> DiagonalGaussian | TanhGaussian:
         mean = MLP(self.hidden_sizes, self.action_size, self.activation, last_scale=0.01)(observation)
         log_std = self.param("log_std", nn.initializers.constant(self.init_log_std), (self.action_size,), mean.dtype)
-        return DiagonalGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
+        return (TanhGaussian if self.tanh else DiagonalGaussian)(mean, jnp.broadcast_to(log_std, mean.shape))
 
 
 class CategoricalPolicy(nn.Module):
@@ -110,6 +116,31 @@ class ValueNetwork(nn.Module):
     @nn.compact
     def __call__(self, observation: Float[Array, "*batch O"]) -> Float[Array, "*batch"]:
         return MLP(self.hidden_sizes, 1, self.activation, last_scale=1.0)(observation)[..., 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class OfEntry:
+    """A network that sees one entry of a dict observation, and any other observation whole."""
+
+    network: Network
+    entry: str
+    field: str
+    """The configuration's field that holds `entry`, for the error where there is no such entry."""
+
+    def init(self, key: Any, observation: Any) -> Any:
+        """Draw parameters for observations like this one."""
+        return self.network.init(key, self._seen(observation))
+
+    def apply(self, params: Any, observation: Any) -> Any:
+        """Apply the network to what it sees."""
+        return self.network.apply(params, self._seen(observation))
+
+    def _seen(self, observation: Any) -> Any:
+        if not isinstance(observation, Mapping):
+            return observation
+        if self.entry not in observation:
+            raise ConfigError(self.field, self.entry, f"an entry of the observation: {', '.join(sorted(observation))}")
+        return observation[self.entry]
 
 
 def policy_distribution(network: Network, params: Any, observation: Any) -> Distribution:

@@ -72,3 +72,9 @@ def max_abs(tree: Params) -> Float[Array, ""]:
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Tell whether every element of every leaf is finite."""
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def where_finite(new: Any, old: Any) -> Any:
+    """Return `new` if all of it is finite, else `old`, each as a whole; both of one structure, shapes and dtypes."""
+    finite = all_finite(new)
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)

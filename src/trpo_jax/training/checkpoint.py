@@ -1,8 +1,14 @@
-"""Saving and loading what was trained, by orbax; nothing that is loaded can run code."""
+"""Saving and loading a training, by orbax; nothing that is loaded can run code."""
 
+import contextlib
+import errno
 import hashlib
+import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,71 +18,255 @@ from trpo_jax.training.inference import Params
 
 
 class CheckpointError(Exception):
-    """Report a checkpoint that is missing, damaged, or made for other networks."""
+    """Report a checkpoint that is missing, damaged, cannot be written, or was made for something else."""
 
 
-def save_params(directory: Path | str, step: int, params: Params) -> None:
-    """Write `directory/step` atomically; a checkpoint of the same step is replaced, others stay."""
-    with _manager(directory, create=True) as manager:
-        if step in manager.all_steps():
-            manager.delete(step)
-        items = ocp.args.Composite(params=ocp.args.StandardSave(params), digest=ocp.args.JsonSave({"sha256": _digest(params)}))
-        manager.save(step, args=items, force=True)  # orbax would else pass over a step before the newest
-        manager.wait_until_finished()
+class Checkpoint(NamedTuple):
+    """A training at one moment. Arrays lie on the host."""
+
+    step: int
+    """Environment steps trained."""
+    params: Params
+    """What acts and predicts; by itself, so that it can be read without the rest."""
+    state: Any
+    """All that one iteration hands to the next, a pytree of numpy arrays."""
+    record: dict[str, Any]
+    """What JSON can hold: the configuration, and what the loop has counted."""
+
+
+class Loaded(NamedTuple):
+    """A checkpoint that could be read, and what was said of newer ones that could not."""
+
+    checkpoint: Checkpoint
+    unreadable: tuple[str, ...]
+
+
+class Checkpoints:
+    """Writes checkpoints to `directory/STEP`, in the background, each whole or not at all; the newest `keep` stay."""
+
+    def __init__(self, directory: Path | str, *, keep: int | None = None):
+        self.directory = Path(directory)
+        self._last: int | None = None
+        with self._clear_errors():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._manager = _manager(directory, keep=keep, background=True)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Start to write a checkpoint, once the one before is written; one of the same step is replaced.
+
+        Raises:
+            CheckpointError: this one or the one before cannot be written (a full disk); earlier ones stay as they are.
+        """
+        step = checkpoint.step
+        state = _Packed.of(checkpoint.state)
+        record = checkpoint.record | {
+            "layout": state.layout,
+            "digest": {"params": _digest(checkpoint.params), "state": _digest(state.arrays)},
+        }
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(checkpoint.params),
+            state=ocp.args.StandardSave(state.arrays),
+            record=ocp.args.JsonSave(record),
+        )
+        with self._clear_errors():
+            self._manager.wait_until_finished()
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(step, args=items, force=True)  # orbax would else pass over a step before the newest
+        self._last = step
+
+    @property
+    def last(self) -> int | None:
+        """The step last saved."""
+        return self._last
+
+    def wait(self) -> None:
+        """Wait until all is written. Raises CheckpointError as `save`."""
+        with self._clear_errors():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            kept = "" if self._last is None else "; earlier checkpoints are as they were"
+            raise CheckpointError(f"{self.directory}: a checkpoint cannot be written ({_words(error)}){kept}") from None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is None:
+            self.wait()
+        with contextlib.suppress(Exception):  # what went wrong has been said
+            self._manager.close()
 
 
 def has_checkpoints(directory: Path | str) -> bool:
-    """Tell whether `save_params` has written to a directory."""
-    if not Path(directory).is_dir():
-        return False
-    with _manager(directory, create=False) as manager:
-        return bool(manager.all_steps())
+    """Tell whether a directory holds checkpoints."""
+    return bool(_steps(directory))
 
 
 def load_params(directory: Path | str, template: Params) -> tuple[int, Params]:
-    """Return the newest checkpoint of a directory as (step, params).
+    """Return the parameters of the newest readable checkpoint of a directory as (step, params).
 
     Args:
-        directory: where `save_params` wrote.
+        directory: where `Checkpoints` wrote.
         template: `Params` of arrays or `jax.ShapeDtypeStruct`; the structure, shapes and dtypes expected.
 
     Raises:
-        CheckpointError: there is none, it cannot be read, or it does not fit the template.
+        CheckpointError: there is none, none can be read, or the newest does not fit the template.
     """
-    if not Path(directory).is_dir():
+    loaded = _load_newest(directory, template, None)
+    return loaded.checkpoint.step, loaded.checkpoint.params
+
+
+def load_checkpoint(directory: Path | str, params: Params, state: Any) -> Loaded:
+    """Return the newest readable checkpoint of a directory.
+
+    Args:
+        directory: where `Checkpoints` wrote.
+        params: `Params` of arrays or `jax.ShapeDtypeStruct`: what is expected.
+        state: the same for the state.
+
+    Raises:
+        CheckpointError: there is none, none can be read, or the newest does not fit what is expected.
+    """
+    return _load_newest(directory, params, state)
+
+
+def read_record(directory: Path | str) -> dict[str, Any]:
+    """Return the record of the newest checkpoint whose record can be read. Raises CheckpointError if there is none."""
+    failures = []
+    with _manager(directory) as manager:
+        for step in _steps(directory):
+            try:
+                return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            except Exception as error:
+                failures.append(_words(error))
+    raise CheckpointError(f"{directory}: {'no checkpoint here' if not failures else failures[0]}")
+
+
+def _load_newest(directory: Path | str, params: Params, state: Any) -> Loaded:
+    steps = _steps(directory)
+    if not steps:
         raise CheckpointError(f"{directory}: no checkpoint here")
-    with _manager(directory, create=False) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"{directory}: no checkpoint here")
-        failure = None
-        try:
-            target = ocp.args.StandardRestore(jax.tree.map(_abstract, template))
-            saved = manager.restore(step, args=ocp.args.Composite(params=target, digest=ocp.args.JsonRestore()))
-            params = saved["params"]
-            if _digest(params) != saved["digest"]["sha256"]:
-                failure = "its contents are not those that were written"
-        except Exception as error:
-            words = " ".join(str(error).split()).split(". See full")[0]
-            failure = f"{type(error).__name__}: {words[:200]}"
-    if failure:  # raised here, so as not to keep alive the half-finished reads that orbax's traceback holds
-        raise CheckpointError(f"{Path(directory) / str(step)}: cannot be read ({failure})")
-    return step, params
+    failures: list[str] = []
+    with _manager(directory) as manager:
+        for step in steps:
+            checkpoint, failure = _try_to_load(manager, step, params, state)
+            if checkpoint is not None:
+                return Loaded(checkpoint, tuple(failures))
+            failures.append(f"{Path(directory) / str(step)}: cannot be read ({failure})")
+    # Raised here, so as not to keep alive the half-finished reads that orbax's tracebacks hold.
+    raise CheckpointError(failures[0])
 
 
-def _digest(params: Params) -> str:
+def _try_to_load(manager: ocp.CheckpointManager, step: int, params: Params, state: Any) -> tuple[Checkpoint | None, str]:
+    """Return a checkpoint, or None and the reason why it cannot be had."""
+    try:
+        record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        wanted: dict[str, Any] = {"params": params}
+        if state is not None:
+            packed = _Packed.of(state)
+            misfit = packed.misfit(record["layout"])
+            if misfit:
+                return None, misfit
+            wanted["state"] = packed.arrays
+        targets = {name: ocp.args.StandardRestore(jax.tree.map(_host_array, tree)) for name, tree in wanted.items()}
+        saved = manager.restore(step, args=ocp.args.Composite(**targets))
+        for name in wanted:
+            if _digest(saved[name]) != record["digest"][name]:
+                return None, f"the contents of its {name} are not those that were written"
+        restored = None if state is None else packed.unpack(saved["state"], state)
+        return Checkpoint(step, saved["params"], restored, record), ""
+    except Exception as error:
+        return None, _words(error)
+
+
+class _Packed(NamedTuple):
+    """A pytree as one long array for each dtype: a simulator's hundreds of small ones would be slow to store."""
+
+    arrays: dict[str, Any]
+    layout: list[list[Any]]
+    """Path, dtype and shape of each leaf."""
+
+    @classmethod
+    def of(cls, tree: Any) -> "_Packed":
+        """Pack arrays, or descriptions of arrays."""
+        leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+        layout = [[path, str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves]
+        groups: dict[str, list[Any]] = {}
+        for _, leaf in leaves:
+            groups.setdefault(str(leaf.dtype), []).append(leaf)
+        return cls({dtype: _concatenate(group) for dtype, group in groups.items()}, layout)
+
+    def misfit(self, layout: list[list[Any]]) -> str:
+        """Say in words how another layout differs, or nothing."""
+        if layout == self.layout:
+            return ""
+        for ours, theirs in zip(self.layout, layout, strict=False):
+            if ours != theirs:
+                return f"it holds state{theirs[0]} as {theirs[1]}{theirs[2]} where state{ours[0]} is {ours[1]}{ours[2]}"
+        return f"it holds {len(layout)} arrays where the state has {len(self.layout)}"
+
+    def unpack(self, arrays: dict[str, np.ndarray], like: Any) -> Any:
+        """Cut the arrays up again, into the structure of `like`."""
+        position = dict.fromkeys(arrays, 0)
+        leaves = []
+        for _, dtype, shape in self.layout:
+            start, stop = position[dtype], position[dtype] + math.prod(shape)
+            leaves.append(np.asarray(arrays[dtype])[start:stop].reshape(shape))
+            position[dtype] = stop
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _concatenate(leaves: list[Any]) -> Any:
+    if isinstance(leaves[0], jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((sum(math.prod(leaf.shape) for leaf in leaves),), leaves[0].dtype)
+    return np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+
+def _digest(tree: Any) -> str:
     """Return the SHA-256 of every leaf's place, type and bytes: storage alone does not notice a flipped bit."""
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+def _host_array(like: Any) -> np.ndarray:
+    """Return what tells orbax to read an array of this kind into the host's memory."""
+    return np.empty(like.shape, like.dtype)
 
 
-def _manager(directory: Path | str, *, create: bool) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(create=create, max_to_keep=None, enable_async_checkpointing=False)
+def _words(error: Exception) -> str:
+    """Put an error of orbax's into one line; of what the disk said only that."""
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if os.strerror(code) in str(error):
+            return os.strerror(code)
+    words = " ".join(str(error).split()).split(". See full")[0]
+    return f"{type(error).__name__}: {words[:200]}"
+
+
+def _steps(directory: Path | str) -> list[int]:
+    """Return the steps of finished checkpoints, newest first."""
+    if not Path(directory).is_dir():
+        return []
+    return sorted((int(path.name) for path in Path(directory).iterdir() if path.name.isdigit()), reverse=True)
+
+
+def _manager(directory: Path | str, *, keep: int | None = None, background: bool = False) -> ocp.CheckpointManager:
+    """Return orbax's manager, of this process alone: others may read too, but have no part in writing."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}")
+    options = ocp.CheckpointManagerOptions(
+        create=False,
+        max_to_keep=keep,
+        enable_async_checkpointing=background,
+        multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
+    )
     return ocp.CheckpointManager(Path(directory).absolute(), options=options)

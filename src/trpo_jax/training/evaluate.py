@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from trpo_jax.environments.protocol import Environment, EnvironmentState
-from trpo_jax.environments.wrappers import cast_like, strong
+from trpo_jax.environments.wrappers import cast_like, is_faulty, strong
 from trpo_jax.training.inference import Policy
 from trpo_jax.training.keys import as_typed_key
 
@@ -37,6 +37,8 @@ def make_evaluator(
 ) -> Callable[[Any, Any], Episodes]:
     """Return a jitted function (params, key) -> `Episodes` that plays `num_episodes` episodes side by side to their end.
 
+    An episode in which the simulator loses the environment (`wrappers.is_faulty`) ends before that step.
+
     Args:
         environment: with a time limit, without resets (`TRPO.environment`); every episode must end.
         make_policy: (params, deterministic) -> policy(observation, key) -> (action, extras).
@@ -56,11 +58,12 @@ def make_evaluator(
             key, action_key = jax.random.split(progress.key)
             action, _ = policy(progress.state.observation, action_key)
             state = cast_like(environment.step(progress.state, action), progress.state)
+            counted = progress.active & ~is_faulty(state)
             episodes = Episodes(
-                progress.episodes.episode_return + jnp.where(progress.active, state.reward, 0.0),
-                progress.episodes.episode_length + progress.active,
+                progress.episodes.episode_return + jnp.where(counted, state.reward, 0.0),
+                progress.episodes.episode_length + counted,
             )
-            return _Progress(state, key, progress.active & ~(state.terminated | state.truncated), episodes)
+            return _Progress(state, key, counted & ~(state.terminated | state.truncated), episodes)
 
         reset_key, key = jax.random.split(as_typed_key(key))
         state = strong(environment.reset(jax.random.split(reset_key, num_episodes)))

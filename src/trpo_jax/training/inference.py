@@ -28,17 +28,17 @@ class Params(NamedTuple):
 def make_policy(network: Network, action_space: Box | Discrete, params: Params, deterministic: bool = False) -> Policy:
     """Return policy(observation, key) -> (action, extras), as in Brax.
 
-    The action is what the environment takes. Extras of a stochastic policy hold "raw_action", before clipping, and its
-    "log_prob"; a deterministic one takes the distribution's mode, ignores the key, and has none.
+    The action is what the environment takes. Extras of a stochastic policy hold "raw_action", before it is brought into
+    the action box, and its "log_prob"; a deterministic one takes the distribution's mode, ignores the key, and has none.
     """
 
     def policy(observation: Any, key: jax.Array | None = None) -> tuple[Any, dict[str, Any]]:
         distribution = policy_distribution(network, params[1], normalize(params[0], observation))
         if deterministic:
-            return to_environment_action(action_space, distribution.mode()), {}
+            return to_environment_action(action_space, distribution, distribution.mode()), {}
         action = distribution.sample(as_typed_key(key))
         extras = {"log_prob": distribution.log_prob(action), "raw_action": action}
-        return to_environment_action(action_space, action), extras
+        return to_environment_action(action_space, distribution, action), extras
 
     return policy
 

@@ -1,39 +1,59 @@
-"""Ctrl-C at a moment when the training state is whole."""
+"""Ctrl-C and SIGTERM at a moment when the training state is whole."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupts:
-    """Remembers a Ctrl-C until `check` is called; a second one, or one while not `guarded`, interrupts at once."""
+    """Remembers a signal until `check` is called; a second one, or one while not `guarded`, interrupts at once."""
 
     def __init__(self) -> None:
         self.guarded = False
-        self.pending = False
+        self._signal: int | None = None
 
-    def _handle(self, signum, frame) -> None:
+    @property
+    def pending(self) -> bool:
+        """Whether a signal waits for `check`."""
+        return self._signal is not None
+
+    def _handle(self, number, frame) -> None:
         if self.pending or not self.guarded:
-            raise KeyboardInterrupt
-        self.pending = True
+            _interrupt(number)
+        self._signal = number
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if one is pending."""
-        if self.pending:
-            self.pending = False
-            raise KeyboardInterrupt
+        """Raise what a pending signal stands for: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""
+        if self._signal is not None:
+            number, self._signal = self._signal, None
+            _interrupt(number)
+
+
+def _interrupt(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[Interrupts]:
-    """Take over SIGINT for the duration; outside the main thread, where Python delivers no signals, do nothing."""
+    """Take over SIGINT and SIGTERM for the duration, but not one that is ignored (nohup).
+
+    Outside the main thread, where Python delivers no signals, this does nothing.
+    """
     interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    previous = signal.signal(signal.SIGINT, interrupts._handle)
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, interrupts._handle)
     try:
         yield interrupts
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number in taken:
+            signal.signal(number, previous[number])

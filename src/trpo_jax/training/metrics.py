@@ -22,16 +22,19 @@ def init_episode_statistics(num_envs: int) -> EpisodeStatistics:
     return EpisodeStatistics(zeros, zeros, zeros, zeros, jnp.zeros(num_envs, bool))
 
 
-def record_step(statistics: EpisodeStatistics, reward: Float[Array, "N"], done: Bool[Array, "N"]) -> EpisodeStatistics:
-    """Count one step of each environment."""
+def record_step(
+    statistics: EpisodeStatistics, reward: Float[Array, "N"], done: Bool[Array, "N"], fault: Bool[Array, "N"]
+) -> EpisodeStatistics:
+    """Count one step of each environment; an episode that a fault breaks off is forgotten."""
     running_return = statistics.running_return + reward
     running_length = statistics.running_length + 1
+    finished = done & ~fault
     return EpisodeStatistics(
-        jnp.where(done, 0.0, running_return),
-        jnp.where(done, 0.0, running_length),
-        jnp.where(done, running_return, statistics.last_return),
-        jnp.where(done, running_length, statistics.last_length),
-        statistics.has_finished | done,
+        jnp.where(done | fault, 0.0, running_return),
+        jnp.where(done | fault, 0.0, running_length),
+        jnp.where(finished, running_return, statistics.last_return),
+        jnp.where(finished, running_length, statistics.last_length),
+        statistics.has_finished | finished,
     )
 
 

@@ -1,13 +1,12 @@
 """Running mean and standard deviation of observations."""
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from trpo_jax.solver.tree import pytree_dataclass
+from trpo_jax.solver.tree import pytree_dataclass, where_finite
 
 MAX_ABS = 10.0
 """Normalized observations are clipped to ±10: a feature seen rarely must not saturate a network."""
@@ -32,20 +31,31 @@ def init_normalizer(observation: Any) -> NormalizerState:
     return NormalizerState(jnp.zeros((), jnp.float32), zeros, zeros, ones)
 
 
-def update_normalizer(state: NormalizerState, observation: Any) -> NormalizerState:
+def update_normalizer(state: NormalizerState, observation: Any, weight: Float[Array, "..."] | None = None) -> NormalizerState:
     """Take a batch of observations `[..., *]` into the statistics.
+
+    Args:
+        state: statistics so far.
+        observation: pytree of `[..., *]`; finite, also where the weight is zero.
+        weight: `[...]`, how often each counts; None counts each once.
+
+    Returns:
+        The new statistics; the old ones where numbers overflow or nothing counts.
 
     Reference:
         Chan, Golub and LeVeque 1979, the parallel form of Welford's algorithm.
     """
     mean_leaf, observation_leaf = jax.tree.leaves(state.mean)[0], jax.tree.leaves(observation)[0]
-    axes = tuple(range(observation_leaf.ndim - mean_leaf.ndim))
-    batch_count = jnp.float32(math.prod(observation_leaf.shape[: len(axes)]))
+    batch_shape = observation_leaf.shape[: observation_leaf.ndim - mean_leaf.ndim]
+    axes = tuple(range(len(batch_shape)))
+    weight = jnp.ones(batch_shape, jnp.float32) if weight is None else weight
+    batch_count = jnp.sum(weight)
     count = state.count + batch_count
 
     def merge(mean, summed_variance, batch):
-        batch_mean = jnp.mean(batch, axes)
-        batch_summed_variance = jnp.sum((batch - batch_mean) ** 2, axes)
+        times = weight.reshape(batch_shape + (1,) * mean.ndim)
+        batch_mean = jnp.sum(times * batch, axes) / batch_count
+        batch_summed_variance = jnp.sum(times * (batch - batch_mean) ** 2, axes)
         shift = batch_mean - mean
         summed = summed_variance + batch_summed_variance + shift**2 * (state.count * batch_count / count)
         return mean + shift * (batch_count / count), summed
@@ -54,7 +64,7 @@ def update_normalizer(state: NormalizerState, observation: Any) -> NormalizerSta
     mean = jax.tree.map(lambda _, pair: pair[0], state.mean, merged)
     summed_variance = jax.tree.map(lambda _, pair: pair[1], state.mean, merged)
     std = jax.tree.map(lambda summed: jnp.sqrt(summed / count + STD_EPS), summed_variance)
-    return NormalizerState(count, mean, summed_variance, std)
+    return where_finite(NormalizerState(count, mean, summed_variance, std), state)
 
 
 def normalize(state: NormalizerState | None, observation: Any) -> Any:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from trpo_jax.environments.protocol import Box, Discrete
-from trpo_jax.environments.wrappers import AutoResetState, FreshAutoReset
+from trpo_jax.environments.protocol import Box, Discrete, EnvironmentState
+from trpo_jax.environments.wrappers import AutoResetState, FreshAutoReset, is_faulty, is_finite, select
+from trpo_jax.policy.distributions import Distribution, TanhGaussian
 from trpo_jax.policy.networks import Network, policy_distribution
 from trpo_jax.training.metrics import EpisodeStatistics, record_step
 from trpo_jax.training.normalization import NormalizerState, normalize
@@ -22,13 +23,15 @@ class Transition(NamedTuple):
 
     observation: Any
     action: Any
-    """As sampled, before it is clipped to the action box."""
+    """As sampled, before it is brought into the action box."""
     log_prob: Float[Array, "..."]
     reward: Float[Array, "..."]
     next_observation: Any
     """The observation the step led to, before any reset."""
     terminated: Bool[Array, "..."]
     truncated: Bool[Array, "..."]
+    fault: Bool[Array, "..."]
+    """The simulator lost the environment in this step: what it left is no experience, and zeros stand in its place."""
 
 
 class RolloutState(NamedTuple):
@@ -38,11 +41,19 @@ class RolloutState(NamedTuple):
     episodes: EpisodeStatistics
 
 
-def to_environment_action(action_space: Box | Discrete, action: Any) -> Any:
-    """Clip continuous actions to the action box; discrete ones pass."""
-    if isinstance(action_space, Box):
-        return jnp.clip(action, action_space.low, action_space.high)
-    return action
+def to_environment_action(action_space: Box | Discrete, distribution: Distribution, action: Any) -> Any:
+    """Bring a continuous action into the action box, by tanh where the distribution is one of that; others pass."""
+    if not isinstance(action_space, Box):
+        return action
+    if isinstance(distribution, TanhGaussian):
+        middle, half = 0.5 * (action_space.high + action_space.low), 0.5 * (action_space.high - action_space.low)
+        return middle + half * distribution.squash(action)
+    return jnp.clip(action, action_space.low, action_space.high)
+
+
+def num_starts(unroll_length: int) -> int:
+    """Return how many initial states a rollout draws for each environment (S)."""
+    return max(1, unroll_length // STEPS_PER_START)
 
 
 def collect(
@@ -51,6 +62,7 @@ def collect(
     params: Any,
     normalizer: NormalizerState | None,
     state: RolloutState,
+    starts: EnvironmentState,
     key: Key[Array, ""],
     *,
     unroll_length: int,
@@ -63,24 +75,22 @@ def collect(
         params: the policy's parameters.
         normalizer: frozen for the rollout; None leaves observations as they are.
         state: where the environments stand.
+        starts: `[S, N, ...]`, initial states for the episodes that begin in this rollout; see `num_starts`.
         key: consumed.
         unroll_length: T, static.
 
     Returns:
         (state, `Transition` of `[T, N, ...]`).
     """
-    num_envs = state.environments.num_resets.shape[0]
-    start_key, action_key = jax.random.split(key)
-    num_starts = max(1, unroll_length // STEPS_PER_START)
-    starts = environment.draw_starts(jax.random.split(start_key, (num_starts, num_envs)))
 
     def step(state: RolloutState, key: Key[Array, ""]) -> tuple[RolloutState, Transition]:
         observation = state.environments.current.observation
         distribution = policy_distribution(policy, params, normalize(normalizer, observation))
         action = distribution.sample(key)
         environments, final = environment.step(
-            state.environments, to_environment_action(environment.action_space, action), starts
+            state.environments, to_environment_action(environment.action_space, distribution, action), starts
         )
+        fault = is_faulty(final)
         transition = Transition(
             observation,
             action,
@@ -89,8 +99,18 @@ def collect(
             final.observation,
             final.terminated,
             final.truncated,
+            fault,
         )
-        episodes = record_step(state.episodes, final.reward, final.terminated | final.truncated)
+        reward = jnp.where(fault, 0.0, final.reward)
+        episodes = record_step(state.episodes, reward, final.terminated | final.truncated, fault)
         return RolloutState(environments, episodes), transition
 
-    return jax.lax.scan(step, state, jax.random.split(action_key, unroll_length))
+    state, transition = jax.lax.scan(step, state, jax.random.split(key, unroll_length))
+    return state, _without_faults(transition)
+
+
+def _without_faults(transition: Transition) -> Transition:
+    """Put zeros in the place of what the simulator lost, in one sweep over `[T, N, ...]`."""
+    fault = transition.fault | ~jax.vmap(is_finite)(transition.observation)
+    nothing = jax.tree.map(jnp.zeros_like, transition)
+    return select(fault, nothing, transition)._replace(fault=fault)

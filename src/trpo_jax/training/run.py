@@ -1,37 +1,57 @@
 """A training with a folder of its own, and its evaluation later on."""
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 
 from trpo_jax.environments.protocol import Environment
-from trpo_jax.environments.registry import as_environment
+from trpo_jax.environments.registry import as_environment, resolve_backend
 from trpo_jax.training.checkpoint import load_params
 from trpo_jax.training.evaluate import Episodes, make_evaluator
 from trpo_jax.training.inference import Params
+from trpo_jax.training.iteration import inference_params
+from trpo_jax.training.loggers import Logger
+from trpo_jax.training.loop import ProgressFn
+from trpo_jax.training.pipeline import host_like
 from trpo_jax.training.run_config import RunConfig
-from trpo_jax.training.run_folder import MetricsLog, RunFolder
-from trpo_jax.training.train import ProgressFn, train
-from trpo_jax.training.trpo import TRPO, inference_params, make_trpo
+from trpo_jax.training.run_folder import RunFolder
+from trpo_jax.training.train import train
+from trpo_jax.training.trpo import TRPO, make_trpo
+
+
+def resolve(run_config: RunConfig) -> RunConfig:
+    """Put in what "auto" stands for; raises ConfigError for an unknown environment."""
+    backend: Any = resolve_backend(run_config.environment, run_config.suite, run_config.backend)
+    return dataclasses.replace(run_config, backend=backend)
 
 
 def run_environment(run_config: RunConfig) -> Environment:
     """Make the environment that a configuration names; raises ConfigError for an unknown one."""
-    return as_environment(run_config.environment, backend=run_config.backend)
+    return as_environment(run_config.environment, suite=run_config.suite, backend=run_config.backend)
 
 
 def run_training(
     run_config: RunConfig,
     folder: RunFolder,
     environment: Environment,
+    loggers: Sequence[Logger],
     *,
+    resume: bool = False,
+    max_devices_per_host: int | None = None,
     progress_fn: ProgressFn | None = None,
     iteration_fn: ProgressFn | None = None,
 ) -> dict[str, float]:
-    """Train as configured; write metrics and checkpoints into the run's folder.
+    """Train as configured; write checkpoints into the run's folder.
 
     Args:
         run_config: what to train.
         folder: made by `create_run_folder`.
         environment: the one that the config names, made by `run_environment`.
+        loggers: given the metrics of each iteration and evaluation, and closed in the end.
+        resume: go on from the folder's newest readable checkpoint.
+        max_devices_per_host: use no more devices of each process than this.
         progress_fn: called as progress_fn(steps, metrics) after each evaluation.
         iteration_fn: called likewise after each iteration.
 
@@ -39,20 +59,23 @@ def run_training(
         The metrics of the last evaluation and iteration.
 
     Raises:
-        KeyboardInterrupt: passes through once the parameters are saved.
+        ConfigError, CheckpointError: as `train`. KeyboardInterrupt and SystemExit pass through once all is saved.
     """
-    with MetricsLog(folder.metrics) as log:
 
-        def on_iteration(step: int, metrics: dict[str, float]) -> None:
-            log.write(step, metrics)
-            if iteration_fn:
-                iteration_fn(step, metrics)
+    def on_iteration(step: int, metrics: dict[str, float]) -> None:
+        for logger in loggers:
+            logger.log(step, metrics)
+        if iteration_fn:
+            iteration_fn(step, metrics)
 
-        def on_evaluation(step: int, metrics: dict[str, float]) -> None:
-            log.write(step, {name: value for name, value in metrics.items() if name.startswith("eval/")})
-            if progress_fn:
-                progress_fn(step, metrics)
+    def on_evaluation(step: int, metrics: dict[str, float]) -> None:
+        evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+        for logger in loggers:
+            logger.log(step, evaluation)
+        if progress_fn:
+            progress_fn(step, metrics)
 
+    try:
         _, _, metrics = train(
             environment,
             run_config.num_timesteps,
@@ -64,7 +87,14 @@ def run_training(
             progress_fn=on_evaluation,
             iteration_fn=on_iteration,
             save_checkpoint_path=folder.checkpoints,
+            checkpoint_interval=run_config.checkpoint_interval,
+            keep_checkpoints=run_config.keep_checkpoints,
+            resume=resume,
+            max_devices_per_host=max_devices_per_host,
         )
+    finally:
+        for logger in loggers:
+            logger.close()
     return metrics
 
 
@@ -76,7 +106,7 @@ def load_policy(run_config: RunConfig, folder: RunFolder) -> tuple[TRPO, int, Pa
         CheckpointError: no checkpoint, a damaged one, or one that does not fit the configuration.
     """
     trpo = make_trpo(run_environment(run_config), run_config.trpo)
-    template = inference_params(jax.eval_shape(trpo.init, jax.random.key(0)))
+    template = host_like(inference_params(jax.eval_shape(trpo.init, jax.random.key(0))))
     step, params = load_params(folder.checkpoints, template)
     return trpo, step, params
 

@@ -9,7 +9,7 @@ import tomli_w
 import tyro
 
 from trpo_jax.config import ConfigError, config, from_mapping, setting, to_mapping, unknown_name
-from trpo_jax.training.trpo import TRPOConfig
+from trpo_jax.training.trpo_config import TRPOConfig
 
 
 @config
@@ -17,9 +17,11 @@ class RunConfig:
     """What `trpo-jax train` needs to know: an environment, a budget, evaluations, and how TRPO learns."""
 
     environment: str = setting(default="ant")
-    """Name of a Brax environment."""
-    backend: Literal["spring", "positional", "generalized", "mjx"] = setting(default="spring")
-    """Brax's physics."""
+    """Name of an environment of the suite."""
+    suite: Literal["brax", "playground"] = setting(default="brax")
+    """Brax, or MuJoCo Playground (an extra to install)."""
+    backend: Literal["auto", "spring", "positional", "generalized", "mjx", "jax", "warp"] = setting(default="auto")
+    """Physics: jax or warp in Playground, the others in Brax; auto takes the first that the environment offers."""
     num_timesteps: int = setting(default=1_000_000, at_least=0)
     """Environment steps to train for, rounded up to whole iterations."""
     seed: int = setting(default=0, at_least=0, at_most=2**32 - 1)
@@ -30,6 +32,10 @@ class RunConfig:
     """Episodes an evaluation plays."""
     deterministic_eval: bool = setting(default=True)
     """Evaluate the policy's mean action instead of samples."""
+    checkpoint_interval: int = setting(default=10, at_least=0)
+    """Iterations between checkpoints; 0 saves only at evaluations and at the end."""
+    keep_checkpoints: int = setting(default=3, at_least=1)
+    """So many of the newest checkpoints stay."""
     trpo: Annotated[TRPOConfig, tyro.conf.arg(name="")] = TRPOConfig()  # its fields stand beside the others
 
 

@@ -1,10 +1,11 @@
 """The folder a run leaves behind: config.toml, metrics.jsonl, checkpoints/."""
 
+import itertools
 import json
 import math
 import time
 from pathlib import Path
-from types import TracebackType
+from typing import Any, TextIO
 
 from trpo_jax.config import ConfigError
 from trpo_jax.training.run_config import RunConfig, read_run_config, write_run_config
@@ -20,31 +21,38 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
 
 
-def default_run_dir(environment: str) -> Path:
-    """Return runs/ENV-DATE-TIME, with a number behind it where that is taken."""
-    stem = f"{environment}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, count = Path("runs") / stem, 1
-    while path.exists():
-        count += 1
-        path = Path("runs") / f"{stem}-{count}"
-    return path
-
-
-def create_run_folder(path: Path | str, run_config: RunConfig) -> RunFolder:
+def create_run_folder(path: Path | str | None, run_config: RunConfig) -> RunFolder:
     """Make a run's folder and write its configuration.
+
+    Args:
+        path: new, or an empty folder; None makes runs/ENV-DATE-TIME, with a number behind it where that is taken.
+        run_config: what the run is to do.
 
     Raises:
         ConfigError: the folder exists and is not empty, or cannot be written; nothing was overwritten.
     """
-    folder = RunFolder(path)
     try:
+        folder = RunFolder(_make_default_folder(run_config.environment) if path is None else path)
         folder.path.mkdir(parents=True, exist_ok=True)
         if any(folder.path.iterdir()):
             raise ConfigError("run_dir", str(path), "a folder that is new or empty; nothing was changed")
         write_run_config(folder.config, run_config)
     except OSError as error:
-        raise ConfigError("run_dir", str(path), f"a folder that can be written ({error.strerror})") from None
+        raise ConfigError("run_dir", str(path or "runs"), f"a folder that can be written ({error.strerror})") from None
     return folder
+
+
+def _make_default_folder(environment: str) -> Path:
+    """Make a folder that no other process has made."""
+    stem = f"{environment}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for count in itertools.count(1):
+        path = Path("runs") / (stem if count == 1 else f"{stem}-{count}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError
 
 
 def open_run_folder(path: Path | str) -> tuple[RunFolder, RunConfig]:
@@ -64,17 +72,56 @@ def open_run_folder(path: Path | str) -> tuple[RunFolder, RunConfig]:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl: one object a line, "step" and metrics by name; NaN and infinities are left out."""
+    """Appends to metrics.jsonl: one object a line, "step" and metrics by name; NaN and infinities are left out.
+
+    A run that goes on from a checkpoint repeats what came after it: the first line written takes the place of all that
+    stood from there on. A line that a crash has torn is dropped.
+    """
 
     def __init__(self, path: Path):
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._path = path
+        lines = _whole_lines(path)
+        self._earlier: list[str] | None = lines
+        self._file = _rewrite(path, lines)
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append a line."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if self._earlier is not None:
+            earlier, self._earlier = self._earlier, None
+            kept = [line for line in earlier if _place(json.loads(line)) < _place({"step": step} | finite)]
+            if len(kept) < len(earlier):
+                self._file.close()
+                self._file = _rewrite(self._path, kept)
         self._file.write(json.dumps({"step": step} | finite) + "\n")
 
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
+
+
+def _place(record: dict[str, Any]) -> tuple[int, bool]:
+    """Return what lines are ordered by: an evaluation comes after the iteration of the same step."""
+    return record["step"], any(name.startswith("eval/") for name in record)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError):
+            continue
+        lines.append(line)
+    return lines
+
+
+def _rewrite(path: Path, lines: list[str]) -> TextIO:
+    """Put lines in a file's place, in one move, and open it to append."""
+    if path.exists():
+        new = path.with_suffix(".new")
+        new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        new.replace(path)
+    return path.open("a", encoding="utf-8", buffering=1)

@@ -1,8 +1,9 @@
 """Training from start to end, with Brax's conventions."""
 
+import contextlib
 import dataclasses
+import functools
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.config import ConfigError, unknown_name
+from trpo_jax.config import ConfigError, to_mapping, unknown_name
+from trpo_jax.environments.protocol import Box, Environment
+from trpo_jax.environments.registry import as_environment, wrapped_environment
 from trpo_jax.policy.networks import Networks
-from trpo_jax.training.checkpoint import has_checkpoints, save_params
-from trpo_jax.training.evaluate import make_evaluator, summarize
+from trpo_jax.training.brax_names import networks_from_brax, translate
+from trpo_jax.training.checkpoint import load_params
+from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.inference import Params, Policy
-from trpo_jax.training.interrupts import deferred_interrupts
-from trpo_jax.training.trpo import TRPO, TRPOConfig, inference_params, make_trpo
-
-ProgressFn = Callable[[int, dict[str, float]], None]
-"""(environment steps so far, metrics) -> None."""
+from trpo_jax.training.iteration import TrainState, inference_params
+from trpo_jax.training.loop import Callbacks, Loop, ProgressFn, Schedule, local_params
+from trpo_jax.training.pipeline import Pipeline, all_devices, to_host
+from trpo_jax.training.store import Progress, Store
+from trpo_jax.training.trpo import TRPO, make_trpo, with_time_limit
+from trpo_jax.training.trpo_config import TRPOConfig
 
 
 def train(
@@ -29,53 +34,216 @@ def train(
     *,
     config: TRPOConfig | None = None,
     networks: Networks | None = None,
+    network_factory: Callable[..., Any] | None = None,
+    max_devices_per_host: int | None = None,
+    wrap_env: bool = True,
+    wrap_env_fn: Callable[..., Any] | None = None,
+    randomization_fn: Callable[..., Any] | None = None,
+    num_resets_per_eval: int = 0,
     seed: int = 0,
     num_evals: int = 1,
+    eval_env: Any = None,
     num_eval_envs: int = 128,
     deterministic_eval: bool = False,
+    run_evals: bool = True,
+    log_training_metrics: bool = False,
+    training_metrics_steps: int | None = None,
     progress_fn: ProgressFn | None = None,
     iteration_fn: ProgressFn | None = None,
     policy_params_fn: Callable[[int, Callable[..., Policy], Params], None] | None = None,
     save_checkpoint_path: str | Path | None = None,
+    checkpoint_interval: int = 10,
+    keep_checkpoints: int = 3,
+    resume: bool = False,
+    restore_checkpoint_path: str | Path | None = None,
+    restore_params: Params | None = None,
+    restore_value_fn: bool = True,
     **options: Any,
 ) -> tuple[Callable[..., Policy], Params, dict[str, float]]:
-    """Train a policy by TRPO.
+    """Train a policy by TRPO, on all devices that JAX sees.
 
     Args:
-        environment: a name ("hopper"), a Brax environment, or an object behind the `Environment` protocol.
+        environment: a name ("hopper"), a Brax or MuJoCo Playground environment, or an object behind the `Environment`
+            protocol.
         num_timesteps: environment steps (simulator steps, before action repeat) to train for, rounded up to whole
             iterations; 0 only evaluates the initial policy.
         config: `TRPOConfig`; None takes its defaults.
         networks: policy and critic; None makes those that the config describes.
+        network_factory: makes them instead, as `brax.training.agents.ppo.networks.make_ppo_networks` does.
+        max_devices_per_host: use no more devices of each process than this. They must divide num_envs.
+        wrap_env: False says that the environment is vectorized, time-limited and self-resetting already.
+        wrap_env_fn: wraps the environment instead of the time limit and resets built in; see `wrapped_environment`.
+        randomization_fn: (sys, keys) -> (sys, in_axes), as Brax has it: physical parameters for each environment, drawn
+            anew for every episode.
+        num_resets_per_eval: how often, between two evaluations, all environments are drawn afresh in mid-episode.
         seed: of everything random.
         num_evals: evaluations, evenly spread; with more than one the first comes before training, the last after it.
+        eval_env: an environment for evaluations only.
         num_eval_envs: episodes an evaluation plays; 0 evaluates nothing.
         deterministic_eval: evaluate the distribution's mode instead of samples.
+        run_evals: False evaluates nothing, but calls back all the same.
+        log_training_metrics: call progress_fn also with training metrics, every `training_metrics_steps`.
+        training_metrics_steps: environment steps between such calls; None for each iteration.
         progress_fn: called as progress_fn(steps, metrics) after each evaluation.
-        iteration_fn: called likewise after each iteration, with training metrics only.
+        iteration_fn: called likewise after each iteration, with training metrics only; it comes while the next one runs.
         policy_params_fn: called as policy_params_fn(steps, make_policy, params) after each evaluation.
-        save_checkpoint_path: folder without checkpoints, in which the parameters are saved at the start, before each
-            evaluation, after the last iteration, and when Ctrl-C ends the training early (at the end of the running
-            iteration; a second Ctrl-C does not wait).
-        **options: any field of `TRPOConfig` by name (num_envs, discounting, …), put over `config`.
+        save_checkpoint_path: folder for checkpoints, written at the start, every `checkpoint_interval` iterations,
+            before each evaluation, after the last iteration, and when Ctrl-C or SIGTERM ends the training early (at the
+            end of the running iteration; a second one does not wait).
+        checkpoint_interval: iterations; 0 for none but the others.
+        keep_checkpoints: so many of the newest stay.
+        resume: go on from the newest readable checkpoint in save_checkpoint_path, as if nothing had happened.
+        restore_checkpoint_path: start from the parameters of the newest checkpoint in this folder.
+        restore_params: start from these (normalizer, policy, value), as `train` returns them; go over
+            restore_checkpoint_path.
+        restore_value_fn: False leaves the value function as drawn.
+        **options: any field of `TRPOConfig` by name (num_envs, discounting, …), put over `config`; and the keywords of
+            Brax's PPO, of which those without meaning here are named in a warning.
 
     Returns:
         (make_policy, params, metrics): make_policy(params, deterministic=False)(observation, key) -> (action, extras);
         params = (normalizer, policy, value); metrics of the last evaluation and iteration.
 
     Raises:
-        ConfigError: an unknown environment, an unknown option, or a value out of range. KeyboardInterrupt passes
-        through once the parameters are saved.
+        ConfigError: an unknown environment, an unknown option, a value out of range, or a checkpoint of another config.
+        CheckpointError: checkpoints that cannot be read or written.
+        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; pass through once a checkpoint is written.
 
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477). Keywords and metrics follow `brax.training.agents.ppo.train`.
     """
-    _check_counts(num_timesteps=num_timesteps, num_evals=num_evals, num_eval_envs=num_eval_envs)
-    if save_checkpoint_path is not None and has_checkpoints(save_checkpoint_path):
-        raise ConfigError("save_checkpoint_path", str(save_checkpoint_path), "a folder that holds no checkpoints yet")
-    trpo = make_trpo(environment, with_options(TRPOConfig() if config is None else config, options), networks)
-    run = _Run(trpo, num_eval_envs, deterministic_eval, progress_fn, iteration_fn, policy_params_fn, save_checkpoint_path)
-    return run(seed, num_timesteps, num_evals)
+    _check_counts(0, num_timesteps=num_timesteps, num_evals=num_evals, num_eval_envs=num_eval_envs)
+    _check_counts(0, num_resets_per_eval=num_resets_per_eval, checkpoint_interval=checkpoint_interval)
+    _check_counts(1, keep_checkpoints=keep_checkpoints)
+    if resume and save_checkpoint_path is None:
+        raise ConfigError("save_checkpoint_path", None, "the folder to resume from, where resume is true")
+    config = with_options(TRPOConfig() if config is None else config, translate(options))
+    limited = functools.partial(_limited, config, wrap_env, wrap_env_fn, randomization_fn, seed)
+    training_environment = limited(environment)
+    if network_factory is not None:
+        networks = _networks_by(network_factory, training_environment)
+    trpo = make_trpo(training_environment, config, networks)
+    evaluator = None
+    if run_evals and num_eval_envs:
+        evaluator = make_evaluator(
+            trpo.environment if eval_env is None else limited(eval_env),
+            trpo.make_policy,
+            num_episodes=num_eval_envs,
+            deterministic=deterministic_eval,
+        )
+    if log_training_metrics:
+        iteration_fn = _Also(iteration_fn, progress_fn, training_metrics_steps or 1)
+    pipeline = Pipeline(trpo.iteration, all_devices(max_devices_per_host))
+    store = None
+    if save_checkpoint_path is not None:
+        origin = {"config": to_mapping(config), "seed": seed}
+        store = Store(save_checkpoint_path, resume=resume, keep=keep_checkpoints, origin=origin)
+    state_key, eval_key = jax.random.split(jax.random.key(seed))
+    if store is not None and store.goes_on:
+        state, progress = store.load(pipeline)
+    else:
+        state, progress = pipeline.init(state_key), Progress()
+        state = _restored(pipeline, state, restore_checkpoint_path, restore_params, restore_value_fn)
+    loop = Loop(
+        trpo,
+        pipeline,
+        _schedule(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval),
+        Callbacks(iteration_fn, progress_fn, policy_params_fn),
+        store=store,
+        evaluator=evaluator,
+        eval_key=eval_key,
+    )
+    with store or contextlib.nullcontext():
+        state = loop.run(state, progress)
+    return trpo.make_policy, local_params(state), loop.metrics
+
+
+def _limited(
+    config: TRPOConfig, wrap_env: bool, wrap_env_fn: Any, randomization_fn: Any, seed: int, environment: Any
+) -> Environment:
+    """Return an environment with a time limit: the one built in, or that of a wrapper."""
+    if wrap_env and wrap_env_fn is None:
+        return with_time_limit(as_environment(environment, randomization_fn=randomization_fn), config)
+    return wrapped_environment(
+        environment,
+        wrap_env_fn if wrap_env else None,
+        episode_length=config.episode_length,
+        action_repeat=config.action_repeat,
+        randomization_fn=randomization_fn,
+        seed=seed,
+        num_envs=config.num_envs,
+    )
+
+
+def _networks_by(network_factory: Callable[..., Any], environment: Environment) -> Networks:
+    state = jax.eval_shape(environment.reset, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)))
+    if not isinstance(environment.action_space, Box):
+        raise ConfigError("network_factory", network_factory, "none where actions are discrete")
+    observation = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state.observation)
+    return networks_from_brax(network_factory, observation, environment.action_space.size)
+
+
+def _restored(
+    pipeline: Pipeline,
+    state: TrainState,
+    path: str | Path | None,
+    params: Params | None,
+    restore_value_fn: bool,
+) -> TrainState:
+    """Put parameters from elsewhere into a fresh state."""
+    host_state = to_host(state)
+    fresh = inference_params(host_state)
+    if params is None and path is not None:
+        params = load_params(path, fresh)[1]
+    if params is None:
+        return state
+    params = Params(*params)
+    if not restore_value_fn:
+        params = params._replace(value=fresh.value)
+    _check_fits(params, fresh)
+    params = to_host(jax.tree.map(jnp.asarray, params))
+    learner = host_state.learner._replace(normalizer=params.normalizer, policy=params.policy)
+    critic = host_state.critic._replace(critic=params.value)
+    return pipeline.place(host_state._replace(learner=learner, critic=critic))
+
+
+def _check_fits(params: Params, like: Params) -> None:
+    for name in Params._fields:
+        given, wanted = (jax.tree.map(np.shape, getattr(each, name)) for each in (params, like))
+        if given != wanted:
+            raise ConfigError("restore_params", given, f"{name} of shapes {wanted}, those of this training")
+
+
+def _schedule(trpo: TRPO, num_timesteps: int, num_evals: int, num_resets_per_eval: int, checkpoint_interval: int) -> Schedule:
+    num_iterations = math.ceil(num_timesteps / trpo.steps_per_iteration)
+    evaluations = _evaluation_schedule(num_iterations, num_evals)
+    parts = num_resets_per_eval * max(num_evals - 1, 1)
+    resets = {round(k * num_iterations / parts) for k in range(1, parts)} if num_resets_per_eval else set()
+    return Schedule(num_iterations, evaluations, resets, checkpoint_interval)
+
+
+def _evaluation_schedule(num_iterations: int, num_evals: int) -> set[int]:
+    """Return the iterations after which to evaluate; 0 is before the first."""
+    if num_evals == 0:
+        return set()
+    if num_evals == 1 or num_iterations == 0:
+        return {num_iterations}
+    return {round(k * num_iterations / (num_evals - 1)) for k in range(num_evals)}
+
+
+class _Also:
+    """Calls both functions, the second once in so many environment steps."""
+
+    def __init__(self, iteration_fn: ProgressFn | None, progress_fn: ProgressFn | None, interval: int):
+        self._iteration_fn, self._progress_fn, self._interval = iteration_fn, progress_fn, interval
+        self._next = interval
+
+    def __call__(self, steps: int, metrics: dict[str, float]) -> None:
+        if self._iteration_fn:
+            self._iteration_fn(steps, metrics)
+        if self._progress_fn and steps >= self._next:
+            self._next = steps - steps % self._interval + self._interval
+            self._progress_fn(steps, metrics)
 
 
 def with_options(config: TRPOConfig, options: dict[str, Any]) -> TRPOConfig:
@@ -89,90 +257,7 @@ def with_options(config: TRPOConfig, options: dict[str, Any]) -> TRPOConfig:
     return dataclasses.replace(config, **options)
 
 
-def _check_counts(**counts: int) -> None:
+def _check_counts(at_least: int, **counts: int) -> None:
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-            raise ConfigError(name, value, "an integer >= 0")
-
-
-class _Run:
-    """One training: the loop and what it calls."""
-
-    def __init__(self, trpo: TRPO, num_eval_envs, deterministic_eval, progress_fn, iteration_fn, policy_params_fn, path):
-        self.trpo = trpo
-        self.progress_fn, self.iteration_fn, self.policy_params_fn = progress_fn, iteration_fn, policy_params_fn
-        self.path = path
-        self.update = jax.jit(trpo.update, donate_argnums=0)
-        self.evaluator = None
-        if num_eval_envs:
-            self.evaluator = make_evaluator(
-                trpo.environment, trpo.make_policy, num_episodes=num_eval_envs, deterministic=deterministic_eval
-            )
-        self.steps = 0
-        self.saved_steps: int | None = None
-        self.walltime = 0.0
-        self.metrics: dict[str, float] = {}
-
-    def __call__(self, seed: int, num_timesteps: int, num_evals: int):
-        state_key, self.eval_key = jax.random.split(jax.random.key(seed))
-        state = self.trpo.init(state_key)
-        num_iterations = math.ceil(num_timesteps / self.trpo.steps_per_iteration)
-        evaluated = _evaluation_schedule(num_iterations, num_evals)
-        self.save(state)
-        with deferred_interrupts() as interrupts:
-            if 0 in evaluated:
-                self.evaluate(state)
-            for iteration in range(1, num_iterations + 1):
-                state = self.iterate(state)
-                interrupts.guarded = True
-                if interrupts.pending or iteration == num_iterations:
-                    self.save(state)
-                interrupts.check()
-                if iteration in evaluated:
-                    self.evaluate(state)
-                    interrupts.check()
-        return self.trpo.make_policy, inference_params(state), self.metrics
-
-    def iterate(self, state):
-        start = time.perf_counter()
-        state, metrics = self.update(state)
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        elapsed = time.perf_counter() - start
-        self.walltime += elapsed
-        self.steps += self.trpo.steps_per_iteration
-        metrics |= {"training/sps": self.trpo.steps_per_iteration / elapsed, "training/walltime": self.walltime}
-        self.metrics |= metrics
-        if self.iteration_fn:
-            self.iteration_fn(self.steps, metrics)
-        return state
-
-    def evaluate(self, state) -> None:
-        self.save(state)
-        # A copy, since the next iteration reuses the state's memory and callers keep what they are given.
-        params = jax.tree.map(jnp.copy, inference_params(state))
-        if self.evaluator:
-            start = time.perf_counter()
-            episodes = jax.block_until_ready(self.evaluator(params, self.eval_key))
-            elapsed = time.perf_counter() - start
-            played = float(episodes.episode_length.sum()) * self.trpo.config.action_repeat
-            self.metrics |= summarize(episodes, self.trpo.config.action_repeat)
-            self.metrics |= {"eval/epoch_eval_time": elapsed, "eval/sps": played / elapsed}
-            self.metrics["eval/walltime"] = self.metrics.get("eval/walltime", 0.0) + elapsed
-        if self.policy_params_fn:
-            self.policy_params_fn(self.steps, self.trpo.make_policy, params)
-        if self.progress_fn:
-            self.progress_fn(self.steps, dict(self.metrics))
-
-    def save(self, state) -> None:
-        if self.path is not None and self.saved_steps != self.steps:
-            save_params(self.path, self.steps, inference_params(state))
-            self.saved_steps = self.steps
-
-
-def _evaluation_schedule(num_iterations: int, num_evals: int) -> set[int]:
-    """Return the iterations after which to evaluate; 0 is before the first."""
-    if num_evals == 0:
-        return set()
-    if num_evals == 1 or num_iterations == 0:
-        return {num_iterations}
-    return {round(k * num_iterations / (num_evals - 1)) for k in range(num_evals)}
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
+            raise ConfigError(name, value, f"an integer >= {at_least}")

@@ -1,0 +1,53 @@
+"""`trpo-jax render`."""
+
+import os
+import sys
+from typing import Annotated, Literal
+
+import tyro
+
+from trpo_jax.cli.arguments import parse
+from trpo_jax.config import config, setting
+
+DESCRIPTION = (
+    "Play one episode with the newest policy of a run folder, acting with the policy's mean, and write RUN/render.html (to "
+    "be opened in a browser, which fetches the viewer's scripts from the network) and RUN/render.gif. For environments of "
+    "Brax and MuJoCo Playground."
+)
+
+
+@config
+class RenderArguments:
+    """What `trpo-jax render` takes."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder that `trpo-jax train` wrote."""
+    max_steps: int = setting(default=500, at_least=1)
+    """Actions after which to stop, if the episode has not ended."""
+    seed: int = setting(default=0, at_least=0, at_most=2**32 - 1)
+    """Seed of the initial state."""
+    format: Literal["gif", "mp4", "html"] = setting(default="gif")
+    """gif or mp4 (smaller; needs the extra "video") writes the page and an animation, html the page alone."""
+
+
+def render_command(arguments: list[str]) -> int:
+    """Render as the arguments say; return the exit code."""
+    parsed = parse(RenderArguments, arguments, command="render", description=DESCRIPTION)
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a screen; read when mujoco is imported
+
+    from trpo_jax.training.run_folder import open_run_folder
+
+    folder, run_config = open_run_folder(parsed.run)
+    from trpo_jax.training.render import render_run  # imports simulators, for which a wrong RUN need not wait
+
+    rendering = render_run(run_config, folder, max_steps=parsed.max_steps, seed=parsed.seed, output=parsed.format)
+    episode = rendering.episode
+    end = "" if episode.ended else ", where it was cut off"
+    print(f"{run_config.environment} ({run_config.backend}) after {rendering.step:,} steps")
+    print(f"an episode of {len(episode.poses) - 1} actions{end}; return {episode.episode_return:.1f}")
+    for file in rendering.files:
+        print(f"wrote {file}")
+    for line in rendering.missing:
+        print(f"trpo-jax render: warning: {line}", file=sys.stderr)
+    return 0

@@ -1,0 +1,113 @@
+"""Domain randomization: a physical model of its own for every episode of every environment."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+RandomizationFn = Callable[[Any, jax.Array], tuple[Any, Any]]
+"""Brax's signature: (model, raw keys `[N, 2]`) -> (model with N values in some leaves, in_axes as `jax.vmap` takes them)."""
+
+
+class Randomized(NamedTuple):
+    """What N environments with models of their own carry."""
+
+    parameters: tuple[jax.Array, ...]
+    """The randomized leaves of the model, `[N, ...]` each; the same from reset to the end of the episode."""
+    state: Any
+    """The simulator's own state."""
+
+
+class Randomization:
+    """Draws the randomized leaves of an environment's model, and puts them into the environment while it is traced.
+
+    Leaves that randomization_fn leaves unbatched (in_axes None) are taken from one call at construction and stay
+    constants of the program, shared by all environments.
+
+    Args:
+        environment: a Brax or Playground environment, neither vectorized nor time-limited.
+        model_name: the attribute that holds its model, a pytree of arrays.
+        randomization_fn: see `RandomizationFn`. Called for any number of keys.
+
+    Raises:
+        TypeError: an environment without such a model, or a randomization_fn that returns anything but a pair of a
+            model and its in_axes, batches no leaf, or batches one by another number than that of the keys.
+    """
+
+    def __init__(self, environment: Any, model_name: str, randomization_fn: RandomizationFn):
+        self._environment, self._model_name, self._randomization_fn = environment.unwrapped, model_name, randomization_fn
+        if not callable(randomization_fn):
+            raise _wrong(f"a {type(randomization_fn).__name__}", "a function (model, keys) -> (model, in_axes)")
+        if not hasattr(self._environment, model_name):
+            kind = type(self._environment).__name__
+            raise _wrong("a function", f"None for a {kind}, which keeps no model in its attribute {model_name}")
+        leaves, axes, self._treedef = self._randomized(jax.random.split(jax.random.key(0), 2))
+        self._constants = [leaf if axis is None else None for leaf, axis in zip(leaves, axes, strict=True)]
+
+    def draw(self, keys: Key[Array, "N"]) -> tuple[jax.Array, ...]:
+        """Draw the randomized leaves of N models, `[N, ...]` each."""
+        leaves, axes, _ = self._randomized(keys)
+        return tuple(jnp.moveaxis(leaf, axis, 0) for leaf, axis in zip(leaves, axes, strict=True) if axis is not None)
+
+    def vmap(self, method: Callable[..., Any], parameters: tuple[jax.Array, ...], *arguments: Any) -> Any:
+        """Call a method of the environment N times side by side, each under the model of its own."""
+        return jax.vmap(functools.partial(self._call_under, method))(parameters, *arguments)
+
+    def _call_under(self, method: Callable[..., Any], parameters: tuple[jax.Array, ...], *arguments: Any) -> Any:
+        with self._model_with(parameters):
+            return method(*arguments)
+
+    @contextlib.contextmanager
+    def _model_with(self, parameters: tuple[jax.Array, ...]) -> Iterator[None]:
+        """Let the environment's model hold these leaves of one environment, as long as the context is open.
+
+        The environment itself is changed and changed back, not a copy of it, whose bound methods would still look at
+        the original.
+        """
+        drawn = iter(parameters)
+        leaves = [next(drawn) if constant is None else constant for constant in self._constants]
+        original = getattr(self._environment, self._model_name)
+        setattr(self._environment, self._model_name, jax.tree.unflatten(self._treedef, leaves))
+        try:
+            yield
+        finally:
+            setattr(self._environment, self._model_name, original)
+
+    def _randomized(self, keys: Key[Array, "N"]) -> tuple[list[Any], list[int | None], Any]:
+        model = getattr(self._environment, self._model_name)
+        returned = self._randomization_fn(model, jax.random.key_data(keys))
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise _wrong(f"a function that returns a {type(returned).__name__}", "one that returns (model, in_axes)")
+        batched, in_axes = returned
+        axes = _leaf_axes(in_axes, batched)
+        leaves, treedef = jax.tree.flatten(batched)
+        for leaf, axis in zip(leaves, axes, strict=True):
+            if axis is not None and jnp.shape(leaf)[axis] != keys.shape[0]:
+                got = f"a leaf {jnp.shape(leaf)} with axis {axis} mapped"
+                raise _wrong(got, f"leaves of as many values as keys ({keys.shape[0]})")
+        if all(axis is None for axis in axes):
+            raise _wrong("a function whose in_axes map no leaf", "one that randomizes at least one leaf of the model")
+        return leaves, axes, treedef
+
+
+def _leaf_axes(in_axes: Any, model: Any) -> list[int | None]:
+    """Return the mapped axis of every leaf of a model, from in_axes that may be a prefix of its tree."""
+    axes: list[int | None] = []
+
+    def extend(axis: int | None, part: Any) -> None:
+        axes.extend([axis] * len(jax.tree.leaves(part)))
+
+    try:
+        jax.tree.map(extend, in_axes, model, is_leaf=lambda axis: axis is None)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise _wrong("a function whose in_axes do not fit its model", f"in_axes of the model's structure ({reason})") from None
+    return axes
+
+
+def _wrong(got: str, allowed: str) -> TypeError:
+    return TypeError(f"randomization_fn: got {got}, allowed: {allowed}")

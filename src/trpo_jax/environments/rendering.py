@@ -1,0 +1,198 @@
+"""Showing what a simulator did: frames by MuJoCo, and a page for a browser by Brax's viewer. Knows Brax and Playground."""
+
+import copy
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from trpo_jax.config import ConfigError
+from trpo_jax.environments.protocol import Environment, EnvironmentState
+from trpo_jax.environments.quiet import quiet_import
+from trpo_jax.environments.randomization import Randomized
+from trpo_jax.environments.wrappers import EpisodeLimit
+
+with quiet_import():
+    import mujoco
+    from brax.base import Transform
+    from brax.io import html
+
+HEIGHT, WIDTH = 360, 480
+"""Size of a frame in pixels."""
+BACKGROUND = (225, 232, 240)
+"""Colour where a model shows nothing: a pale sky."""
+
+
+class DrawingError(Exception):
+    """Report, in one line, why something cannot be drawn here and what would help."""
+
+
+class Pose(NamedTuple):
+    """Where everything is: what MuJoCo needs to place a model's bodies. Leaves may have leading axes."""
+
+    q: Float[Array, "... Q"]
+    """Joint positions."""
+    mocap_position: Float[Array, "... M 3"] | None
+    """Bodies that are moved by hand, such as targets; None for a simulator that has none."""
+    mocap_rotation: Float[Array, "... M 4"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What can be drawn of an environment."""
+
+    model: mujoco.MjModel
+    seconds_per_step: float
+    """Simulated time from one pose to the next."""
+    simulator_pose: Callable[[Any], Pose]
+
+    def pose(self, state: EnvironmentState) -> Pose:
+        """Return the poses `[N, …]` of N environments with a time limit; may be traced."""
+        return self.simulator_pose(inner_simulator(state))
+
+    def page(self, poses: Sequence[Pose]) -> str:
+        """Return an HTML page that plays poses. It holds the geometry; its scripts come from a CDN when it is opened.
+
+        Raises:
+            DrawingError: the viewer does not know a shape of the model.
+        """
+        bodies = [self._data(pose) for pose in poses]
+        # Rounded, since a page of full float64 digits is three times as long. The world, body 0, the viewer has anyway.
+        states = [SimpleNamespace(x=Transform(np.round(d.xpos[1:], 5), np.round(d.xquat[1:], 5))) for d in bodies]
+        try:
+            return html.render(_viewer_system(self.model, self.seconds_per_step), states, height="100vh", colab=False)
+        except KeyError:
+            raise DrawingError("no page: the model has a shape (an ellipsoid?) that Brax's viewer does not know") from None
+
+    def frames(self, poses: Sequence[Pose]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+        """Draw poses one by one, as seen by the model's first camera.
+
+        Raises:
+            DrawingError: MuJoCo finds no OpenGL to draw with.
+        """
+        camera = 0 if self.model.ncam else -1  # -1 is MuJoCo's free camera, which shows the whole model
+        background = not _has_sky(self.model)  # MuJoCo leaves it pure black, which lit bodies are not
+        renderer = self._renderer()
+        with renderer:
+            for pose in poses:
+                renderer.update_scene(self._data(pose), camera=camera)
+                frame = renderer.render()
+                if background:
+                    frame[~frame.any(axis=-1)] = BACKGROUND
+                yield frame
+
+    def _renderer(self) -> mujoco.Renderer:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # GLFW warns, and then it fails
+                return mujoco.Renderer(self.model, HEIGHT, WIDTH)
+        except Exception as error:  # each of MuJoCo's backends fails with exceptions of its own, AttributeError among them
+            words = " ".join(str(error).split())[:120]
+            raise DrawingError(
+                "no animation: MuJoCo finds no OpenGL to draw with; on Debian or Ubuntu "
+                "`apt-get install libegl1 libopengl0 libgl1-mesa-dri` brings it, and MUJOCO_GL=egl, osmesa or glfw "
+                f"chooses ({type(error).__name__}: {words})"
+            ) from None
+
+    def _data(self, pose: Pose) -> mujoco.MjData:
+        """Place the model's bodies."""
+        data = mujoco.MjData(self.model)
+        data.qpos = pose.q
+        if pose.mocap_position is not None:
+            data.mocap_pos, data.mocap_quat = pose.mocap_position, pose.mocap_rotation
+        mujoco.mj_forward(self.model, data)
+        return data
+
+
+def _viewer_system(model: mujoco.MjModel, seconds_per_step: float) -> Any:
+    """Return what Brax's viewer reads of a `brax.System`, of the geoms that MuJoCo shows by default (groups 0 to 2).
+
+    A System itself can hold only models that Brax can simulate, and loses the colours of materials.
+    """
+    shown = np.flatnonzero(model.geom_group < 3)
+    material = model.geom_matid[shown]
+    colour = np.where(material[:, None] < 0, model.geom_rgba[shown], _material_colours(model)[material])
+    meshes = ("nmesh", "mesh_faceadr", "mesh_face", "mesh_vertadr", "mesh_vert")
+    return SimpleNamespace(
+        opt=SimpleNamespace(timestep=seconds_per_step),  # for the viewer, the time between two poses
+        link_names=[model.body(body).name for body in range(1, model.nbody)],
+        ngeom=len(shown),
+        geom_bodyid=model.geom_bodyid[shown],
+        geom_type=model.geom_type[shown],
+        geom_pos=model.geom_pos[shown],
+        geom_quat=model.geom_quat[shown],
+        geom_size=model.geom_size[shown],
+        geom_dataid=model.geom_dataid[shown],
+        mj_model=SimpleNamespace(geom_rgba=colour, **{name: getattr(model, name) for name in meshes}),
+    )
+
+
+def _material_colours(model: mujoco.MjModel) -> Float[np.ndarray, "M 4"]:
+    """Return the colour of every material; a last row that no material has, for models without any."""
+    return np.concatenate([model.mat_rgba, np.ones((1, 4))])
+
+
+def inner_simulator(state: EnvironmentState) -> Any:
+    """Return what the simulator inside `EpisodeLimit`, and inside domain randomization, carries for N environments."""
+    simulator = state.simulator.simulator
+    return simulator.state if isinstance(simulator, Randomized) else simulator
+
+
+def make_scene(environment: Environment) -> Scene:
+    """Return how to draw an environment with a time limit (`TRPO.environment`).
+
+    Domain randomization changes what happens and not what is drawn: that is the nominal model.
+
+    Raises:
+        ConfigError: an environment of a kind that cannot be drawn.
+    """
+    if isinstance(environment, EpisodeLimit):
+        inner = environment.environment
+        for module, kind, make in _KINDS:
+            if module in sys.modules and isinstance(inner, getattr(sys.modules[module], kind)):
+                return make(inner.environment, environment.action_repeat)
+        environment = inner
+    raise ConfigError("environment", type(environment).__name__, "one of Brax or MuJoCo Playground, which can be drawn")
+
+
+def _presentable(model: mujoco.MjModel) -> mujoco.MjModel:
+    """Return a copy that looks better; a model with a sky was made to be looked at and keeps its light."""
+    model = copy.copy(model)
+    model.vis.quality.shadowsize = 1024  # as good in frames so small; without a GPU it halves their cost
+    if not _has_sky(model):
+        model.vis.headlight.ambient[:] = 0.35
+        model.vis.headlight.diffuse[:] = 0.45
+        model.vis.global_.elevation = -30  # of the free camera, which else looks down steeply
+    return model
+
+
+def _has_sky(model: mujoco.MjModel) -> bool:
+    return bool(np.any(model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX))
+
+
+def _brax_scene(environment: Any, action_repeat: int) -> Scene:
+    return Scene(_presentable(environment.sys.mj_model), float(environment.dt) * action_repeat, _brax_pose)
+
+
+def _brax_pose(simulator: Any) -> Pose:
+    return Pose(simulator.pipeline_state.q, None, None)
+
+
+def _playground_scene(environment: Any, action_repeat: int) -> Scene:
+    return Scene(_presentable(environment.mj_model), float(environment.dt) * action_repeat, _playground_pose)
+
+
+def _playground_pose(simulator: Any) -> Pose:
+    data = simulator.data
+    return Pose(data.qpos, data.mocap_pos, data.mocap_quat)
+
+
+_KINDS: tuple[tuple[str, str, Callable[[Any, int], Scene]], ...] = (
+    ("trpo_jax.environments.brax", "BraxEnvironment", _brax_scene),
+    ("trpo_jax.environments.playground", "PlaygroundEnvironment", _playground_scene),
+)
+"""Module and class of each environment that can be drawn; a module that is not imported has made none."""

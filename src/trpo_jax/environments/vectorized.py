@@ -1,0 +1,52 @@
+"""N copies of a simulator's environment by vmap, behind the protocol. Knows how Brax and Playground speak, imports neither."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from trpo_jax.environments.protocol import Box, EnvironmentState
+from trpo_jax.environments.randomization import Randomization, RandomizationFn, Randomized
+
+
+class VectorizedEnvironment:
+    """N copies of an environment with Brax's interface. Its `done` is a termination; its library's wrappers are not used.
+
+    Args:
+        environment: reset(raw key) and step(state, action) return a state with `obs`, `reward` and `done`.
+        model_name: the attribute of the environment that randomization_fn is given.
+        randomization_fn: draws a model for every environment at every reset; see `RandomizationFn`. None: all share one.
+
+    Raises:
+        TypeError: a randomization_fn that cannot be used.
+    """
+
+    def __init__(self, environment: Any, model_name: str, randomization_fn: RandomizationFn | None = None):
+        self.environment = environment
+        self.action_space = Box(environment.action_size)
+        self.randomization: Randomization | None = None
+        if randomization_fn is not None:
+            self.randomization = Randomization(environment, model_name, randomization_fn)
+
+    def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
+        """Draw N initial states and, with randomization, N models."""
+        if self.randomization is None:
+            return _from_simulator(jax.vmap(self.environment.reset)(jax.random.key_data(keys)))
+        model_keys, reset_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        parameters = self.randomization.draw(model_keys)
+        state = self.randomization.vmap(self.environment.reset, parameters, jax.random.key_data(reset_keys))
+        return _from_simulator(state)._replace(simulator=Randomized(parameters, state))
+
+    def step(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
+        """Advance every environment by one action, under its own model if they are randomized."""
+        if self.randomization is None:
+            return _from_simulator(jax.vmap(self.environment.step)(state.simulator, action))
+        parameters, inner = state.simulator
+        inner = self.randomization.vmap(self.environment.step, parameters, inner, action)
+        return _from_simulator(inner)._replace(simulator=Randomized(parameters, inner))
+
+
+def _from_simulator(state: Any) -> EnvironmentState:
+    terminated = state.done > 0
+    return EnvironmentState(state, state.obs, state.reward.astype(jnp.float32), terminated, jnp.zeros_like(terminated))

@@ -1,0 +1,126 @@
+"""Environments inside a wrapper of another library, which vectorizes them, limits their time and resets them."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from trpo_jax.environments.protocol import Box, EnvironmentState
+from trpo_jax.environments.randomization import RandomizationFn
+from trpo_jax.environments.wrappers import cast_like, select, strong
+
+WrapEnvFn = Callable[..., Any]
+"""Brax's signature: (environment, episode_length=…, action_repeat=…, randomization_fn=…) -> wrapped environment."""
+
+FINAL_OBSERVATION_NAMES = ("final_observation", "final_obs")
+"""Where in a state's info a wrapper may leave the observation that an episode ended with."""
+
+
+class WrappedEnvironment:
+    """N environments of a wrapper with Brax's interface, behind the protocol.
+
+    The wrapper's reset takes raw keys `[N, 2]`; its states have `obs`, `reward`, `done`, and an `info` whose
+    "truncation" is 1 where `done` came from a time limit. Warns once if the wrapper hides final observations.
+
+    Args:
+        wrap: num_envs -> the wrapped environment for so many, called once for each number in use.
+        num_envs: the number to look at the wrapper with. Only one that was made for a fixed number needs it.
+
+    Raises:
+        TypeError: a wrapper whose states do not say which episodes were truncated.
+    """
+
+    resets_itself = True
+
+    def __init__(self, wrap: Callable[[int], Any], *, num_envs: int = 1):
+        self._wrap = functools.cache(wrap)
+        environment = self._wrap(num_envs)
+        self.action_space = Box(environment.action_size)
+        state = jax.eval_shape(environment.reset, jax.ShapeDtypeStruct((num_envs, 2), jnp.uint32))
+        if "truncation" not in state.info:
+            raise TypeError(
+                f"environment: got a {type(environment).__name__} whose state.info has no 'truncation', allowed: one that "
+                "tells time limits from terminations there, as brax.envs.wrappers.training.EpisodeWrapper does"
+            )
+        self._final_name = _final_observation_name(state)
+        self.keeps_final_observation = self._final_name is not None
+        if not self.keeps_final_observation:
+            warnings.warn(_hidden(environment), stacklevel=3)
+
+    def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
+        """Draw N initial states. Raises TypeError if a leaf of them has no axis of environments."""
+        state = self._wrap(keys.shape[0]).reset(jax.random.key_data(keys))
+        for leaf in jax.tree.leaves(state):
+            if jnp.shape(leaf)[:1] != keys.shape:
+                got = f"a wrapper whose state of {keys.shape[0]} environments has a leaf {jnp.shape(leaf)}"
+                raise TypeError(f"environment: got {got}, allowed: the axis of environments first in every leaf")
+        return strong(_from_wrapped(state))
+
+    def step(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
+        """Advance all environments by one action each; those whose episode ends show the next one's first observation."""
+        # A new tree around the same arrays, since wrappers write into the info that they are given.
+        simulator = jax.tree.map(jnp.asarray, state.simulator)
+        return cast_like(_from_wrapped(self._wrap(action.shape[0]).step(simulator, action)), state)
+
+    def final_observation(self, state: EnvironmentState) -> Any:
+        """Return what each step led to before any reset, as far as the wrapper kept it."""
+        if self._final_name is None:
+            return state.observation
+        return select(state.terminated | state.truncated, state.simulator.info[self._final_name], state.observation)
+
+
+def wrap_environment(
+    environment: Any,
+    wrap_env_fn: WrapEnvFn,
+    *,
+    episode_length: int,
+    action_repeat: int,
+    randomization_fn: RandomizationFn | None,
+    seed: int,
+) -> WrappedEnvironment:
+    """Wrap a simulator's environment object as `brax.training.agents.ppo.train` does.
+
+    A wrapper takes its randomization_fn with the keys of all N environments bound, and keeps what it draws for good. So
+    it is made, and draws, once for each N in use (training, evaluation), outside of whatever program is being traced.
+    """
+    bound = functools.partial(_wrap_for, environment, wrap_env_fn, episode_length, action_repeat, randomization_fn, seed)
+    return WrappedEnvironment(bound)
+
+
+def _wrap_for(environment, wrap_env_fn, episode_length, action_repeat, randomization_fn, seed, num_envs: int) -> Any:
+    with jax.ensure_compile_time_eval():
+        if randomization_fn is not None:
+            keys = jax.random.key_data(jax.random.split(jax.random.fold_in(jax.random.key(seed), num_envs), num_envs))
+            randomization_fn = functools.partial(randomization_fn, rng=keys)
+        return wrap_env_fn(
+            environment, episode_length=episode_length, action_repeat=action_repeat, randomization_fn=randomization_fn
+        )
+
+
+def _from_wrapped(state: Any) -> EnvironmentState:
+    done, limited = state.done > 0, state.info["truncation"] > 0
+    return EnvironmentState(state, state.obs, state.reward.astype(jnp.float32), done & ~limited, done & limited)
+
+
+def _final_observation_name(state: Any) -> str | None:
+    """Return under which name a state's info holds something shaped like its observation, if it does."""
+    for name in FINAL_OBSERVATION_NAMES:
+        if name in state.info and _shapes(state.info[name]) == _shapes(state.obs):
+            return name
+    return None
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.structure(tree), [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+
+def _hidden(environment: Any) -> str:
+    return (
+        f"{type(environment).__name__} hides the final observations of episodes: the steps that a time limit cuts off "
+        f"cannot be bootstrapped and get weight zero. Leave out wrap_env_fn (the resets built in keep them), or put them "
+        f"into state.info[{FINAL_OBSERVATION_NAMES[0]!r}] before the reset, from the first state on"
+    )

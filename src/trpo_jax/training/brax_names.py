@@ -1,0 +1,111 @@
+"""What a script written for Brax's PPO says that means something else here, or nothing."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from trpo_jax.config import ConfigError
+from trpo_jax.policy.distributions import DiagonalGaussian, TanhGaussian
+from trpo_jax.policy.networks import Networks
+from trpo_jax.training.normalization import init_normalizer
+
+RENAMED = {"normalize_advantage": "normalize_advantages"}
+"""Keywords of `brax.training.agents.ppo.train` that have another name here."""
+
+PPO_ONLY = frozenset(
+    {
+        *("learning_rate", "entropy_cost", "batch_size", "num_minibatches", "num_updates_per_batch", "max_grad_norm"),
+        *("clipping_epsilon", "clipping_epsilon_value", "vf_loss_coefficient", "desired_kl", "learning_rate_schedule"),
+        *("learning_rate_schedule_min_lr", "learning_rate_schedule_max_lr", "use_pmap_on_reset", "bootstrap_on_timeout"),
+        *("normalize_observations_std_eps", "normalize_observations_mode", "normalize_until_count"),
+    }
+)
+"""Keywords that set what TRPO does not have, or does anyway (bootstrapping at time limits)."""
+
+UNSUPPORTED = ("vision", "augment_pixels", "use_distributional_critic")
+"""Keywords that ask for networks which do not exist here."""
+
+
+def translate(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options in our names; warn once of those that have no meaning for TRPO.
+
+    Raises:
+        ConfigError: an option that asks for what does not exist here.
+    """
+    for name in UNSUPPORTED:
+        if options.get(name):
+            raise ConfigError(name, options[name], "false; pass networks of your own instead")
+    ignored = sorted(PPO_ONLY & options.keys())
+    if ignored:
+        warnings.warn(
+            f"{', '.join(ignored)}: of PPO only, and without effect here; see TRPOConfig for what TRPO and its critic take",
+            stacklevel=3,
+        )
+    left_out = PPO_ONLY.union(UNSUPPORTED)
+    return {RENAMED.get(name, name): value for name, value in options.items() if name not in left_out}
+
+
+def networks_from_brax(network_factory: Callable[..., Any], observation: Any, action_size: int) -> Networks:
+    """Make networks by a factory such as `brax.training.agents.ppo.networks.make_ppo_networks`.
+
+    Args:
+        network_factory: (observation size, action size, preprocess_observations_fn=…) -> Brax's `PPONetworks`, or
+            `Networks`.
+        observation: one observation, or a description of it; Brax's factories are told the shapes of its leaves.
+        action_size: A.
+
+    Raises:
+        ConfigError: a factory that returns something else.
+    """
+    shape = jax.tree.map(lambda leaf: leaf.shape, observation)
+    made = network_factory(shape, action_size, preprocess_observations_fn=_as_it_is)
+    if isinstance(made, Networks):
+        return made
+    try:
+        return Networks(_BraxPolicy(made.policy_network, made.parametric_action_distribution), _BraxNetwork(made.value_network))
+    except AttributeError:
+        allowed = "a function that returns Brax's PPONetworks, or trpo_jax.Networks"
+        raise ConfigError("network_factory", network_factory, allowed) from None
+
+
+def _as_it_is(observation: Any, _: Any) -> Any:
+    """Stand in for Brax's normalization: observations are normalized before networks see them."""
+    return observation
+
+
+@dataclasses.dataclass(frozen=True)
+class _BraxNetwork:
+    """Brax's `FeedForwardNetwork` as a network of ours."""
+
+    network: Any
+
+    def init(self, key: jax.Array, observation: Any) -> Any:
+        """Draw parameters; Brax's network knows its observations."""
+        return self.network.init(jax.random.key_data(key))
+
+    def apply(self, params: Any, observation: Any) -> Any:
+        """Return the network's output."""
+        return self.network.apply(init_normalizer(observation), params, observation)
+
+
+@dataclasses.dataclass(frozen=True)
+class _BraxPolicy:
+    """Brax's policy network and parametric distribution as a network that returns a distribution."""
+
+    network: Any
+    distribution: Any
+
+    def init(self, key: jax.Array, observation: Any) -> Any:
+        """Draw parameters."""
+        return _BraxNetwork(self.network).init(key, observation)
+
+    def apply(self, params: Any, observation: Any) -> DiagonalGaussian | TanhGaussian:
+        """Return the Gaussian, or its tanh where Brax's distribution is of that kind."""
+        normal = self.distribution.create_dist(_BraxNetwork(self.network).apply(params, observation))
+        squashes = "Tanh" in type(self.distribution).__name__
+        kind = TanhGaussian if squashes else DiagonalGaussian
+        return kind(normal.loc, jnp.log(normal.scale))

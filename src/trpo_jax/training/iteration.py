@@ -1,0 +1,366 @@
+"""One iteration of TRPO in three stages: rollout, policy step, critic fit."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from trpo_jax.config import ConfigError
+from trpo_jax.environments.protocol import EnvironmentState
+from trpo_jax.environments.wrappers import FreshAutoReset, strong
+from trpo_jax.objective.advantages import generalized_advantage_estimation
+from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
+from trpo_jax.objective.update import stateful_trust_region_update
+from trpo_jax.policy.distributions import Distribution
+from trpo_jax.policy.networks import Networks, policy_distribution
+from trpo_jax.solver.curvature import weighted_mean
+from trpo_jax.solver.trust_region import StepOutcome, TrustRegionInfo
+from trpo_jax.solver.trust_region_config import TrustRegionState, init_trust_region_state
+from trpo_jax.training.critic import (
+    CriticParams,
+    CriticState,
+    explained_variance,
+    fit_critic,
+    init_critic,
+    predict_scaled_value,
+    weighted_variance,
+)
+from trpo_jax.training.inference import Params
+from trpo_jax.training.keys import as_typed_key
+from trpo_jax.training.metrics import init_episode_statistics, latest_episodes
+from trpo_jax.training.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
+from trpo_jax.training.rollout import RolloutState, Transition, collect, num_starts
+from trpo_jax.training.trpo_config import TRPOConfig
+
+Metrics = dict[str, Float[Array, ""]]
+
+SAMPLES_A_ROW = 64
+"""The policy step sees the batch as rows of environments, at least so many samples each: enough for an even choice of
+those that curvature is taken from, few enough that rows can be spread over many devices."""
+
+
+METRIC_STEPS = 8
+"""Steps of a rollout, evenly spaced, from which metrics are taken that cost a forward pass."""
+
+
+class Learner(NamedTuple):
+    """What the policy step changes."""
+
+    policy: Any
+    trust_region: TrustRegionState
+    normalizer: NormalizerState | None
+    outcomes: Int[Array, "6"]
+    """How often policy steps have ended in each `StepOutcome`."""
+
+
+class TrainState(NamedTuple):
+    """All that one iteration hands to the next."""
+
+    learner: Learner
+    critic: CriticState
+    rollout: RolloutState
+    hyperparameters: TRPOConfig
+    key: Key[Array, ""]
+    iteration: Int[Array, ""]
+
+
+def inference_params(state: TrainState) -> Params:
+    """Return the part of a training state that acts and predicts."""
+    return Params(state.learner.normalizer, state.learner.policy, state.critic.critic)
+
+
+class Regression(NamedTuple):
+    """What the critic is fitted to."""
+
+    observation: Any
+    """Pytree of `[T, N, *]`, normalized."""
+    target: Float[Array, "T N"]
+    weight: Float[Array, "T N"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+    """The stages as pure functions, each of which reads what it needs and returns what it changes."""
+
+    environment: FreshAutoReset
+    networks: Networks
+    config: TRPOConfig
+
+    def init(self, key: jax.Array, hyperparameters: TRPOConfig | None = None) -> TrainState:
+        """Draw networks and environments."""
+        draw_key, key = jax.random.split(as_typed_key(key))
+        return self.begin(key, self.draw(draw_key), hyperparameters)
+
+    def draw(self, key: jax.Array) -> EnvironmentState:
+        """Draw `[S, N, ...]` initial states. A program of its own: it serves the beginning and every iteration."""
+        shape = num_starts(self.config.unroll_length), self.config.num_envs
+        return self.environment.draw_starts(jax.random.split(as_typed_key(key), shape))
+
+    def begin(self, key: jax.Array, starts: EnvironmentState, hyperparameters: TRPOConfig | None = None) -> TrainState:
+        """Draw networks, and put environments at the first of their initial states."""
+        hyperparameters = self.config if hyperparameters is None else hyperparameters
+        if len({jax.tree.structure(hyperparameters), jax.tree.structure(self.config)}) > 1:
+            raise ConfigError("hyperparameters", hyperparameters, "a TRPOConfig that differs in float fields only")
+        hyperparameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), hyperparameters)
+        policy_key, critic_key, key = jax.random.split(as_typed_key(key), 3)
+        rollout = self.restart(starts)
+        observation = jax.tree.map(lambda leaf: leaf[0], rollout.environments.current.observation)
+        policy = self.networks.policy.init(policy_key, observation)
+        state = TrainState(
+            learner=Learner(
+                policy=policy,
+                trust_region=init_trust_region_state(policy, hyperparameters.trust_region),
+                normalizer=init_normalizer(observation) if self.config.normalize_observations else None,
+                outcomes=jnp.zeros(len(StepOutcome), jnp.int32),
+            ),
+            critic=init_critic(self.networks.critic, critic_key, observation, hyperparameters.reward_scaling),
+            rollout=rollout,
+            hyperparameters=hyperparameters,
+            key=key,
+            iteration=jnp.int32(0),
+        )
+        return strong(state)
+
+    def restart(self, starts: EnvironmentState) -> RolloutState:
+        """Put environments at the first of their initial states."""
+        environments = self.environment.begin(jax.tree.map(lambda leaf: leaf[0], starts))
+        return strong(RolloutState(environments, init_episode_statistics(self.config.num_envs)))
+
+    @property
+    def stages(self) -> "Stages":
+        """The stages of `update`."""
+        return Stages(_next_keys, self.draw, self.collect, self.improve, self.fit)
+
+    def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """Run one iteration."""
+        return run_stages(self.stages, state)
+
+    def collect(
+        self, learner: Learner, rollout: RolloutState, starts: EnvironmentState, key: Key[Array, ""]
+    ) -> tuple[RolloutState, Transition, Metrics]:
+        """Let the policy act for `unroll_length` steps."""
+        rollout, transition = collect(
+            self.environment,
+            self.networks.policy,
+            learner.policy,
+            learner.normalizer,
+            rollout,
+            starts,
+            key,
+            unroll_length=self.config.unroll_length,
+        )
+        episode_return, episode_length = latest_episodes(rollout.episodes)
+        metrics = {
+            "training/episode_reward": episode_return,
+            "training/episode_length": episode_length * self.config.action_repeat,
+            "training/num_faults": jnp.sum(transition.fault, dtype=jnp.float32),
+        }
+        return rollout, transition, metrics
+
+    def improve(
+        self,
+        learner: Learner,
+        critic: CriticState,
+        transition: Transition,
+        hyperparameters: TRPOConfig,
+        key: Key[Array, ""],
+    ) -> tuple[Learner, Regression, Metrics]:
+        """Estimate advantages and take the policy step; the normalizer moves after it."""
+        observation = normalize(learner.normalizer, transition.observation)
+        weight = self._weight(transition)
+        value, advantage = _estimate(critic.critic, learner.normalizer, observation, transition, weight, hyperparameters)
+        policy, trust_region, info = stateful_trust_region_update(
+            self._policy_of_rows,
+            learner.policy,
+            self._rows(
+                Batch(observation, transition.action, transition.log_prob, self._standardize(advantage, weight), weight)
+            ),
+            learner.trust_region,
+            hyperparameters.trust_region,
+            key=key,
+        )
+        normalizer = learner.normalizer
+        if normalizer is not None:
+            normalizer = update_normalizer(normalizer, transition.observation, weight)
+        outcomes = learner.outcomes + jax.nn.one_hot(info.outcome, len(StepOutcome), dtype=jnp.int32)
+        target = value + advantage
+        metrics = {
+            "training/explained_variance": explained_variance(value, target, weight),
+            "training/mean_value": weighted_mean(value, weight) / hyperparameters.reward_scaling,
+            "training/mean_return": weighted_mean(target, weight) / hyperparameters.reward_scaling,
+        }
+        metrics |= _solver_metrics(info) | _outcome_metrics(outcomes)
+        metrics |= self._policy_metrics(policy, normalizer, observation, transition.observation, weight)
+        return Learner(policy, trust_region, normalizer, outcomes), Regression(observation, target, weight), metrics
+
+    def fit(
+        self, critic: CriticState, regression: Regression, hyperparameters: TRPOConfig, key: Key[Array, ""]
+    ) -> tuple[CriticState, Metrics]:
+        """Regress values on λ-returns."""
+        critic, loss = fit_critic(
+            critic, regression.observation, regression.target, key, hyperparameters.critic, regression.weight
+        )
+        return critic, {"training/value_loss": loss}
+
+    def _weight(self, transition: Transition) -> Float[Array, "T N"]:
+        """Return 0 for what is no experience, and for what ends at a final observation that no one may see; else 1."""
+        unusable = transition.fault
+        if not self.environment.keeps_final_observation:
+            unusable |= transition.truncated
+        return 1.0 - unusable.astype(jnp.float32)
+
+    def _standardize(self, advantage: Float[Array, "T N"], weight: Float[Array, "T N"]) -> Float[Array, "T N"]:
+        if not self.config.normalize_advantages:
+            return advantage
+        spread = jnp.sqrt(weighted_variance(advantage, weight))
+        return (advantage - weighted_mean(advantage, weight)) / (spread + 1e-8)
+
+    def _rows(self, tree: Any) -> Any:
+        """Turn `[T, N, ...]` into `[R, B/R, ...]`, a row holding the steps of whole environments, one after another."""
+        num_rows = num_batch_rows(self.config)
+
+        def arrange(leaf: Array) -> Array:
+            return jnp.swapaxes(leaf, 0, 1).reshape(num_rows, -1, *leaf.shape[2:])
+
+        return jax.tree.map(arrange, tree)
+
+    def _policy_of_rows(self, params: Any, observation: Any) -> Distribution:
+        """Apply the policy to rows as to one long batch, since matrix products are quickest on two axes."""
+        shape = jax.tree.leaves(observation)[0].shape[:2]
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), observation)
+        distribution = self.networks.policy.apply(params, flat)
+        return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), distribution)
+
+    def _policy_metrics(
+        self, params: Any, normalizer: NormalizerState | None, normalized: Any, observation: Any, weight: Float[Array, "T N"]
+    ) -> Metrics:
+        """Report a Gaussian's mean standard deviation, in units of the action box, and what moving the normalizer did.
+
+        Some steps of the rollout tell enough.
+        """
+        every = slice(None, None, max(1, weight.shape[0] // METRIC_STEPS))
+        normalized, observation, weight = jax.tree.map(lambda leaf: leaf[every], (normalized, observation, weight))
+        before = policy_distribution(self.networks.policy, params, normalized)
+        log_std = getattr(before, "log_std", None)
+        metrics = {} if log_std is None else {"training/policy_std": jnp.mean(jnp.exp(log_std))}
+        if normalizer is not None:
+            after = policy_distribution(self.networks.policy, params, normalize(normalizer, observation))
+            metrics["training/normalizer_kl"] = mean_and_max_kl(before, after, weight)[0]
+        return metrics
+
+
+class Stages(NamedTuple):
+    """What an iteration does: draw keys and initial states, collect experience, improve the policy, fit the critic."""
+
+    next_keys: Callable[..., Any]
+    draw: Callable[..., Any]
+    collect: Callable[..., Any]
+    improve: Callable[..., Any]
+    fit: Callable[..., Any]
+
+
+def run_stages(
+    stages: Stages, state: TrainState, watch: Callable[[str, Any], Any] = lambda name, result: result
+) -> tuple[TrainState, Metrics]:
+    """Run one iteration; `watch(name, result) -> result` sees each stage's result before the next stage starts."""
+    keys, iteration = stages.next_keys(state.key, state.iteration)
+    hyperparameters = state.hyperparameters
+    starts = stages.draw(keys.starts)
+    rollout, transition, metrics = watch("rollout", stages.collect(state.learner, state.rollout, starts, keys.rollout))
+    improved = stages.improve(state.learner, state.critic, transition, hyperparameters, keys.curvature)
+    learner, regression, policy_metrics = watch("policy", improved)
+    fitted = stages.fit(state.critic, regression, hyperparameters, keys.critic)
+    critic, critic_metrics = watch("critic", fitted)
+    new = TrainState(learner, critic, rollout, hyperparameters, keys.next, iteration)
+    return new, metrics | policy_metrics | critic_metrics
+
+
+class _Keys(NamedTuple):
+    starts: Key[Array, ""]
+    rollout: Key[Array, ""]
+    curvature: Key[Array, ""]
+    critic: Key[Array, ""]
+    next: Key[Array, ""]
+
+
+def _next_keys(key: Key[Array, ""], iteration: Int[Array, ""]) -> tuple[_Keys, Int[Array, ""]]:
+    """Return the keys of an iteration, and the count with it."""
+    return _Keys(*jax.random.split(key, 5)), iteration + 1
+
+
+def num_batch_rows(config: TRPOConfig) -> int:
+    """Return R, the largest power of two that divides num_envs and leaves rows that are long enough and fit microbatches."""
+    rows = 1
+    while config.num_envs % (2 * rows) == 0 and _row_fits(config, 2 * rows):
+        rows *= 2
+    return rows
+
+
+def _row_fits(config: TRPOConfig, num_rows: int) -> bool:
+    length = config.num_envs * config.unroll_length // num_rows
+    return length >= SAMPLES_A_ROW and length % config.trust_region.num_microbatches == 0
+
+
+def _estimate(
+    critic: CriticParams,
+    normalizer: NormalizerState | None,
+    observation: Any,
+    transition: Transition,
+    weight: Float[Array, "T N"],
+    hyperparameters: TRPOConfig,
+) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
+    """Return values and advantages of a rollout, in units of the scaled reward.
+
+    A step of weight zero counts as an end that paid what the critic had expected: its own advantage is zero, and the
+    step before it is bootstrapped.
+    """
+    value = predict_scaled_value(critic, observation)
+    next_value = _next_value(critic, normalizer, transition, value)
+    unusable = weight == 0
+    terminated = transition.terminated | unusable
+    advantage = generalized_advantage_estimation(
+        jnp.where(unusable, value, transition.reward * hyperparameters.reward_scaling),
+        value,
+        next_value,
+        terminated,
+        terminated | transition.truncated,
+        discounting=hyperparameters.discounting,
+        gae_lambda=hyperparameters.gae_lambda,
+    )
+    return value, advantage
+
+
+def _next_value(
+    critic: CriticParams, normalizer: NormalizerState | None, transition: Transition, value: Float[Array, "T N"]
+) -> Float[Array, "T N"]:
+    """Return the value of what each step led to: that of the next step's observation, unless an end or fault parts them.
+
+    What a termination led to has a value that no one asks for.
+    """
+
+    def predict(observation: Any) -> Float[Array, "..."]:
+        return predict_scaled_value(critic, normalize(normalizer, observation))
+
+    following = jnp.concatenate([value[1:], predict(jax.tree.map(lambda leaf: leaf[-1:], transition.next_observation))])
+    fault_next = jnp.concatenate([transition.fault[1:], jnp.zeros_like(transition.fault[:1])])
+    parted = transition.truncated | fault_next
+
+    def predict_all() -> Float[Array, "T N"]:
+        return jnp.where(parted, predict(transition.next_observation), following)
+
+    return jax.lax.cond(jnp.any(parted), predict_all, lambda: following)
+
+
+def _solver_metrics(info: TrustRegionInfo) -> Metrics:
+    names = (
+        *("kl", "max_kl", "surrogate_improvement", "expected_improvement", "accepted", "outcome", "step_fraction"),
+        *("damping", "cg_iterations", "cg_residual", "entropy"),
+    )
+    return {f"training/{name}": getattr(info, name).astype(jnp.float32) for name in names}
+
+
+def _outcome_metrics(outcomes: Int[Array, "6"]) -> Metrics:
+    return {f"training/num_{outcome.name.lower()}": outcomes[outcome].astype(jnp.float32) for outcome in StepOutcome}

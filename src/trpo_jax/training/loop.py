@@ -1,0 +1,169 @@
+"""The loop around iterations: what is reported, evaluated and saved, and when."""
+
+import time
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from trpo_jax.training.evaluate import Episodes, summarize
+from trpo_jax.training.inference import Params, Policy
+from trpo_jax.training.interrupts import deferred_interrupts
+from trpo_jax.training.iteration import Metrics, TrainState, inference_params
+from trpo_jax.training.pipeline import Pipeline, to_host
+from trpo_jax.training.store import Progress, Store
+from trpo_jax.training.trpo import TRPO
+
+ProgressFn = Callable[[int, dict[str, float]], None]
+"""(environment steps so far, metrics) -> None."""
+
+TIMED_EVERY = 10
+"""Every so many iterations the stages are timed, which costs their overlap."""
+
+
+class Callbacks(NamedTuple):
+    """Whom to tell, in the first process only."""
+
+    iteration_fn: ProgressFn | None = None
+    """After each iteration, with training metrics."""
+    progress_fn: ProgressFn | None = None
+    """After each evaluation, with all metrics."""
+    policy_params_fn: Callable[[int, Callable[..., Policy], Params], None] | None = None
+    """After each evaluation, with the policy."""
+
+
+class Schedule(NamedTuple):
+    """After which iterations something happens; 0 is before the first."""
+
+    num_iterations: int
+    evaluations: Collection[int]
+    resets: Collection[int] = ()
+    checkpoint_interval: int = 0
+    """0 saves only before evaluations and at the end."""
+
+    def saves_after(self, iteration: int) -> bool:
+        """Tell whether a checkpoint is due."""
+        due = self.checkpoint_interval and iteration % self.checkpoint_interval == 0
+        return bool(due) or iteration in self.evaluations or iteration == self.num_iterations
+
+
+class Loop:
+    """One training."""
+
+    def __init__(
+        self,
+        trpo: TRPO,
+        pipeline: Pipeline,
+        schedule: Schedule,
+        callbacks: Callbacks,
+        *,
+        store: Store | None = None,
+        evaluator: Callable[[Params, Any], Episodes] | None = None,
+        eval_key: Any = None,
+    ):
+        self.trpo, self.pipeline, self.schedule, self.callbacks = trpo, pipeline, schedule, callbacks
+        self.store, self.evaluator, self.eval_key = store, evaluator, eval_key
+        self.metrics: dict[str, float] = {}
+        """The latest of each kind."""
+        self._shares: dict[str, float] = {}
+        self._unreported: Metrics | None = None
+        self._is_first = jax.process_index() == 0
+
+    def run(self, state: TrainState, progress: Progress) -> TrainState:
+        """Train from a state on, to the end of the schedule."""
+        self._progress, self._last_report = progress, time.perf_counter()
+        with deferred_interrupts() as interrupts:
+            if progress.iteration == 0:
+                self._save(state)
+            if progress.iteration in self.schedule.evaluations:
+                self._evaluate(state)
+            for iteration in range(progress.iteration + 1, self.schedule.num_iterations + 1):
+                is_timed = (iteration - progress.iteration) % TIMED_EVERY == 2  # the first compiles
+                state = self._start(state, iteration, is_timed)
+                interrupts.guarded = True
+                stopping = _any_process(interrupts.pending)
+                if stopping or self.schedule.saves_after(iteration):
+                    self._report()
+                    self._save(state)
+                    if stopping:
+                        self._finish_saving()
+                        interrupts.check()
+                        raise KeyboardInterrupt  # another process was told to stop
+                if iteration in self.schedule.evaluations:
+                    self._evaluate(state)
+            interrupts.check()
+            self._finish_saving()
+        return state
+
+    def _start(self, state: TrainState, iteration: int, is_timed: bool) -> TrainState:
+        """Start an iteration, and report the one before while it runs."""
+        if iteration - 1 in self.schedule.resets:
+            state = self.pipeline.reset(state)
+        if is_timed:
+            state, metrics, self._shares = self.pipeline.timed_update(state)
+        else:
+            state, metrics = self.pipeline.update(state)
+        self._report()
+        self._unreported = metrics
+        return state
+
+    def _report(self) -> None:
+        """Wait for the iteration that was last started, and tell of it."""
+        if self._unreported is None:
+            return
+        metrics = {name: float(value) for name, value in jax.device_get(self._unreported).items()}
+        self._unreported = None
+        now = time.perf_counter()
+        elapsed, self._last_report = now - self._last_report, now
+        iteration, walltime = self._progress.iteration + 1, self._progress.walltime + elapsed
+        self._progress = self._progress._replace(iteration=iteration, walltime=walltime)
+        metrics |= {"training/sps": self.trpo.steps_per_iteration / elapsed, "training/walltime": walltime} | self._shares
+        self.metrics |= metrics
+        if self.callbacks.iteration_fn and self._is_first:
+            self.callbacks.iteration_fn(self._steps, metrics)
+
+    @property
+    def _steps(self) -> int:
+        return self._progress.iteration * self.trpo.steps_per_iteration
+
+    def _evaluate(self, state: TrainState) -> None:
+        """Play episodes, in the first process only: the others wait for it in the next iteration."""
+        params = local_params(state)
+        if not self._is_first:
+            return
+        if self.evaluator:
+            start = time.perf_counter()
+            episodes = jax.block_until_ready(self.evaluator(params, self.eval_key))
+            elapsed = time.perf_counter() - start
+            walltime = self._progress.eval_walltime + elapsed
+            self._progress = self._progress._replace(eval_walltime=walltime)
+            played = float(episodes.episode_length.sum()) * self.trpo.config.action_repeat
+            self.metrics |= summarize(episodes, self.trpo.config.action_repeat)
+            self.metrics |= {"eval/epoch_eval_time": elapsed, "eval/sps": played / elapsed, "eval/walltime": walltime}
+        if self.callbacks.policy_params_fn:
+            self.callbacks.policy_params_fn(self._steps, self.trpo.make_policy, params)
+        if self.callbacks.progress_fn:
+            self.callbacks.progress_fn(self._steps, dict(self.metrics))
+        self._last_report = time.perf_counter()
+
+    def _save(self, state: TrainState) -> None:
+        if self.store is not None:
+            self.store.save(self._steps, state, self._progress)
+
+    def _finish_saving(self) -> None:
+        if self.store is not None:
+            self.store.wait()
+
+
+def local_params(state: TrainState) -> Params:
+    """Return what acts and predicts as arrays of this process's first device, whatever devices the training uses."""
+    return jax.device_put(to_host(inference_params(state)), jax.local_devices()[0])
+
+
+def _any_process(flag: bool) -> bool:
+    """Tell whether the flag is set in any process; all must ask together."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

@@ -1,0 +1,33 @@
+"""Everything that decides how TRPO learns."""
+
+from trpo_jax.config import config, setting
+from trpo_jax.policy.networks import PolicyConfig
+from trpo_jax.solver.trust_region_config import TrustRegionConfig
+from trpo_jax.training.critic import CriticConfig
+
+
+@config
+class TRPOConfig:
+    """Everything that decides how TRPO learns."""
+
+    num_envs: int = setting(default=64, at_least=1)
+    """Environments simulated side by side (N)."""
+    unroll_length: int = setting(default=64, at_least=1)
+    """Environment steps each environment takes in an iteration (T); a batch holds N times T samples."""
+    episode_length: int = setting(default=1000, at_least=1)
+    """Time limit of an episode, in simulator steps (before action repeat)."""
+    action_repeat: int = setting(default=1, at_least=1)
+    """Simulator steps for which each action is held."""
+    discounting: float = setting(default=0.99, at_least=0.0, at_most=1.0)
+    """Discount a step (γ)."""
+    gae_lambda: float = setting(default=0.95, at_least=0.0, at_most=1.0)
+    """Decay of generalized advantage estimation (λ): 0 trusts the critic, 1 the returns."""
+    reward_scaling: float = setting(default=1.0, above=0.0)
+    """Rewards are multiplied by this before learning; reported returns are not."""
+    normalize_observations: bool = setting(default=True)
+    """Subtract the running mean from observations and divide by their running standard deviation."""
+    normalize_advantages: bool = setting(default=True)
+    """Shift and scale the advantages of a batch to mean 0 and standard deviation 1."""
+    trust_region: TrustRegionConfig = TrustRegionConfig(curvature_fraction=0.1)
+    critic: CriticConfig = CriticConfig()
+    policy: PolicyConfig = PolicyConfig()

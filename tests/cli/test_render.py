@@ -1,0 +1,58 @@
+"""`trpo-jax render` as a person uses it: a process of its own, with and without OpenGL."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+SMALL = ["--num-envs", "4", "--unroll-length", "8", "--critic.num-minibatches", "2"]
+
+
+@pytest.fixture(scope="module")
+def trpo_jax(tmp_path_factory):
+    """Run the command line in a working directory that holds a run."""
+    cwd, cache = tmp_path_factory.mktemp("work"), str(tmp_path_factory.mktemp("cache"))
+    variables = {name: value for name, value in os.environ.items() if name not in ("JAX_COMPILATION_CACHE_DIR", "MUJOCO_GL")}
+    variables |= {"XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu"}
+
+    def run(*arguments, **more):
+        command = [sys.executable, "-m", "trpo_jax", *arguments]
+        options = {"capture_output": True, "text": True, "check": False, "timeout": 300}
+        return cwd, subprocess.run(command, env=variables | more, cwd=cwd, **options)
+
+    _, trained = run("train", "inverted_pendulum", "--num-timesteps", "0", "--num-evals", "0", "--run-dir", "run", *SMALL)
+    assert trained.returncode == 0, trained.stderr
+    return run
+
+
+@pytest.mark.brax
+def test_render_writes_a_page_and_a_moving_picture(trpo_jax):
+    cwd, result = trpo_jax("render", "run", "--max-steps", "6")
+    assert result.returncode == 0, result.stderr
+    if "no animation" in result.stderr:
+        pytest.skip(result.stderr)
+    assert result.stderr == ""
+    assert result.stdout.splitlines() == [
+        "inverted_pendulum (spring) after 0 steps",
+        "an episode of 6 actions, where it was cut off; return 6.0",
+        "wrote run/render.html",
+        "wrote run/render.gif",
+    ]
+    assert "cdn.jsdelivr.net" in (cwd / "run" / "render.html").read_text()
+    with Image.open(cwd / "run" / "render.gif") as gif:
+        assert (gif.n_frames, gif.info["duration"]) == (4, 40)
+        first = gif.convert("RGB").tobytes()
+        gif.seek(3)
+        assert gif.convert("RGB").tobytes() != first
+
+
+@pytest.mark.brax
+def test_without_opengl_the_page_is_written_and_one_line_says_what_is_missing(trpo_jax):
+    cwd, result = trpo_jax("render", "run", "--max-steps", "6", "--format", "mp4", MUJOCO_GL="disable")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "wrote run/render.html"
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("trpo-jax render: warning: no animation: MuJoCo finds no OpenGL to draw with; on Debian")
+    assert not (cwd / "run" / "render.mp4").exists()

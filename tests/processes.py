@@ -1,0 +1,63 @@
+"""What tests run in processes of its own, to kill them or to take the disk from them."""
+
+import resource
+import time
+
+import trpo_jax
+from probes import Target
+from trainings import SMALL
+from trpo_jax.training.checkpoint import CheckpointError
+from trpo_jax.training.run_folder import MetricsLog
+
+
+def train_with_log(folder):
+    """Train, or go on, in a folder with a log and checkpoints; slowly, so that there is time to be killed."""
+    folder.mkdir(exist_ok=True)
+    log = MetricsLog(folder / "metrics.jsonl")
+
+    def on_iteration(step, metrics):
+        log.log(step, metrics)
+        time.sleep(0.01)
+
+    trpo_jax.train(
+        Target(),
+        60 * 16,
+        config=SMALL,
+        num_eval_envs=2,
+        num_evals=4,
+        iteration_fn=on_iteration,
+        progress_fn=lambda step, metrics: log.log(step, {"eval/episode_reward": metrics["eval/episode_reward"]}),
+        save_checkpoint_path=folder / "checkpoints",
+        checkpoint_interval=2,
+        resume=True,
+    )
+    log.close()
+
+
+def count_lines(path):
+    """Count the lines of a file that may not be there yet."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def train_until_no_file_may_grow(folder):
+    """Train, forbid files of more than 100 bytes on the way, and write down what the error says."""
+
+    def forbid(step, metrics):
+        if step == 4 * 16:
+            while not (folder / "checkpoints" / "48").exists():  # written in the background
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+
+    try:
+        trpo_jax.train(
+            Target(),
+            100 * 16,
+            config=SMALL,
+            num_eval_envs=0,
+            iteration_fn=forbid,
+            save_checkpoint_path=folder / "checkpoints",
+            checkpoint_interval=3,
+        )
+    except CheckpointError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        (folder / "message").write_text(str(error))

@@ -1,0 +1,30 @@
+"""One process of a training on several: `python distributed_worker.py ADDRESS NUM INDEX FOLDER`."""
+
+import sys
+
+import jax
+import numpy as np
+
+import trpo_jax
+from probes import Target
+from trainings import SHARDED
+
+
+def main(address, num_processes, index, folder):
+    if int(num_processes) > 1:
+        jax.distributed.initialize(address, int(num_processes), int(index))
+    rows = []
+    _, params, _ = trpo_jax.train(
+        Target(),
+        5 * SHARDED.num_envs * SHARDED.unroll_length,
+        config=SHARDED,
+        num_eval_envs=8,
+        iteration_fn=lambda step, metrics: rows.append(metrics["training/episode_reward"]),
+        save_checkpoint_path=f"{folder}/checkpoints",
+    )
+    if rows:
+        np.savez(f"{folder}/result.npz", *jax.tree.leaves(jax.device_get(params)), rows=rows, devices=jax.device_count())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,180 @@
+"""A simulator that loses environments: they are restarted, their samples count for nothing, and training goes on."""
+
+import dataclasses
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probes import Counter, Target
+from trainings import SMALL, one_device_train
+from trpo_jax import TRPOConfig, TrustRegionConfig, inference_params, make_trpo
+from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset, is_faulty
+from trpo_jax.training.evaluate import make_evaluator
+
+KINDS = ("reward", "observation", "simulator")
+
+
+class Health(NamedTuple):
+    keys: jax.Array
+    temperature: jax.Array
+    """Invisible from outside."""
+
+
+class Flaky(Target):
+    """Target, but each step breaks one of reward, observation and hidden state with probability `rate`."""
+
+    def __init__(self, rate, kinds=KINDS, value=jnp.nan):
+        self.rate, self.kinds, self.value = rate, kinds, value
+
+    def reset(self, keys):
+        state = super().reset(keys)
+        return state._replace(simulator=Health(keys, jnp.zeros(keys.shape)))
+
+    def step(self, state, action):
+        inner = super().step(state._replace(simulator=state.simulator.keys), action)
+        # By the action too: environments that are restarted in one rollout go through the same keys again.
+        chance = jax.lax.bitcast_convert_type(action[:, 0], jnp.uint32)
+        draw = jax.vmap(lambda key, data: jax.random.uniform(jax.random.fold_in(key, data), (3,)))(inner.simulator.keys, chance)
+        broken = {kind: (draw[:, i] < self.rate) & (kind in self.kinds) for i, kind in enumerate(KINDS)}
+        spoil = lambda kind, x: jnp.where(broken[kind].reshape((-1,) + (1,) * (x.ndim - 1)), self.value, x)  # noqa: E731
+        return inner._replace(
+            simulator=Health(inner.simulator.keys, spoil("simulator", state.simulator.temperature)),
+            reward=spoil("reward", inner.reward),
+            observation=spoil("observation", inner.observation),
+        )
+
+
+def all_finite(tree):
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_a_number_is_found_wherever_it_stands(kind):
+    environment = Flaky(0.5, (kind,))
+    state = environment.step(environment.reset(jax.random.split(jax.random.key(0), 200)), jnp.zeros((200, 2)))
+    broken = {"reward": state.reward, "observation": state.observation[:, 0], "simulator": state.simulator.temperature}[kind]
+    np.testing.assert_array_equal(is_faulty(state), np.isnan(broken))
+    assert 50 < is_faulty(state).sum() < 150
+
+
+def test_an_infinite_hidden_state_is_the_simulators_own_affair():
+    environment = Flaky(0.5, ("simulator",), jnp.inf)
+    state = environment.step(environment.reset(jax.random.split(jax.random.key(0), 200)), jnp.zeros((200, 2)))
+    assert jnp.isinf(state.simulator.temperature).any()
+    assert not is_faulty(state).any()
+
+
+def test_a_lost_environment_is_restarted():
+    environment = FreshAutoReset(EpisodeLimit(Flaky(0.5), 100))
+    state = environment.reset(jax.random.split(jax.random.key(0), 50))
+    starts = environment.draw_starts(jax.random.split(jax.random.key(1), (1, 50)))
+    state, final = environment.step(state, jnp.zeros((50, 2)), starts)
+    lost = is_faulty(final)
+    assert 10 < lost.sum() < 50
+    assert not is_faulty(state.current).any()
+    np.testing.assert_array_equal(state.num_resets, lost)
+    np.testing.assert_array_equal(state.current.observation[lost], starts.observation[0][lost])
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_training_goes_on_counts_faults_and_learns(value):
+    config = dataclasses.replace(
+        SMALL, num_envs=32, unroll_length=8, discounting=0.0, trust_region=TrustRegionConfig(max_kl=0.05)
+    )
+    trpo = make_trpo(Flaky(0.03, value=value), config)
+    state, faults = trpo.init(jax.random.key(0)), []
+    for _ in range(60):
+        state, metrics = trpo.update(state)
+        faults.append(float(metrics["training/num_faults"]))
+        assert all_finite(metrics) or np.isnan(metrics["training/episode_reward"])
+    expected = 32 * 8 * (1 - 0.97 ** (3 if np.isnan(value) else 2))
+    np.testing.assert_allclose(np.mean(faults), expected, rtol=0.15)
+    assert all_finite((state.learner, state.critic))
+    assert metrics["training/num_accepted"] > 50
+    target = jnp.asarray([[0.5, -0.5], [-0.7, 0.2], [0.0, 0.6]])
+    action, _ = trpo.make_policy(inference_params(state), deterministic=True)(target, None)
+    np.testing.assert_allclose(action, target, atol=0.25)
+
+
+class Scripted(Counter):
+    """Counter with a reward of 1, whose third step is lost."""
+
+    def step(self, state, action):
+        new = super().step(state, action)
+        return new._replace(reward=jnp.where(new.observation[:, 1] == 3, jnp.nan, 1.0))
+
+
+def test_a_lost_step_weighs_nothing_and_the_one_before_is_bootstrapped():
+    config = TRPOConfig(num_envs=4, unroll_length=4, episode_length=100, normalize_observations=False, discounting=0.5)
+    config = dataclasses.replace(config, critic=SMALL.critic, policy=SMALL.policy)
+    trpo = make_trpo(Scripted(), config)
+    state = trpo.init(jax.random.key(0))
+    iteration = trpo.iteration
+    starts = iteration.draw(jax.random.key(5))
+    _, transition, metrics = iteration.collect(state.learner, state.rollout, starts, jax.random.key(1))
+    np.testing.assert_array_equal(transition.fault.astype(int), np.repeat([[0], [0], [1], [0]], 4, 1))
+    assert metrics["training/num_faults"] == 4
+    args = (state.hyperparameters, jax.random.key(2))
+    learner, regression, _ = iteration.improve(state.learner, state.critic, transition, *args)
+    np.testing.assert_array_equal(regression.weight, np.repeat([[1.0], [1.0], [0.0], [1.0]], 4, 1))
+    value = lambda observation: state.critic.critic.network.apply(state.critic.critic.params, observation)  # noqa: E731
+    np.testing.assert_allclose(regression.target[1], 1 + 0.5 * value(transition.next_observation[1]), rtol=1e-5)
+    np.testing.assert_allclose(regression.target[3], 1 + 0.5 * value(transition.next_observation[3]), rtol=1e-5)
+    garbage = jax.tree.map(lambda leaf: leaf.at[2].set(7.0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, transition)
+    again, _, _ = iteration.improve(state.learner, state.critic, garbage, *args)
+    chex.assert_trees_all_equal(again.policy, learner.policy)
+
+
+def test_statistics_of_episodes_leave_out_those_that_a_fault_broke_off():
+    config = dataclasses.replace(SMALL, unroll_length=12)
+    trpo = make_trpo(Scripted(lifetime=2), config)
+    _, metrics = trpo.update(trpo.init(jax.random.key(0)))
+    assert (metrics["training/num_faults"], metrics["training/episode_length"]) == (0, 2)
+    trpo = make_trpo(Scripted(), config)
+    _, metrics = trpo.update(trpo.init(jax.random.key(0)))
+    assert metrics["training/num_faults"] == 4 * 4
+    assert np.isnan(metrics["training/episode_reward"])
+
+
+def test_if_everything_is_lost_the_policy_stays_and_the_outcome_says_so():
+    trpo = make_trpo(Flaky(1.0), SMALL)
+    state = trpo.init(jax.random.key(0))
+    before = jax.device_get((state.learner.policy, state.learner.normalizer))
+    state, metrics = trpo.update(state)
+    assert metrics["training/accepted"] == 0
+    assert metrics["training/num_faults"] == 16
+    chex.assert_trees_all_equal((state.learner.policy, state.learner.normalizer), before)
+    assert all_finite(state.critic)
+
+
+def test_rewards_beyond_floats_leave_policy_and_critic_as_they_were():
+    class Rich(Target):
+        def step(self, state, action):
+            return super().step(state, action)._replace(reward=jnp.full(action.shape[0], 3e38))
+
+    trpo = make_trpo(Rich(), SMALL)
+    state = trpo.init(jax.random.key(0))
+    before = jax.device_get((state.learner.policy, state.critic))
+    state, metrics = trpo.update(state)
+    assert metrics["training/accepted"] == 0
+    chex.assert_trees_all_equal((state.learner.policy, state.critic), before)
+
+
+def test_an_episode_of_an_evaluation_ends_where_it_is_lost():
+    def idle(params, deterministic):
+        return lambda observation, key: (jnp.zeros((observation.shape[0], 2)), {})
+
+    evaluate = make_evaluator(EpisodeLimit(Scripted(), 10), idle, num_episodes=3, deterministic=True)
+    episodes = evaluate(None, jax.random.key(0))
+    np.testing.assert_array_equal(episodes.episode_return, [2.0, 2.0, 2.0])
+    np.testing.assert_array_equal(episodes.episode_length, [2, 2, 2])
+
+
+def test_a_whole_training_survives():
+    _, params, metrics = one_device_train(Flaky(0.05), 10 * 16, config=SMALL, num_eval_envs=4)
+    assert all_finite(params)
+    assert np.isfinite(metrics["eval/episode_reward"])

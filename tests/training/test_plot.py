@@ -1,0 +1,157 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig
+from trpo_jax.training import plot
+from trpo_jax.training.run_config import RunConfig
+from trpo_jax.training.run_folder import create_run_folder
+
+RECORDS = [
+    (0, {"eval/episode_reward": 1.0}),
+    *((step, {"training/kl": 0.01, "training/accepted": 1.0, "training/sps": 100.0}) for step in range(10, 70, 10)),
+    (60, {"eval/episode_reward": 5.0}),
+]
+
+
+def make_run(path, records=RECORDS, max_kl=0.02):
+    config = RunConfig(environment="ant", trpo=TRPOConfig(trust_region=TrustRegionConfig(max_kl=max_kl)))
+    folder = create_run_folder(path, config)
+    folder.metrics.write_text("".join(json.dumps({"step": step} | metrics) + "\n" for step, metrics in records))
+    return folder
+
+
+def test_curves_are_read_by_metric(tmp_path):
+    curves = plot.read_curves(make_run(tmp_path / "run").metrics)
+    assert curves["eval/episode_reward"].step.tolist() == [0, 60]
+    assert curves["eval/episode_reward"].value.tolist() == [1, 5]
+    assert curves["training/kl"].step.tolist() == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_torn_line_is_skipped_wherever_it_stands(tmp_path):
+    """A crash tears the last line; a resumed run writes on behind it."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.\n7\n{"step": 3, "a": 3.0}\n{"step": 4, "a": \xc3')
+    assert plot.read_curves(path)["a"].value.tolist() == [1, 3]
+
+
+def test_of_two_values_at_one_step_the_later_one_counts(tmp_path):
+    records = [(1, {"a": 1.0}), (2, {"a": 2.0}), (3, {"a": 3.0}), (2, {"a": 20.0}), (3, {"a": 30.0}), (4, {"a": 40.0})]
+    curve = plot.read_curves(make_run(tmp_path / "run", records).metrics)["a"]
+    assert curve.step.tolist() == [1, 2, 3, 4]
+    assert curve.value.tolist() == [1, 20, 30, 40]
+
+
+@pytest.mark.parametrize("content", ["", "\n", '{"step": 3, "a', '{"step": 3}\n'])
+def test_metrics_without_a_record_are_one_clear_line(content, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(ConfigError, match=r"metrics: got '.*metrics.jsonl', allowed: a file with at least one whole line"):
+        plot.read_curves(tmp_path / "metrics.jsonl")
+
+
+def test_a_missing_metrics_file_is_one_clear_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"metrics: got '.*', allowed: a file that a training wrote \(No such file"):
+        plot.read_curves(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 5, 100])
+def test_the_moving_average_is_the_mean_of_the_neighbours(window):
+    value = np.random.default_rng(0).normal(size=9)
+    half = min(window, 9) // 2
+    expected = [value[max(0, i - half) : i + half + 1].mean() for i in range(9)]
+    np.testing.assert_allclose(plot.moving_average(value, window), expected)
+
+
+def test_runs_are_named_after_their_folders_or_by_their_paths_where_those_are_alike():
+    assert plot.run_names(["runs/a", "runs/b/"]) == ["a", "b"]
+    assert plot.run_names(["x/seed0", "y/seed0", "other"]) == ["x/seed0", "y/seed0", "other"]
+
+
+def drawn(axis):
+    """Return the lines with data, as (steps, values)."""
+    return [line.get_xydata().T.tolist() for line in axis.lines if len(line.get_xdata()) > 0]
+
+
+def test_one_figure_shows_every_metric_of_every_run(tmp_path):
+    paths = [make_run(tmp_path / name, max_kl=max_kl).path for name, max_kl in (("narrow", 0.02), ("wide", 0.05))]
+    figure = plot.draw([plot.read_run(path, path.name) for path in paths])
+    returns, kl, accepted, explained, speed = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["narrow", "wide"]
+    assert drawn(returns).count([[0, 60], [1, 5]]) == 2  # evaluations; no episode has ended in training
+    assert drawn(kl)[0] == [[10, 20, 30, 40, 50, 60], pytest.approx([0.01] * 6)]
+    assert [y for _, y in drawn(kl)[2:]] == [[0.02, 0.02], [0.05, 0.05]]
+    assert [text.get_text() for text in kl.texts] == ["max_kl 0.02", "max_kl 0.05"]
+    assert kl.get_ylim()[1] > 0.05
+    assert drawn(accepted)[0][1] == pytest.approx([1.0] * 6)
+    assert drawn(explained) == []
+    assert drawn(speed)[0][1] == pytest.approx([100.0] * 6)
+    assert all("environment steps" in axis.get_xlabel() for axis in figure.axes)
+
+
+def test_single_outcomes_are_shown_as_a_fraction(tmp_path):
+    records = [(step, {"training/accepted": float(step % 2)}) for step in range(1000)]
+    figure = plot.draw([plot.read_run(make_run(tmp_path / "run", records).path, "run")])
+    ((_, fraction),) = drawn(figure.axes[2])
+    assert 0.4 < min(fraction) < max(fraction) < 0.6
+
+
+def test_a_wild_critic_does_not_press_its_curve_flat(tmp_path):
+    records = [(step, {"training/explained_variance": -1e6 if step == 1 else 0.9}) for step in range(1, 100)]
+    figure = plot.draw([plot.read_run(make_run(tmp_path / "run", records).path, "run")])
+    assert figure.axes[3].get_ylim() == (-1.0, 1.05)
+
+
+def test_more_runs_than_colours_are_told_apart_by_line_style():
+    styles = {tuple(plot._style(number).values()) for number in range(20)}
+    assert len(styles) == 20
+
+
+@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_the_ending_says_the_format(ending, start, tmp_path):
+    run = make_run(tmp_path / "run").path
+    path = plot.plot_runs([run], tmp_path / f"picture.{ending}")
+    assert path.read_bytes().startswith(start)
+
+
+def test_the_picture_is_one_to_look_at(tmp_path):
+    with Image.open(plot.plot_runs([make_run(tmp_path / "run").path])) as picture:
+        image = picture.convert("RGB")
+    assert image.width > 1500
+    assert len(image.getcolors(1_000_000)) > 50
+
+
+def test_by_default_it_lies_in_the_runs_folder_or_for_several_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        make_run(tmp_path / name)
+    assert plot.plot_runs(["a"]) == plot.Path("a/plot.png")
+    assert plot.plot_runs(["a", "b"]) == plot.Path("plot.png")
+    assert (tmp_path / "a" / "plot.png").is_file()
+    assert (tmp_path / "plot.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("picture.gif", r"out: got 'picture.gif', allowed: a file name that ends in .png, .pdf, .svg"),
+        ("none/picture.png", r"out: got 'none/picture.png', allowed: a file that can be written \(No such file"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_clear_line(out, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=message):
+        plot.plot_runs(["run"], out)
+
+
+def test_without_matplotlib_one_line_names_the_extra(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run").path
+    for name in [name for name in sys.modules if name.startswith("matplotlib")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError) as error:
+        plot.plot_runs([run])
+    assert str(error.value) == "matplotlib: got 'none', allowed: an installed one; pip install \"trpo-jax[plot]\" brings it"
