@@ -25,13 +25,21 @@ def pytest_configure(config):
         folder = tempfile.TemporaryDirectory(prefix="trpo_jax-tests-")
         config.add_cleanup(folder.cleanup)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # for processes that tests start
+        # For processes that tests start.
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
     jax.config.update("jax_num_cpu_devices", 8)  # for the tests of sharding; all others use the first
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 MATHEMATICAL_FLOORS = ("solver", "policy", "objective")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Leave out XLA's optimizations where programs are many and small, and it is not their mathematics that is tested."""
+    jax.config.update("jax_disable_most_optimizations", item.path.parent.name not in MATHEMATICAL_FLOORS)
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ BAD = {
     "train ant --resume began": "ENV|CONFIG.toml: got 'ant', allowed: none where --resume names a run",
     "train --resume began --run-dir other": "run_dir: got 'other', allowed: none where --resume names a run",
     "train --resume began --num-envs 7": "num_envs: got 7, allowed: 64, with which the run began",
-    "train --resume began --trust-region.max-kl 0.5": "trust_region: got {'max_kl': 0.5",
+    "train --resume began --trust-region.max-kl 0.5": "trust_region.max_kl: got 0.5, allowed: 0.01, with which the run began",
     "train ant --process-index 1": "process_index: got 1, allowed: none without --distributed",
     "train ant --distributed": "distributed: got True, allowed: where a cluster's environment variables or all three options",
     "train CartpoleBalanced --suite playground": "did you mean CartpoleBalance",

@@ -5,7 +5,6 @@ import sys
 import types
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -35,14 +34,6 @@ PAGES = {
     "docs/solver.md": the_last_update_was_accepted,
     "docs/training.md": the_training_was_evaluated,
 }
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """A page compiles many programs, and runs each once on a few numbers."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def code_blocks(page):

@@ -14,6 +14,7 @@ from trainings import SMALL, one_device_train
 from trpo_jax import TRPOConfig, TrustRegionConfig, inference_params, make_trpo
 from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset, is_faulty
 from trpo_jax.training.evaluate import make_evaluator
+from trpo_jax.training.metrics import init_episode_statistics, record_step
 
 KINDS = ("reward", "observation", "simulator")
 
@@ -115,29 +116,29 @@ def test_a_lost_step_weighs_nothing_and_the_one_before_is_bootstrapped():
     state = trpo.init(jax.random.key(0))
     iteration = trpo.iteration
     starts = iteration.draw(jax.random.key(5))
-    _, transition, metrics = iteration.collect(state.learner, state.rollout, starts, jax.random.key(1))
+    _, transition, metrics = jax.jit(iteration.collect)(state.learner, state.rollout, starts, jax.random.key(1))
     np.testing.assert_array_equal(transition.fault.astype(int), np.repeat([[0], [0], [1], [0]], 4, 1))
     assert metrics["training/num_faults"] == 4
     args = (state.hyperparameters, jax.random.key(2))
-    learner, regression, _ = iteration.improve(state.learner, state.critic, transition, *args)
+    improve = jax.jit(iteration.improve)
+    learner, regression, _ = improve(state.learner, state.critic, transition, *args)
     np.testing.assert_array_equal(regression.weight, np.repeat([[1.0], [1.0], [0.0], [1.0]], 4, 1))
     value = lambda observation: state.critic.critic.network.apply(state.critic.critic.params, observation)  # noqa: E731
     np.testing.assert_allclose(regression.target[1], 1 + 0.5 * value(transition.next_observation[1]), rtol=1e-5)
     np.testing.assert_allclose(regression.target[3], 1 + 0.5 * value(transition.next_observation[3]), rtol=1e-5)
     garbage = jax.tree.map(lambda leaf: leaf.at[2].set(7.0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, transition)
-    again, _, _ = iteration.improve(state.learner, state.critic, garbage, *args)
+    again, _, _ = improve(state.learner, state.critic, garbage, *args)
     chex.assert_trees_all_equal(again.policy, learner.policy)
 
 
 def test_statistics_of_episodes_leave_out_those_that_a_fault_broke_off():
-    config = dataclasses.replace(SMALL, unroll_length=12)
-    trpo = make_trpo(Scripted(lifetime=2), config)
-    _, metrics = trpo.update(trpo.init(jax.random.key(0)))
-    assert (metrics["training/num_faults"], metrics["training/episode_length"]) == (0, 2)
-    trpo = make_trpo(Scripted(), config)
-    _, metrics = trpo.update(trpo.init(jax.random.key(0)))
-    assert metrics["training/num_faults"] == 4 * 4
-    assert np.isnan(metrics["training/episode_reward"])
+    statistics = init_episode_statistics(3)
+    flags = jnp.asarray([False, True, True]), jnp.asarray([False, False, True])
+    for done, fault in ((flags[1] & False,) * 2, flags):
+        statistics = record_step(statistics, jnp.asarray([1.0, 2.0, 3.0]), done, fault)
+    np.testing.assert_array_equal(statistics.has_finished, [False, True, False])
+    np.testing.assert_array_equal(statistics.last_return, [0.0, 4.0, 0.0])
+    np.testing.assert_array_equal(statistics.running_return, [2.0, 0.0, 0.0])
 
 
 def test_if_everything_is_lost_the_policy_stays_and_the_outcome_says_so():

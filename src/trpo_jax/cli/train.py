@@ -1,6 +1,7 @@
 """`trpo-jax train`."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -100,7 +101,7 @@ def starting_config(target: str | None, suite: str = "brax") -> RunConfig:
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     """Return what follows an option; it decides on the defaults of all others, and so is looked for before them."""
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         name, equals, value = argument.partition("=")
         if name == option:
             return value if equals else following

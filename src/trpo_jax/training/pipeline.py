@@ -107,9 +107,9 @@ def to_host(tree: Any) -> Any:
 
 def _to_host(leaf: jax.Array) -> np.ndarray:
     data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    if not data.is_fully_addressable:
-        data = multihost_utils.process_allgather(data, tiled=True)
-    return np.array(data)
+    if data.is_fully_replicated:
+        return np.array(data.addressable_data(0))
+    return np.array(data if data.is_fully_addressable else multihost_utils.process_allgather(data, tiled=True))
 
 
 def host_like(tree: Any) -> Any:
