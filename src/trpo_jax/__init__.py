@@ -30,7 +30,7 @@ from trpo_jax.solver.trust_region import StepOutcome, TrustRegionInfo, stateful_
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.training.critic import CriticConfig
 from trpo_jax.training.inference import Params, make_value_fn
-from trpo_jax.training.iteration import TrainState, inference_params
+from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.train import train
 from trpo_jax.training.trpo import TRPO, make_trpo
 from trpo_jax.training.trpo_config import TRPOConfig

@@ -1,41 +1,31 @@
 """One iteration of TRPO in three stages: rollout, policy step, critic fit."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from trpo_jax.config import ConfigError
 from trpo_jax.environments.protocol import EnvironmentState
 from trpo_jax.environments.wrappers import FreshAutoReset, strong
-from trpo_jax.objective.advantages import generalized_advantage_estimation
 from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
 from trpo_jax.objective.update import stateful_trust_region_update
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.policy.networks import Networks, policy_distribution
 from trpo_jax.solver.curvature import weighted_mean
-from trpo_jax.solver.trust_region import StepOutcome, TrustRegionInfo
-from trpo_jax.solver.trust_region_config import TrustRegionState, init_trust_region_state
-from trpo_jax.training.critic import (
-    CriticParams,
-    CriticState,
-    explained_variance,
-    fit_critic,
-    init_critic,
-    predict_scaled_value,
-    weighted_variance,
-)
-from trpo_jax.training.inference import Params
+from trpo_jax.solver.trust_region import StepOutcome
+from trpo_jax.solver.trust_region_config import init_trust_region_state
+from trpo_jax.training.critic import CriticState, explained_variance, fit_critic, init_critic, weighted_variance
+from trpo_jax.training.estimates import estimate_advantages
 from trpo_jax.training.keys import as_typed_key
-from trpo_jax.training.metrics import init_episode_statistics, latest_episodes
+from trpo_jax.training.metrics import Metrics, init_episode_statistics, latest_episodes, outcome_metrics, solver_metrics
 from trpo_jax.training.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
 from trpo_jax.training.rollout import RolloutState, Transition, collect, num_starts
+from trpo_jax.training.stages import Stages, next_keys, run_stages
+from trpo_jax.training.state import Learner, TrainState
 from trpo_jax.training.trpo_config import TRPOConfig
-
-Metrics = dict[str, Float[Array, ""]]
 
 SAMPLES_A_ROW = 64
 """The policy step sees the batch as rows of environments, at least so many samples each: enough for an even choice of
@@ -44,32 +34,6 @@ those that curvature is taken from, few enough that rows can be spread over many
 
 METRIC_STEPS = 8
 """Steps of a rollout, evenly spaced, from which metrics are taken that cost a forward pass."""
-
-
-class Learner(NamedTuple):
-    """What the policy step changes."""
-
-    policy: Any
-    trust_region: TrustRegionState
-    normalizer: NormalizerState | None
-    outcomes: Int[Array, "6"]
-    """How often policy steps have ended in each `StepOutcome`."""
-
-
-class TrainState(NamedTuple):
-    """All that one iteration hands to the next."""
-
-    learner: Learner
-    critic: CriticState
-    rollout: RolloutState
-    hyperparameters: TRPOConfig
-    key: Key[Array, ""]
-    iteration: Int[Array, ""]
-
-
-def inference_params(state: TrainState) -> Params:
-    """Return the part of a training state that acts and predicts."""
-    return Params(state.learner.normalizer, state.learner.policy, state.critic.critic)
 
 
 class Regression(NamedTuple):
@@ -130,9 +94,9 @@ class Iteration:
         return strong(RolloutState(environments, init_episode_statistics(self.config.num_envs)))
 
     @property
-    def stages(self) -> "Stages":
+    def stages(self) -> Stages:
         """The stages of `update`."""
-        return Stages(_next_keys, self.draw, self.collect, self.improve, self.fit)
+        return Stages(next_keys, self.draw, self.collect, self.improve, self.fit)
 
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """Run one iteration."""
@@ -171,7 +135,9 @@ class Iteration:
         """Estimate advantages and take the policy step; the normalizer moves after it."""
         observation = normalize(learner.normalizer, transition.observation)
         weight = self._weight(transition)
-        value, advantage = _estimate(critic.critic, learner.normalizer, observation, transition, weight, hyperparameters)
+        value, advantage = estimate_advantages(
+            critic.critic, learner.normalizer, observation, transition, weight, hyperparameters
+        )
         policy, trust_region, info = stateful_trust_region_update(
             self._policy_of_rows,
             learner.policy,
@@ -192,7 +158,7 @@ class Iteration:
             "training/mean_value": weighted_mean(value, weight) / hyperparameters.reward_scaling,
             "training/mean_return": weighted_mean(target, weight) / hyperparameters.reward_scaling,
         }
-        metrics |= _solver_metrics(info) | _outcome_metrics(outcomes)
+        metrics |= solver_metrics(info) | outcome_metrics(outcomes)
         metrics |= self._policy_metrics(policy, normalizer, observation, transition.observation, weight)
         return Learner(policy, trust_region, normalizer, outcomes), Regression(observation, target, weight), metrics
 
@@ -252,45 +218,6 @@ class Iteration:
         return metrics
 
 
-class Stages(NamedTuple):
-    """What an iteration does: draw keys and initial states, collect experience, improve the policy, fit the critic."""
-
-    next_keys: Callable[..., Any]
-    draw: Callable[..., Any]
-    collect: Callable[..., Any]
-    improve: Callable[..., Any]
-    fit: Callable[..., Any]
-
-
-def run_stages(
-    stages: Stages, state: TrainState, watch: Callable[[str, Any], Any] = lambda name, result: result
-) -> tuple[TrainState, Metrics]:
-    """Run one iteration; `watch(name, result) -> result` sees each stage's result before the next stage starts."""
-    keys, iteration = stages.next_keys(state.key, state.iteration)
-    hyperparameters = state.hyperparameters
-    starts = stages.draw(keys.starts)
-    rollout, transition, metrics = watch("rollout", stages.collect(state.learner, state.rollout, starts, keys.rollout))
-    improved = stages.improve(state.learner, state.critic, transition, hyperparameters, keys.curvature)
-    learner, regression, policy_metrics = watch("policy", improved)
-    fitted = stages.fit(state.critic, regression, hyperparameters, keys.critic)
-    critic, critic_metrics = watch("critic", fitted)
-    new = TrainState(learner, critic, rollout, hyperparameters, keys.next, iteration)
-    return new, metrics | policy_metrics | critic_metrics
-
-
-class _Keys(NamedTuple):
-    starts: Key[Array, ""]
-    rollout: Key[Array, ""]
-    curvature: Key[Array, ""]
-    critic: Key[Array, ""]
-    next: Key[Array, ""]
-
-
-def _next_keys(key: Key[Array, ""], iteration: Int[Array, ""]) -> tuple[_Keys, Int[Array, ""]]:
-    """Return the keys of an iteration, and the count with it."""
-    return _Keys(*jax.random.split(key, 5)), iteration + 1
-
-
 def num_batch_rows(config: TRPOConfig) -> int:
     """Return R, the largest power of two that divides num_envs and leaves rows that are long enough and fit microbatches."""
     rows = 1
@@ -302,65 +229,3 @@ def num_batch_rows(config: TRPOConfig) -> int:
 def _row_fits(config: TRPOConfig, num_rows: int) -> bool:
     length = config.num_envs * config.unroll_length // num_rows
     return length >= SAMPLES_A_ROW and length % config.trust_region.num_microbatches == 0
-
-
-def _estimate(
-    critic: CriticParams,
-    normalizer: NormalizerState | None,
-    observation: Any,
-    transition: Transition,
-    weight: Float[Array, "T N"],
-    hyperparameters: TRPOConfig,
-) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
-    """Return values and advantages of a rollout, in units of the scaled reward.
-
-    A step of weight zero counts as an end that paid what the critic had expected: its own advantage is zero, and the
-    step before it is bootstrapped.
-    """
-    value = predict_scaled_value(critic, observation)
-    next_value = _next_value(critic, normalizer, transition, value)
-    unusable = weight == 0
-    terminated = transition.terminated | unusable
-    advantage = generalized_advantage_estimation(
-        jnp.where(unusable, value, transition.reward * hyperparameters.reward_scaling),
-        value,
-        next_value,
-        terminated,
-        terminated | transition.truncated,
-        discounting=hyperparameters.discounting,
-        gae_lambda=hyperparameters.gae_lambda,
-    )
-    return value, advantage
-
-
-def _next_value(
-    critic: CriticParams, normalizer: NormalizerState | None, transition: Transition, value: Float[Array, "T N"]
-) -> Float[Array, "T N"]:
-    """Return the value of what each step led to: that of the next step's observation, unless an end or fault parts them.
-
-    What a termination led to has a value that no one asks for.
-    """
-
-    def predict(observation: Any) -> Float[Array, "..."]:
-        return predict_scaled_value(critic, normalize(normalizer, observation))
-
-    following = jnp.concatenate([value[1:], predict(jax.tree.map(lambda leaf: leaf[-1:], transition.next_observation))])
-    fault_next = jnp.concatenate([transition.fault[1:], jnp.zeros_like(transition.fault[:1])])
-    parted = transition.truncated | fault_next
-
-    def predict_all() -> Float[Array, "T N"]:
-        return jnp.where(parted, predict(transition.next_observation), following)
-
-    return jax.lax.cond(jnp.any(parted), predict_all, lambda: following)
-
-
-def _solver_metrics(info: TrustRegionInfo) -> Metrics:
-    names = (
-        *("kl", "max_kl", "surrogate_improvement", "expected_improvement", "accepted", "outcome", "step_fraction"),
-        *("damping", "cg_iterations", "cg_residual", "entropy"),
-    )
-    return {f"training/{name}": getattr(info, name).astype(jnp.float32) for name in names}
-
-
-def _outcome_metrics(outcomes: Int[Array, "6"]) -> Metrics:
-    return {f"training/num_{outcome.name.lower()}": outcomes[outcome].astype(jnp.float32) for outcome in StepOutcome}

@@ -11,8 +11,9 @@ from jax.experimental import multihost_utils
 from trpo_jax.training.evaluate import Episodes, summarize
 from trpo_jax.training.inference import Params, Policy
 from trpo_jax.training.interrupts import deferred_interrupts
-from trpo_jax.training.iteration import Metrics, TrainState, inference_params
+from trpo_jax.training.metrics import Metrics
 from trpo_jax.training.pipeline import Pipeline, to_host
+from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
 from trpo_jax.training.trpo import TRPO
 

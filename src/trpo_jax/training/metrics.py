@@ -3,7 +3,11 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from trpo_jax.solver.trust_region import StepOutcome, TrustRegionInfo
+
+Metrics = dict[str, Float[Array, ""]]
 
 
 class EpisodeStatistics(NamedTuple):
@@ -44,3 +48,17 @@ def latest_episodes(statistics: EpisodeStatistics) -> tuple[Float[Array, ""], Fl
     scale = jnp.where(finished > 0, 1.0 / jnp.maximum(finished, 1), jnp.nan)
     mean_return = jnp.sum(jnp.where(statistics.has_finished, statistics.last_return, 0.0)) * scale
     return mean_return, jnp.sum(jnp.where(statistics.has_finished, statistics.last_length, 0.0)) * scale
+
+
+def solver_metrics(info: TrustRegionInfo) -> Metrics:
+    """Report how the policy step went."""
+    names = (
+        *("kl", "max_kl", "surrogate_improvement", "expected_improvement", "accepted", "outcome", "step_fraction"),
+        *("damping", "cg_iterations", "cg_residual", "entropy"),
+    )
+    return {f"training/{name}": getattr(info, name).astype(jnp.float32) for name in names}
+
+
+def outcome_metrics(outcomes: Int[Array, "6"]) -> Metrics:
+    """Report how often policy steps have ended in each way."""
+    return {f"training/num_{outcome.name.lower()}": outcomes[outcome].astype(jnp.float32) for outcome in StepOutcome}

@@ -12,8 +12,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from trpo_jax.config import ConfigError
-from trpo_jax.training.iteration import Iteration, Metrics, Stages, TrainState, run_stages
+from trpo_jax.training.iteration import Iteration
 from trpo_jax.training.keys import as_typed_key
+from trpo_jax.training.metrics import Metrics
+from trpo_jax.training.stages import Stages, run_stages
+from trpo_jax.training.state import TrainState
 
 ENVIRONMENTS = "environments"
 """Name of the mesh axis that environments are spread over."""

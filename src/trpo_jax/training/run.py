@@ -11,12 +11,12 @@ from trpo_jax.environments.registry import as_environment, resolve_backend
 from trpo_jax.training.checkpoint import load_params
 from trpo_jax.training.evaluate import Episodes, make_evaluator
 from trpo_jax.training.inference import Params
-from trpo_jax.training.iteration import inference_params
 from trpo_jax.training.loggers import Logger
 from trpo_jax.training.loop import ProgressFn
 from trpo_jax.training.pipeline import host_like
 from trpo_jax.training.run_config import RunConfig
 from trpo_jax.training.run_folder import RunFolder
+from trpo_jax.training.state import inference_params
 from trpo_jax.training.train import train
 from trpo_jax.training.trpo import TRPO, make_trpo
 

@@ -12,8 +12,8 @@ from jax.experimental import multihost_utils
 
 from trpo_jax.config import ConfigError
 from trpo_jax.training.checkpoint import Checkpoint, Checkpoints, has_checkpoints, load_checkpoint, read_record
-from trpo_jax.training.iteration import TrainState, inference_params
 from trpo_jax.training.pipeline import Pipeline, host_like, to_host
+from trpo_jax.training.state import TrainState, inference_params
 
 
 class Progress(NamedTuple):

@@ -12,7 +12,9 @@ from trpo_jax.environments.registry import as_environment
 from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset
 from trpo_jax.policy.networks import CategoricalPolicy, GaussianPolicy, Network, Networks, OfEntry, ValueNetwork
 from trpo_jax.training.inference import Policy, make_policy
-from trpo_jax.training.iteration import Iteration, Metrics, TrainState
+from trpo_jax.training.iteration import Iteration
+from trpo_jax.training.metrics import Metrics
+from trpo_jax.training.state import TrainState
 from trpo_jax.training.trpo_config import TRPOConfig
 
 

@@ -1,0 +1,38 @@
+"""What a training carries from one iteration to the next."""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Int, Key
+
+from trpo_jax.solver.trust_region_config import TrustRegionState
+from trpo_jax.training.critic import CriticState
+from trpo_jax.training.inference import Params
+from trpo_jax.training.normalization import NormalizerState
+from trpo_jax.training.rollout import RolloutState
+from trpo_jax.training.trpo_config import TRPOConfig
+
+
+class Learner(NamedTuple):
+    """What the policy step changes."""
+
+    policy: Any
+    trust_region: TrustRegionState
+    normalizer: NormalizerState | None
+    outcomes: Int[Array, "6"]
+    """How often policy steps have ended in each `StepOutcome`."""
+
+
+class TrainState(NamedTuple):
+    """All that one iteration hands to the next."""
+
+    learner: Learner
+    critic: CriticState
+    rollout: RolloutState
+    hyperparameters: TRPOConfig
+    key: Key[Array, ""]
+    iteration: Int[Array, ""]
+
+
+def inference_params(state: TrainState) -> Params:
+    """Return the part of a training state that acts and predicts."""
+    return Params(state.learner.normalizer, state.learner.policy, state.critic.critic)
