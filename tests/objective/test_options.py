@@ -19,6 +19,8 @@ from trpo_jax.solver.curvature import fisher_vector_product
 from trpo_jax.solver.trust_region_config import adapt_damping, init_trust_region_state
 from update_problems import CONFIG, NAMES, POLICIES, A, B, O, draw, examine, gaussian_fn, same_bits, update
 
+pytestmark = pytest.mark.quick_compilation
+
 
 def config(**changes):
     return dataclasses.replace(CONFIG, cg_tolerance=0.0, **changes)

@@ -17,6 +17,8 @@ from trpo_jax.objective.update import trust_region_update
 from trpo_jax.policy.distributions import DiagonalGaussian, Joint
 from update_problems import CONFIG, A, H, O, draw, gaussian_fn, update
 
+pytestmark = pytest.mark.quick_compilation
+
 
 @pytest.fixture(autouse=True)
 def quick_compilation():

@@ -16,6 +16,8 @@ from trpo_jax.objective.update import stateful_trust_region_update, trust_region
 from trpo_jax.solver.trust_region_config import init_trust_region_state
 from update_problems import CONFIG, draw, examine, gaussian_fn, update
 
+pytestmark = pytest.mark.quick_compilation
+
 DEVICES = 4
 OPTIONS = {
     "plain": {},
