@@ -14,7 +14,7 @@ train: $(VENV)/.installed          ## train Ant to walk; `make train ENV=hopper`
 	$(BIN)/trpo-jax train $(ENV) $(ARGS)
 
 test: $(VENV)/.installed-dev       ## run the tests
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev       ## check style, types and the layering of the packages
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """Fixtures and hypothesis settings that the numerical tests share."""
 
+import gc
 import os
+import signal
 import tempfile
 
 import hypothesis
@@ -28,6 +30,9 @@ def pytest_configure(config):
         # For processes that tests start.
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; tests press Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.set_threshold(100_000, 20, 20)  # thousands of compiled programs are long-lived, and slow to look through
     jax.config.update("jax_num_cpu_devices", 8)  # for the tests of sharding; all others use the first
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
