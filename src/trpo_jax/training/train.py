@@ -191,13 +191,11 @@ def _restored(
     restore_value_fn: bool,
 ) -> TrainState:
     """Put parameters from elsewhere into a fresh state."""
+    if params is None and path is None:
+        return state
     host_state = to_host(state)
     fresh = inference_params(host_state)
-    if params is None and path is not None:
-        params = load_params(path, fresh)[1]
-    if params is None:
-        return state
-    params = Params(*params)
+    params = Params(*(load_params(str(path), fresh)[1] if params is None else params))
     if not restore_value_fn:
         params = params._replace(value=fresh.value)
     _check_fits(params, fresh)
