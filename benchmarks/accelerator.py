@@ -73,7 +73,7 @@ class Arguments:
     """Where to write the result."""
 
 
-class Session:
+class Recorder:
     """Runs parts until the time is up, and keeps what they measured."""
 
     def __init__(self, arguments: Arguments):
@@ -100,22 +100,22 @@ class Session:
 
 
 def main(arguments: Arguments) -> None:
-    session = Session(arguments)
+    recorder = Recorder(arguments)
     sizes = {"samples": arguments.samples, "hidden_size": arguments.hidden_size, "rounds": arguments.rounds}
-    session.part("precision", "conjugate gradients by precision", functools.partial(precision.measure, **sizes))
+    recorder.part("precision", "conjugate gradients by precision", functools.partial(precision.measure, **sizes))
     counts = arguments.devices or sorted({1, jax.local_device_count()})
     pairs = [(environment, backend) for backend, environment in itertools.product(arguments.backends, arguments.environments)]
     for number, (environment, backend) in enumerate(pairs):
         for num_devices in counts:
             title = f"steps a second, {environment} ({backend}), devices: {num_devices}"
-            session.part("throughput", title, measure_throughput, environment, backend, num_devices, arguments)
+            recorder.part("throughput", title, measure_throughput, environment, backend, num_devices, arguments)
         if number == 0:  # before the slower simulators
             title = f"shares of an iteration, {environment} ({backend})"
-            session.part("shares", title, measure_shares, environment, backend, arguments)
+            recorder.part("shares", title, measure_shares, environment, backend, arguments)
             for name in (OURS, PPO):
                 title = f"{name}: {environment} ({backend}) to a return of {arguments.target:g}"
-                session.part("time to return", title, measure_time_to_return, name, environment, backend, arguments)
-    if failed := [row["title"] for row in session.rows if "failed" in row]:
+                recorder.part("time to return", title, measure_time_to_return, name, environment, backend, arguments)
+    if failed := [row["title"] for row in recorder.rows if "failed" in row]:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
@@ -186,7 +186,7 @@ def measure_time_to_return(name: str, environment: str, backend: str, arguments:
     config = our_config(environment, arguments)
     simulated = load_environment(environment, backend)
     limited = make_trpo(simulated, config).environment
-    quarter = 60 * arguments.minutes / 4  # of the session, for either competitor
+    quarter = 60 * arguments.minutes / 4  # of the time, for either competitor
     course = Course(limited, target=arguments.target, episodes=64, time_limit=quarter)
     settings = ppo_settings(environment, arguments) if name == PPO else None
     options = {"num_timesteps": arguments.num_timesteps, "num_evals": arguments.num_evals, "seed": 0}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import accelerator
-from accelerator import Arguments, Session
+from accelerator import Arguments, Recorder
 
 TINY = Arguments(num_envs=16, unroll_length=16, rounds=1, iterations=1, samples=64, hidden_size=4, devices=(1,))
 
@@ -19,10 +19,10 @@ def fail():
 
 def test_a_part_that_fails_is_written_down_and_the_rest_goes_on(tmp_path):
     path = tmp_path / "result.json"
-    session = Session(Arguments(json=str(path)))
-    session.part("a", "first", fail)
+    recorder = Recorder(Arguments(json=str(path)))
+    recorder.part("a", "first", fail)
     assert json.loads(path.read_text())["rows"][0]["failed"] == "RuntimeError: out of memory"
-    session.part("b", "second", lambda: [{"value": 1.0, "curve": []}])
+    recorder.part("b", "second", lambda: [{"value": 1.0, "curve": []}])
     assert [(row["title"], row.get("value")) for row in json.loads(path.read_text())["rows"]] == [
         ("first", None),
         ("second", 1.0),
@@ -30,11 +30,11 @@ def test_a_part_that_fails_is_written_down_and_the_rest_goes_on(tmp_path):
 
 
 def test_a_part_that_would_end_after_the_time_does_not_begin():
-    session = Session(Arguments(minutes=1.0))
-    session.longest["a"] = 61.0
-    session.part("a", "left out", fail)
-    session.part("b", "measured", lambda: [{"value": 1.0}])
-    assert [row.get("left out") for row in session.rows] == ["no time", None]
+    recorder = Recorder(Arguments(minutes=1.0))
+    recorder.longest["a"] = 61.0
+    recorder.part("a", "left out", fail)
+    recorder.part("b", "measured", lambda: [{"value": 1.0}])
+    assert [row.get("left out") for row in recorder.rows] == ["no time", None]
 
 
 def test_the_simulators_environments_are_split_over_devices():

@@ -67,7 +67,7 @@ def test_tensorboard_goes_on_in_a_folder_that_was_used(tmp_path):
     assert tensorboard_scalars(tmp_path) == {(1, "a"): 1.0, (2, "a"): 2.0}
 
 
-SESSION = """
+PROGRAM = """
 import math, sys
 from trpo_jax.training import loggers
 from trpo_jax.training.loggers import WandbLogger
@@ -79,18 +79,18 @@ logger.close()
 """
 
 
-def wandb_session(folder, step, mode="offline"):
+def log_by_wandb(folder, step, mode="offline"):
     """Log in a process of its own, since wandb reads its settings once a process and names folders by the second."""
     home = {"HOME": str(folder.parent), "NETRC": str(folder.parent / "netrc"), "WANDB_API_KEY": ""}
     environment = os.environ | home | {"WANDB_MODE": mode, "WANDB_SILENT": "true", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", SESSION, str(folder), str(step)]
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(step)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_wandb_gets_every_finite_value_over_environment_steps_and_goes_on_under_its_id(tmp_path):
     folder = tmp_path / "ant-wide"
     for step in (64, 128):
-        assert wandb_session(folder, step).returncode == 0
+        assert log_by_wandb(folder, step).returncode == 0
     first, second = (wandb_records(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")))
     runs = [record.run for records in (first, second) for record in records if record.WhichOneof("record_type") == "run"]
     assert {(run.run_id, run.project, run.display_name) for run in runs} == {
@@ -104,7 +104,7 @@ def test_wandb_gets_every_finite_value_over_environment_steps_and_goes_on_under_
 
 
 def test_wandb_without_login_is_one_clear_line(tmp_path):
-    result = wandb_session(tmp_path / "run", 1, mode="online")
+    result = log_by_wandb(tmp_path / "run", 1, mode="online")
     last = result.stderr.splitlines()[-1]
     assert result.returncode == 1
     assert "ConfigError: logger: got 'wandb', allowed: after `wandb login`, or with WANDB_MODE=offline (No API key" in last
