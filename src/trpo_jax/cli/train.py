@@ -154,8 +154,11 @@ def _train(arguments: TrainArguments, run_config: RunConfig, environment: Any) -
         folder = RunFolder(arguments.resume or arguments.run_dir or "")
         run_training(run_config, folder, environment, (), resume=resumed, max_devices_per_host=arguments.max_devices_per_host)
         return 0
-    folder = RunFolder(arguments.resume) if arguments.resume else create_run_folder(arguments.run_dir, run_config)
-    write_run_config(folder.config, run_config)
+    if arguments.resume:
+        folder = RunFolder(arguments.resume)
+        write_run_config(folder.config, run_config)
+    else:
+        folder = create_run_folder(arguments.run_dir, run_config)
     console = make_console(run_config)
     console.start(folder.path, resumed=resumed)
     try:

@@ -75,11 +75,6 @@ class Checkpoints:
             self._manager.save(step, args=items, force=True)  # orbax would else pass over a step before the newest
         self._last = step
 
-    @property
-    def last(self) -> int | None:
-        """The step last saved."""
-        return self._last
-
     def wait(self) -> None:
         """Wait until all is written. Raises CheckpointError as `save`."""
         with self._clear_errors():
@@ -118,37 +113,21 @@ def load_params(directory: Path | str, template: Params) -> tuple[int, Params]:
     Raises:
         CheckpointError: there is none, none can be read, or the newest does not fit the template.
     """
-    loaded = _load_newest(directory, template, None)
+    loaded = load_checkpoint(directory, template)
     return loaded.checkpoint.step, loaded.checkpoint.params
 
 
-def load_checkpoint(directory: Path | str, params: Params, state: Any) -> Loaded:
+def load_checkpoint(directory: Path | str, params: Params, state: Any = None) -> Loaded:
     """Return the newest readable checkpoint of a directory.
 
     Args:
         directory: where `Checkpoints` wrote.
         params: `Params` of arrays or `jax.ShapeDtypeStruct`: what is expected.
-        state: the same for the state.
+        state: the same for the state; None leaves it unread.
 
     Raises:
         CheckpointError: there is none, none can be read, or the newest does not fit what is expected.
     """
-    return _load_newest(directory, params, state)
-
-
-def read_record(directory: Path | str) -> dict[str, Any]:
-    """Return the record of the newest checkpoint whose record can be read. Raises CheckpointError if there is none."""
-    failures = []
-    with _manager(directory) as manager:
-        for step in _steps(directory):
-            try:
-                return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-            except Exception as error:
-                failures.append(_words(error))
-    raise CheckpointError(f"{directory}: {'no checkpoint here' if not failures else failures[0]}")
-
-
-def _load_newest(directory: Path | str, params: Params, state: Any) -> Loaded:
     steps = _steps(directory)
     if not steps:
         raise CheckpointError(f"{directory}: no checkpoint here")
@@ -161,6 +140,18 @@ def _load_newest(directory: Path | str, params: Params, state: Any) -> Loaded:
             failures.append(f"{Path(directory) / str(step)}: cannot be read ({failure})")
     # Raised here, so as not to keep alive the half-finished reads that orbax's tracebacks hold.
     raise CheckpointError(failures[0])
+
+
+def read_record(directory: Path | str) -> dict[str, Any]:
+    """Return the record of the newest checkpoint whose record can be read. Raises CheckpointError if there is none."""
+    failures = []
+    with _manager(directory) as manager:
+        for step in _steps(directory):
+            try:
+                return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            except Exception as error:
+                failures.append(_words(error))
+    raise CheckpointError(f"{directory}: {'no checkpoint here' if not failures else failures[0]}")
 
 
 def _try_to_load(manager: ocp.CheckpointManager, step: int, params: Params, state: Any) -> tuple[Checkpoint | None, str]:

@@ -66,9 +66,9 @@ class Store:
         return pipeline.place(loaded.checkpoint.state), Progress(**loaded.checkpoint.record["progress"])
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
-        """Start to write a checkpoint, unless that step was saved last. Raises CheckpointError if it cannot be written."""
+        """Start to write a checkpoint. Raises CheckpointError if it, or the one before, cannot be written."""
         host_state = to_host(state)
-        if self._writer is not None and self._writer.last != step:
+        if self._writer is not None:
             record = self._origin | {"progress": progress._asdict()}
             self._writer.save(Checkpoint(step, inference_params(host_state), host_state, record))
 
