@@ -3,11 +3,18 @@
     python benchmarks/devices.py [--environments ant] [--devices 8] [--rounds 5] [--json FILE]
 
 Where there are fewer devices, the processor is made to look like so many: that shows what dividing the work costs, on cores
-that it cannot be divided among. Programs alternate in one process.
+that it cannot be divided among. Each count has a process of its own, since one that shows many devices runs also a single
+one of them more slowly; the processes take turns, and the one whose turn it is not waits.
 """
 
+import contextlib
 import dataclasses
 import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import tyro
@@ -22,7 +29,7 @@ from trpo_jax.training.run_config import read_run_config, shipped_config
 class Arguments:
     """Measure run time on several devices over run time on one."""
 
-    environments: tuple[str, ...] = ("hopper", "ant")
+    environments: tuple[str, ...] = ("ant", "hopper")
     """Brax environments, with the settings that ship for them."""
     devices: int = 8
     """Devices to spread environments over."""
@@ -32,27 +39,60 @@ class Arguments:
     """Iterations a round."""
     json: str | None = None
     """Where to write the result."""
+    serve: bool = False
+    """Be one of the processes: train the first environment on all devices, a round for every line of standard input."""
 
 
 def main(arguments: Arguments) -> None:
     jax.config.update("jax_num_cpu_devices", arguments.devices)
+    if arguments.serve:
+        serve(arguments)
+        return
     rows = [measure(name, arguments) for name in arguments.environments]
     report.publish(f"{arguments.devices} devices against one", rows, arguments.json)
 
 
 def measure(name: str, arguments: Arguments) -> dict:
-    path = shipped_config(name)
-    trpo = make_trpo(name, read_run_config(path).trpo if path else TRPOConfig())
-    runs = {count: Training(trpo, arguments.iterations, jax.devices()[:count]) for count in (1, arguments.devices)}
-    seconds = report.alternate({str(count): run for count, run in runs.items()}, rounds=arguments.rounds)
-    ratio = report.ratio(seconds[str(arguments.devices)], seconds["1"])
+    with worker(name, 1, arguments) as one, worker(name, arguments.devices, arguments) as several:
+        rounds = [(one(), several()) for _ in range(arguments.rounds + 1)][1:]  # the first warms up
+    alone, spread = zip(*rounds, strict=True)
+    ratio = report.ratio(spread, alone)
     return {
         "environment": name,
-        "one device, ms an iteration": statistics.median(seconds["1"]) / arguments.iterations * 1e3,
+        "one device, ms an iteration": statistics.median(alone) / arguments.iterations * 1e3,
         "ratio": ratio["median"],
         "ratio min": ratio["min"],
         "ratio max": ratio["max"],
     }
+
+
+@contextlib.contextmanager
+def worker(name: str, devices: int, arguments: Arguments) -> Iterator:
+    """Start a process that trains on so many devices; give a function that lets it train a round and returns its seconds."""
+    options = {"environments": name, "devices": devices, "iterations": arguments.iterations}
+    command = [sys.executable, str(Path(__file__)), "--serve"]
+    command += [str(word) for option, value in options.items() for word in (f"--{option}", value)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def run() -> float:
+            print(file=process.stdin, flush=True)
+            return float(process.stdout.readline())
+
+        yield run
+        process.stdin.close()
+
+
+def serve(arguments: Arguments) -> None:
+    name = arguments.environments[0]
+    path = shipped_config(name)
+    trpo = make_trpo(name, read_run_config(path).trpo if path else TRPOConfig())
+    training = Training(trpo, arguments.iterations, jax.devices()[: arguments.devices])
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        jax.block_until_ready(training())
+        print(time.perf_counter() - start, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What every benchmark needs: alternating timings, a table, and JSON that says where it was measured."""
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -62,16 +63,17 @@ def save(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return device, processor count, versions, and the commit of the checkout."""
+    """Return device, processor count, versions, and the commit of the checkout ("-dirty" where files differ from it)."""
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     )
     return {
         "device": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(),
+        "num_processors": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jax", "flax", "optax", "brax", "trpo-jax")},
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "trpo-jax")},
         "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -5,7 +5,7 @@
 Seeds alternate: ours 0, PPO 0, ours 1, PPO 1, …. Both stop for a deterministic evaluation at the same environment steps, by
 the same evaluator, and end at the first mean return that reaches the target. The clock stands still during evaluations.
 "seconds" runs from the call of `train` on, all compilation included. "without compile" is the number of stretches between
-evaluations times the median time of one, those before the second evaluation left out, since they compile. A run that ends
+evaluations times the median time of one, the first three left out, since they compile. A run that ends
 without the return counts with its whole time, a lower bound: a ratio with it is marked "at least" (PPO did not arrive) or
 "at most" (ours did not).
 """
@@ -139,7 +139,14 @@ def take(
     options = {"num_evals": num_evals, "policy_params_fn": course, "seed": seed}
     try:
         if settings is None:
-            train(load_environment(environment, backend), num_timesteps, config=config, num_eval_envs=0, **options)
+            train(
+                load_environment(environment, backend),
+                num_timesteps,
+                config=config,
+                num_eval_envs=0,
+                max_devices_per_host=1,
+                **options,
+            )
         else:
             train_ppo(environment, num_timesteps, settings, backend=backend, **options)
     except Ended:

@@ -26,7 +26,14 @@ import tyro
 
 import trpo_jax
 from trpo_jax import Batch, CriticConfig, GaussianPolicy, StepOutcome, TrustRegionConfig, ValueNetwork
-from trpo_jax.training.critic import CriticState, explained_variance, fit_critic, init_critic, predict_scaled_value
+from trpo_jax.training.critic import (
+    CriticState,
+    Regression,
+    explained_variance,
+    fit_critic,
+    init_critic,
+    predict_scaled_value,
+)
 from trpo_jax.training.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
 
 TRUST_REGION = TrustRegionConfig(max_kl=0.02)
@@ -173,8 +180,11 @@ def make_agent(arguments: Arguments, observation: jax.Array, action_size: int, k
             (advantage - advantage.mean()) / (advantage.std() + 1e-8),
         )
         policy, info = trpo_jax.trust_region_update(policy_network.apply, agent.policy, batch, arguments.trust_region)
-        flat_observation = observation.reshape(-1, observation.shape[-1])
-        critic, _ = fit_critic(agent.critic, flat_observation, target.reshape(-1), key, arguments.critic)
+        column = (-1, 1)  # all samples as the steps of one environment, so that they are shuffled among each other
+        regression = Regression(
+            observation.reshape(*column, observation.shape[-1]), target.reshape(column), jnp.ones_like(target.reshape(column))
+        )
+        critic, _ = fit_critic(agent.critic, regression, key, arguments.critic)
         # The normalizers move last: within an iteration the old policy is one policy.
         observations = update_normalizer(agent.observations, rollout.observation)
         returns = update_normalizer(agent.returns, rollout.discounted_return)

@@ -25,8 +25,9 @@ from trpo_jax.solver.conjugate_gradient import CGInfo, conjugate_gradient
 from trpo_jax.solver.curvature import fisher_vector_product, hessian_vector_product
 from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
 from trpo_jax.solver.optax import trust_region
+from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
 from trpo_jax.solver.tree import MatVec
-from trpo_jax.solver.trust_region import StepOutcome, TrustRegionInfo, stateful_trust_region_step, trust_region_step
+from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_region_step
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.training.critic import CriticConfig
 from trpo_jax.training.inference import Params, make_value_fn

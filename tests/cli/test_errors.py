@@ -3,8 +3,9 @@
 import pytest
 
 from trpo_jax.cli import main
+from trpo_jax.config import ConfigError
 from trpo_jax.training.run_config import RunConfig, write_run_config
-from trpo_jax.training.run_folder import create_run_folder
+from trpo_jax.training.run_folder import RunFolder, create_run_folder
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +110,20 @@ def test_the_help_of_train_explains_every_option(capsys):
     }.items():
         assert option in text
         assert words in text.split(option)[1][:160]
+
+
+def test_a_run_that_could_not_begin_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    def no_login(*arguments, **options):
+        raise ConfigError("wandb_project", "p", "one after `wandb login`")
+
+    monkeypatch.setattr("trpo_jax.cli.train.WandbLogger", no_login)
+    command = "train inverted_pendulum --run-dir new --max-devices-per-host 1 --wandb-project p"
+    assert main.run(command.split()) == 2
+    assert "wandb_project: got 'p', allowed: one after `wandb login`" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_another_training_writes_is_refused(tmp_path, capsys):
+    with RunFolder(tmp_path / "began").locked():
+        assert main.run(["train", "--resume", "began", "--max-devices-per-host", "1"]) == 2
+    assert "run: got 'began', allowed: a folder in which no other training is running" in capsys.readouterr().err

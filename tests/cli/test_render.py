@@ -1,5 +1,6 @@
 """`trpo-jax render` as a person uses it: a process of its own, with and without OpenGL."""
 
+import ctypes.util
 import os
 import subprocess
 import sys
@@ -31,8 +32,9 @@ def trpo_jax(tmp_path_factory):
 def test_render_writes_a_page_and_a_moving_picture(trpo_jax):
     cwd, result = trpo_jax("render", "run", "--max-steps", "6")
     assert result.returncode == 0, result.stderr
-    if "no animation" in result.stderr:
-        pytest.skip(result.stderr)
+    if ctypes.util.find_library("EGL") is None:
+        assert "no animation" in result.stderr
+        pytest.skip("needs libEGL")
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
         "inverted_pendulum (spring) after 0 steps",

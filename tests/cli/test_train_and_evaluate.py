@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_a_usable_run_folder_and_says_where(finished_run, environm
     assert err == ""
     steps = sorted(int(path.name) for path in (cwd / "stopped" / "checkpoints").iterdir())
     last = json.loads(metrics.read_text().splitlines()[-1])["step"]
-    message = f"interrupted; all is saved after {last:,} steps; go on with: trpo-jax train --resume stopped"
+    message = f"interrupted; saved as it was after {last:,} steps; go on with: trpo-jax train --resume stopped"
     assert out.splitlines()[-1] == message
     assert steps[-1] == last
     resumed = trpo_jax(["train", "--resume", "stopped", "--num-timesteps", str(last + 64)], environment, cwd)

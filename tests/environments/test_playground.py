@@ -13,7 +13,7 @@ import pytest
 from environments.falling import FallingModel, random_gravity
 from trpo_jax import ConfigError
 from trpo_jax.environments.registry import as_environment, environment_names, resolve_backend, wrapped_environment
-from trpo_jax.environments.wrappers import AutoResetState, EpisodeLimit, FreshAutoReset
+from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset
 
 pytest.importorskip("mujoco_playground", exc_type=ModuleNotFoundError)
 
@@ -113,18 +113,17 @@ def test_importing_it_prints_nothing(tmp_path):
 def test_cartpole_balances_and_its_final_observation_is_kept():
     environment = FreshAutoReset(EpisodeLimit(as_environment("CartpoleBalance", suite="playground"), 2))
     reset, step, push = jax.jit(environment.reset), jax.jit(environment.step), jnp.full((N, 1), 0.5)
-    starts = jax.tree.map(lambda leaf: leaf[None], reset(keys(1)).current)
-    state, _ = step(reset(keys(0)), push, starts)
-    second = state.current
-    state, final = step(state, push, starts)
+    fresh = reset(keys(1))
+    second, _, _ = step(reset(keys(0)), push, fresh)
+    state, final, _ = step(second, push, fresh)
     assert final.truncated.all()
     assert not final.terminated.any()
     assert (final.reward > 0.5).all()
-    np.testing.assert_array_equal(state.current.observation, starts.observation[0])
+    np.testing.assert_array_equal(state.observation, fresh.observation)
     # The same step, had the clock stood at zero: no limit, no reset.
     early = second._replace(simulator=second.simulator._replace(steps=jnp.zeros(N, jnp.int32)))
-    undisturbed, _ = step(AutoResetState(early, jnp.zeros(N, jnp.int32)), push, starts)
-    np.testing.assert_array_equal(final.observation, undisturbed.current.observation)
+    undisturbed, _, _ = step(early, push, fresh)
+    np.testing.assert_array_equal(final.observation, undisturbed.observation)
     assert np.abs(final.observation - second.observation).max() > 1e-3
 
 
@@ -158,12 +157,12 @@ def test_warp_carries_nothing_that_has_no_axis_of_environments():
 def test_observations_that_are_dicts_pass_as_they_are():
     environment = FreshAutoReset(EpisodeLimit(as_environment(Falling()), 2))
     state = environment.reset(keys(0))
-    starts = environment.draw_starts(keys(1, 1, N))
+    fresh = environment.reset(keys(1))
     for _ in range(2):
-        state, final = environment.step(state, jnp.zeros((N, 1)), starts)
+        state, final, _ = environment.step(state, jnp.zeros((N, 1)), fresh)
     assert {name: leaf.shape for name, leaf in final.observation.items()} == {"state": (N, 2), "privileged_state": (N, 1)}
     np.testing.assert_allclose(final.observation["state"][:, 1], -0.2, rtol=1e-6)
-    np.testing.assert_array_equal(state.current.observation["privileged_state"], starts.observation["privileged_state"][0])
+    np.testing.assert_array_equal(state.observation["privileged_state"], fresh.observation["privileged_state"])
 
 
 def test_an_object_is_randomized_through_its_mjx_model():

@@ -46,11 +46,10 @@ def test_every_episode_has_a_model_of_its_own_and_the_environment_keeps_its():
     inner = Falling()
     environment = FreshAutoReset(EpisodeLimit(as_environment(inner, randomization_fn=random_gravity), 3))
     state = environment.reset(keys(0))
-    starts = environment.draw_starts(keys(1, 3, N))
     step, gravities = jax.jit(environment.step), []
-    for _ in range(7):
-        gravities.append(np.asarray(state.current.simulator.simulator.parameters[0]))
-        state, _ = step(state, jnp.zeros((N, 1)), starts)
+    for seed in range(1, 8):
+        gravities.append(np.asarray(state.simulator.simulator.parameters[0]))
+        state, _, _ = step(state, jnp.zeros((N, 1)), environment.reset(keys(seed)))
     np.testing.assert_array_equal(gravities[0], gravities[2])
     assert len(np.unique([gravities[0], gravities[3], gravities[6]])) == 3 * N
     assert inner.sys.gravity == 1.0

@@ -1,6 +1,7 @@
 """Drawing on hand-made models. MuJoCo's renderer runs in processes of its own: it takes MUJOCO_GL at its first import."""
 
 import base64
+import ctypes.util
 import json
 import os
 import re
@@ -86,8 +87,9 @@ def draw(mujoco_gl):
 
 def test_frames_show_the_body_where_it_is():
     drawn = draw("egl")
-    if "error" in drawn:
-        pytest.skip(drawn["error"])
+    if ctypes.util.find_library("EGL") is None:
+        assert "error" in drawn
+        pytest.skip("needs libEGL")
     assert drawn["shape"] == [rendering.HEIGHT, rendering.WIDTH, 3]
     assert drawn["corner"] == list(BACKGROUND)
     (_, left), (_, right) = drawn["red"]

@@ -9,18 +9,18 @@ from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset
 N = 4
 
 
-def keys(seed, *shape):
-    return jax.random.split(jax.random.key(seed), shape or N)
+def keys(seed):
+    return jax.random.split(jax.random.key(seed), N)
 
 
-def play(environment, state, starts, num_steps):
-    """Step with zero actions; return the states acted on and the final states, step by step."""
+def play(environment, state, starts):
+    """Step with zero actions, restarting from one entry of `starts` after another; return what was seen step by step."""
     action = jnp.zeros((N, environment.action_space.size))
     step = jax.jit(environment.step)
     seen, finals = [], []
-    for _ in range(num_steps):
-        seen.append(state.current)
-        state, final = step(state, action, starts)
+    for seed in starts:
+        seen.append(state)
+        state, final, _ = step(state, action, environment.reset(keys(seed)))
         finals.append(final)
     return state, seen, finals
 
@@ -68,32 +68,20 @@ def test_the_final_observation_is_the_one_before_the_reset(limit):
     lifetime, length = (3, 100) if limit[0] == "lifetime" else (100, 3)
     environment = FreshAutoReset(EpisodeLimit(Counter(lifetime), length))
     state = environment.reset(keys(0))
-    first = np.asarray(state.current.observation[:, 0])
-    starts = environment.draw_starts(keys(1, 2, N))
-    state, _, finals = play(environment, state, starts, 3)
+    first = np.asarray(state.observation[:, 0])
+    state, _, finals = play(environment, state, (1, 2, 3))
     np.testing.assert_array_equal(finals[-1].observation[:, 1], 3)
     np.testing.assert_array_equal(finals[-1].observation[:, 0], first)
-    np.testing.assert_array_equal(state.current.observation[:, 1], 0)
-    assert not (state.current.terminated | state.current.truncated).any()
+    np.testing.assert_array_equal(state.observation[:, 1], 0)
+    assert not (state.terminated | state.truncated).any()
 
 
-def test_every_episode_starts_from_a_state_of_its_own():
+def test_an_episode_starts_from_the_state_that_was_drawn_for_it():
     environment = FreshAutoReset(EpisodeLimit(Counter(lifetime=2), 100))
-    state = environment.reset(keys(0))
-    starts = environment.draw_starts(keys(1, 3, N))
-    _, seen, _ = play(environment, state, starts, 8)
-    firsts = np.asarray([s.observation[:, 0] for s in seen[::2]])
-    assert len(np.unique(firsts)) == 4 * N
-
-
-def test_an_environment_goes_through_its_own_column_of_the_pool():
-    environment = FreshAutoReset(EpisodeLimit(Counter(lifetime=1), 100))
-    starts = environment.draw_starts(keys(1, 3, N))
-    state, seen, _ = play(environment, environment.reset(keys(0)), starts, 5)
-    expected = np.asarray(starts.observation[:, :, 0])
-    for step, entry in ((1, 0), (2, 1), (3, 2), (4, 0)):
-        np.testing.assert_array_equal(seen[step].observation[:, 0], expected[entry])
-    np.testing.assert_array_equal(state.num_resets, 5)
+    _, seen, _ = play(environment, environment.reset(keys(0)), (1, 2, 3, 4, 5))
+    for step, seed in ((0, 0), (1, 0), (2, 2), (3, 2), (4, 4)):
+        np.testing.assert_array_equal(seen[step].observation[:, 0], environment.reset(keys(seed)).observation[:, 0])
+    assert len(np.unique([state.observation[:, 0] for state in seen])) == 3 * N
 
 
 def test_environments_that_go_on_are_not_touched_by_the_reset_of_others():
@@ -103,10 +91,9 @@ def test_environments_that_go_on_are_not_touched_by_the_reset_of_others():
 
     environment = FreshAutoReset(OneEnds())
     state = environment.reset(keys(0))
-    before = np.asarray(state.current.observation[:, 0])
-    starts = environment.draw_starts(keys(1, 1, N))
-    state, _ = environment.step(state, jnp.zeros((N, 2)), starts)
-    after = np.asarray(state.current.observation)
+    before = np.asarray(state.observation[:, 0])
+    state, _, _ = environment.step(state, jnp.zeros((N, 2)), environment.reset(keys(1)))
+    after = np.asarray(state.observation)
     np.testing.assert_array_equal(after[:, 0] == before, [True, False, True, True])
     np.testing.assert_array_equal(after[:, 1], [1, 0, 1, 1])
 
@@ -120,8 +107,7 @@ def test_the_state_has_the_same_avals_after_reset_and_step():
 
     environment = FreshAutoReset(EpisodeLimit(Sloppy(), 3))
     state = environment.reset(keys(0))
-    starts = environment.draw_starts(keys(1, 1, N))
-    after = jax.eval_shape(environment.step, state, jnp.zeros((N, 2)), starts)[0]
+    after = jax.eval_shape(environment.step, state, jnp.zeros((N, 2)), state)[0]
     assert [(a.shape, a.dtype, a.weak_type) for a in jax.tree.leaves(after)] == [
         (b.shape, b.dtype, b.weak_type) for b in jax.tree.leaves(jax.eval_shape(lambda: state))
     ]

@@ -22,7 +22,7 @@ from trpo_jax.policy.distributions import (
     MultivariateGaussian,
     TanhGaussian,
 )
-from trpo_jax.solver.trust_region import StepOutcome
+from trpo_jax.solver.outcome import StepOutcome
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, init_trust_region_state
 from update_problems import same_bits
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trpo_jax.objective.surrogate import Batch
-from trpo_jax.solver.trust_region import StepOutcome
+from trpo_jax.solver.outcome import StepOutcome
 from update_problems import (
     CONFIG,
     NAMES,

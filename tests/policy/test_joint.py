@@ -9,7 +9,7 @@ from policy.distribution_problems import draw_pair, everything, scalars, unoptim
 from trpo_jax import Batch, TrustRegionConfig, trust_region_update
 from trpo_jax.policy.distributions import Categorical, DiagonalGaussian, Distribution, Joint
 from trpo_jax.solver.curvature import fisher_vector_product
-from trpo_jax.solver.trust_region import StepOutcome
+from trpo_jax.solver.outcome import StepOutcome
 
 STRUCTURES = {
     "dict": lambda a, b, c, joint: {"move": a, "fire": b, "aim": c},

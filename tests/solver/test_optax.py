@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from trpo_jax.solver.optax import trust_region
-from trpo_jax.solver.trust_region import StepOutcome, trust_region_step
+from trpo_jax.solver.outcome import StepOutcome
+from trpo_jax.solver.trust_region import trust_region_step
 from trpo_jax.solver.trust_region_config import TrustRegionConfig
 
 MATRIX = np.diag([1.0, 4.0, 0.5])

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trpo_jax.solver.trust_region import StepOutcome, trust_region_step
+from trpo_jax.solver.outcome import StepOutcome
+from trpo_jax.solver.trust_region import trust_region_step
 from trpo_jax.solver.trust_region_config import TrustRegionConfig
 
 N = 4

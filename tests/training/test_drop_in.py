@@ -165,6 +165,34 @@ def test_tanh_policies_act_inside_the_box_and_clipped_ones_on_its_sides():
         assert np.abs(extras["raw_action"]).max() > 1
 
 
+def test_parameters_of_networks_that_a_factory_makes_are_restored():
+    from brax.training.agents.ppo.networks import make_ppo_networks
+
+    factory = functools.partial(make_ppo_networks, policy_hidden_layer_sizes=(4,), value_hidden_layer_sizes=(4,))
+    _, params, _ = one_device_train(Target(), 16, config=SMALL, num_eval_envs=0, network_factory=factory)
+    _, restored, _ = one_device_train(
+        Target(), 0, config=SMALL, num_eval_envs=0, network_factory=factory, restore_params=params, seed=9
+    )
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(restored), jax.tree.leaves(params))
+
+
+def test_a_value_function_of_another_reward_scale_is_refused():
+    _, params, _ = one_device_train(Target(), 16, config=SMALL, num_eval_envs=0)
+    options = {"config": SMALL, "num_eval_envs": 0, "restore_params": params, "reward_scaling": 2.0}
+    with pytest.raises(ConfigError, match=r"reward_scaling: got 2.0, allowed: 1.0, with which .* unless restore_value_fn is"):
+        one_device_train(Target(), 0, **options)
+    _, restored, _ = one_device_train(Target(), 0, **options, restore_value_fn=False)
+    jax.tree.map(np.testing.assert_array_equal, restored.policy, params.policy)
+    assert restored.value.reward_scaling == 2.0
+
+
+def test_a_suite_and_a_backend_are_taken_by_keyword():
+    with pytest.raises(ConfigError, match="environment: got 'Cartpole', allowed: a known Playground environment"):
+        trpo_jax.train("Cartpole", 0, suite="playground")
+    with pytest.raises(ConfigError, match="backend: got 'spring', allowed: one that swimmer offers"):
+        trpo_jax.train("swimmer", 0, backend="spring")
+
+
 def test_parameters_restored_are_those_that_were_trained(tmp_path):
     _, params, _ = one_device_train(Target(), 32, config=SMALL, num_eval_envs=0, save_checkpoint_path=tmp_path)
     for source in ({"restore_params": params}, {"restore_checkpoint_path": tmp_path}):

@@ -70,30 +70,50 @@ def test_an_infinite_hidden_state_is_the_simulators_own_affair():
 
 
 def test_a_lost_environment_is_restarted():
-    environment = FreshAutoReset(EpisodeLimit(Flaky(0.5), 100))
+    environment = FreshAutoReset(EpisodeLimit(Flaky(0.5, ("reward", "observation")), 100))
     state = environment.reset(jax.random.split(jax.random.key(0), 50))
-    starts = environment.draw_starts(jax.random.split(jax.random.key(1), (1, 50)))
-    state, final = environment.step(state, jnp.zeros((50, 2)), starts)
-    lost = is_faulty(final)
+    fresh = environment.reset(jax.random.split(jax.random.key(1), 50))
+    state, final, lost = environment.step(state, jnp.zeros((50, 2)), fresh)
+    np.testing.assert_array_equal(lost, is_faulty(final))
     assert 10 < lost.sum() < 50
-    assert not is_faulty(state.current).any()
-    np.testing.assert_array_equal(state.num_resets, lost)
-    np.testing.assert_array_equal(state.current.observation[lost], starts.observation[0][lost])
+    assert not is_faulty(state).any()
+    np.testing.assert_array_equal((state.observation == fresh.observation).all(1), lost)
 
 
-@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
-def test_training_goes_on_counts_faults_and_learns(value):
+def test_a_nan_that_no_one_has_seen_costs_the_environment_its_rollout():
+    trpo = make_trpo(Flaky(0.05, ("simulator",)), SMALL)
+    state = trpo.init(jax.random.key(0))
+    starts = trpo.iteration.draw(jax.random.key(1))
+    rollout, transition, metrics = jax.jit(trpo.iteration.collect)(state.learner, state.rollout, starts, jax.random.key(2))
+    lost = np.asarray(transition.fault[0])
+    assert 0 < lost.sum() < lost.size
+    np.testing.assert_array_equal(transition.fault, np.broadcast_to(lost, transition.fault.shape))
+    assert metrics["training/num_faults"] == transition.fault.sum()
+    assert not is_faulty(rollout.environments).any()
+    at_start = (rollout.environments.observation == starts.observation[-1]).all(1)
+    np.testing.assert_array_equal(at_start, lost)
+    np.testing.assert_array_equal(rollout.episodes.running_length == 0, lost)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "value", "expected"),
+    [
+        (("reward", "observation"), jnp.nan, 1 - 0.97**2),
+        (("simulator",), jnp.nan, 1 - 0.97**8),
+        (KINDS, jnp.inf, 1 - 0.97**2),
+    ],
+)
+def test_training_goes_on_counts_faults_and_learns(kinds, value, expected):
     config = dataclasses.replace(
-        SMALL, num_envs=32, unroll_length=8, discounting=0.0, trust_region=TrustRegionConfig(max_kl=0.05)
+        SMALL, num_envs=32, unroll_length=8, episode_length=1000, discounting=0.0, trust_region=TrustRegionConfig(max_kl=0.05)
     )
-    trpo = make_trpo(Flaky(0.03, value=value), config)
+    trpo = make_trpo(Flaky(0.03, kinds, value), config)
     state, faults = trpo.init(jax.random.key(0)), []
     for _ in range(60):
         state, metrics = trpo.update(state)
         faults.append(float(metrics["training/num_faults"]))
         assert all_finite(metrics) or np.isnan(metrics["training/episode_reward"])
-    expected = 32 * 8 * (1 - 0.97 ** (3 if np.isnan(value) else 2))
-    np.testing.assert_allclose(np.mean(faults), expected, rtol=0.15)
+    np.testing.assert_allclose(np.mean(faults), 32 * 8 * expected, rtol=0.15)
     assert all_finite((state.learner, state.critic))
     assert metrics["training/num_accepted"] > 50
     target = jnp.asarray([[0.5, -0.5], [-0.7, 0.2], [0.0, 0.6]])

@@ -23,10 +23,14 @@ def event_file_records(data):
         data = data[16 + length :]
 
 
-def tensorboard_scalars(folder):
+def tensorboard_events(folder):
     from tensorboardX.proto.event_pb2 import Event
 
-    events = [Event.FromString(record) for path in folder.iterdir() for record in event_file_records(path.read_bytes())]
+    return [Event.FromString(record) for path in folder.iterdir() for record in event_file_records(path.read_bytes())]
+
+
+def tensorboard_scalars(folder):
+    events = tensorboard_events(folder)
     return {(event.step, value.tag): value.simple_value for event in events for value in event.summary.value}
 
 
@@ -59,12 +63,13 @@ def test_tensorboard_gets_every_finite_value_at_its_step(tmp_path):
     assert tensorboard_scalars(tmp_path) == {(64, "training/kl"): 0.25, (128, "training/kl"): 0.5}
 
 
-def test_tensorboard_goes_on_in_a_folder_that_was_used(tmp_path):
+def test_tensorboard_goes_on_in_a_folder_that_was_used_and_is_told_what_is_replaced(tmp_path):
     for step in (1, 2):
         logger = TensorBoardLogger(tmp_path)
         logger.log(step, {"a": float(step)})
         logger.close()
     assert tensorboard_scalars(tmp_path) == {(1, "a"): 1.0, (2, "a"): 2.0}
+    assert sorted(event.step for event in tensorboard_events(tmp_path) if event.HasField("session_log")) == [1, 2]
 
 
 PROGRAM = """
@@ -107,7 +112,7 @@ def test_wandb_without_login_is_one_clear_line(tmp_path):
     result = log_by_wandb(tmp_path / "run", 1, mode="online")
     last = result.stderr.splitlines()[-1]
     assert result.returncode == 1
-    assert "ConfigError: logger: got 'wandb', allowed: after `wandb login`, or with WANDB_MODE=offline (No API key" in last
+    assert "ConfigError: wandb_project: got 'trpo', allowed: one after `wandb login`, or with WANDB_MODE=offline (" in last
 
 
 def test_a_run_id_is_drawn_once_a_folder(tmp_path):
@@ -122,6 +127,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(package, extra, tmp_
     make = {"tensorboard": TensorBoardLogger, "wandb": lambda folder: WandbLogger(folder, project="trpo")}[extra]
     with pytest.raises(ConfigError) as error:
         make(tmp_path / "run")
-    assert str(error.value) == f"logger: got '{extra}', allowed: an installed one; pip install \"trpo-jax[{extra}]\" brings it"
+    assert f'allowed: none before pip install "trpo-jax[{extra}]"' in str(error.value)
+    assert str(error.value).startswith({"tensorboard": "tensorboard: ", "wandb": "wandb_project: "}[extra])
     assert not (tmp_path / "run").exists()
     assert any(requirement.lower().startswith(package.lower()) for requirement in EXTRAS[extra])

@@ -62,6 +62,14 @@ def test_to_resume_where_there_is_nothing_is_to_start(tmp_path):
     assert [step for step, _ in rows] == [16, 32]
 
 
+def test_the_only_checkpoint_is_not_written_again(tmp_path):
+    run(tmp_path, 0)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert written
+    run(tmp_path, 0, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
+
+
 def test_a_training_that_is_done_is_only_evaluated_again(tmp_path):
     params, metrics, _ = run(tmp_path, 4 * 16)
     params_after, metrics_after, rows = run(tmp_path, 4 * 16, resume=True)
@@ -92,7 +100,7 @@ def test_of_a_torn_checkpoint_it_is_said_that_an_older_one_is_used(tmp_path, und
     for path in newest.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.warns(UserWarning, match=r"208: cannot be read \(.*\); going on from 192"):
+    with pytest.warns(UserWarning, match=r"208: cannot be read \(.*\); the one of step 192 is used instead"):
         params, _, rows = run(tmp_path, resume=True)
     assert rows == undisturbed[2][12:]
     chex.assert_trees_all_equal(params, undisturbed[0])

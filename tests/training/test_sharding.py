@@ -56,7 +56,7 @@ def test_environments_are_spread_and_stay_where_they_are():
     before = [(x.aval, x.sharding) for x in jax.tree.leaves(state)]
     state, _ = pipeline.update(state)
     assert [(x.aval, x.sharding) for x in jax.tree.leaves(state)] == before
-    observation = state.rollout.environments.current.observation
+    observation = state.rollout.environments.observation
     assert [shard.data.shape for shard in observation.addressable_shards] == [(2, 2)] * 8
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.learner))
 
@@ -89,7 +89,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_two_processes_of_four_devices_compute_what_one_does(tmp_path, alone):
+def test_two_processes_of_four_devices_interrupted_and_resumed_compute_what_one_does(tmp_path, alone):
     tests = Path(__file__).parents[1]
     variables = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
@@ -102,7 +102,7 @@ def test_two_processes_of_four_devices_compute_what_one_does(tmp_path, alone):
     processes = []
     for index, folder in enumerate(folders):
         folder.mkdir()
-        command = [sys.executable, str(worker), address, "2", str(index), str(folder)]
+        command = [sys.executable, str(worker), address, "2", str(index), str(folder), str(folders[0])]
         processes.append(subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True))
     for process in processes:
         _, errors = process.communicate(timeout=300)

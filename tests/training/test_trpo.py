@@ -221,10 +221,10 @@ def test_initial_states_are_fresh_within_and_across_iterations():
     config = dataclasses.replace(SMALL, episode_length=1000, unroll_length=64)
     trpo = make_trpo(Counter(lifetime=32), config)
     state = trpo.init(jax.random.key(0))
-    starts = [np.asarray(state.rollout.environments.current.observation[:, 0])]
+    starts = [np.asarray(state.rollout.environments.observation[:, 0])]
     for _ in range(3):
         state, _ = trpo.update(state)
-        starts.append(np.asarray(state.rollout.environments.current.observation[:, 0]))
+        starts.append(np.asarray(state.rollout.environments.observation[:, 0]))
     assert len(np.unique(starts)) == 4 * config.num_envs
 
 

@@ -40,19 +40,18 @@ class PlainConsole:
         self._first = self._first or (step, time.perf_counter())
         if step * LINES_A_RUN // self.total > self._printed or step >= self.total:
             self._printed = step * LINES_A_RUN // self.total
-            left = format_seconds(self._seconds_left(step))
-            self.say(f"step {step:>10,}  {describe(metrics)}  {left} left")
+            self.say(f"step {step:>10,}  {describe(metrics)}{self._left(step)}")
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Report an evaluation."""
         if "eval/episode_reward" in metrics:
             self.say(f"step {step:>10,}  evaluation: return {describe_evaluation(metrics)}")
 
-    def interrupted(self, run_dir: Path) -> None:
-        """Say what Ctrl-C or SIGTERM left behind."""
+    def interrupted(self, run_dir: Path, options: str = "") -> None:
+        """Say what Ctrl-C or SIGTERM left behind, and by which command and options to go on."""
         steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
-        saved = f"all is saved after {max(steps):,} steps" if steps else "nothing was trained yet"
-        self.say(f"interrupted; {saved}; go on with: trpo-jax train --resume {run_dir}")
+        saved = f"saved as it was after {max(steps):,} steps" if steps else "nothing was trained yet"
+        self.say(f"interrupted; {saved}; go on with: trpo-jax train --resume {run_dir}{options}")
 
     def finish(self, run_dir: Path, metrics: dict[str, float]) -> None:
         """Say how it ended."""
@@ -68,10 +67,13 @@ class PlainConsole:
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
-    def _seconds_left(self, step: int) -> float:
-        """Estimate from the pace since the first iteration, which compiled."""
+    def _left(self, step: int) -> str:
+        """Estimate from the pace since the first iteration, which compiled; it alone tells nothing."""
         first_step, first_time = self._first or (step, self._started)
-        return (time.perf_counter() - first_time) / max(step - first_step, 1) * max(self.total - step, 0)
+        if step == first_step:
+            return ""
+        seconds = (time.perf_counter() - first_time) / (step - first_step) * max(self.total - step, 0)
+        return f"  {format_seconds(seconds)} left"
 
     def __enter__(self) -> "PlainConsole":
         return self

@@ -10,6 +10,7 @@ import tyro
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import make_console
 from trpo_jax.config import ConfigError, to_mapping
+from trpo_jax.training.loggers import Logger, TensorBoardLogger, WandbLogger
 from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config, write_run_config
 from trpo_jax.training.run_folder import MetricsLog, RunFolder, create_run_folder, open_run_folder
 
@@ -34,7 +35,7 @@ class TrainArguments:
     run_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for the run, new or empty; by default runs/ENV-DATE-TIME."""
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Folder of an earlier run to go on with, instead of ENV; only num-timesteps and evaluations may be set anew."""
+    """Folder of an earlier run to go on with, instead of ENV; only its length, evaluations and checkpoints may be set anew."""
     tensorboard: bool = False
     """Write metrics for TensorBoard, too, into RUN-DIR/tensorboard (an extra to install)."""
     wandb_project: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -154,38 +155,49 @@ def _train(arguments: TrainArguments, run_config: RunConfig, environment: Any) -
         folder = RunFolder(arguments.resume or arguments.run_dir or "")
         run_training(run_config, folder, environment, (), resume=resumed, max_devices_per_host=arguments.max_devices_per_host)
         return 0
-    if arguments.resume:
-        folder = RunFolder(arguments.resume)
-        write_run_config(folder.config, run_config)
-    else:
-        folder = create_run_folder(arguments.run_dir, run_config)
+    folder = RunFolder(arguments.resume) if arguments.resume else create_run_folder(arguments.run_dir, run_config)
     console = make_console(run_config)
-    console.start(folder.path, resumed=resumed)
     try:
-        with console:
-            metrics = run_training(
-                run_config,
-                folder,
-                environment,
-                _loggers(arguments, run_config, folder),
-                resume=resumed,
-                max_devices_per_host=arguments.max_devices_per_host,
-                progress_fn=console.evaluation,
-                iteration_fn=console.iteration,
-            )
+        with folder.locked():
+            loggers = _loggers(arguments, run_config, folder)
+            if resumed:
+                write_run_config(folder.config, run_config)
+            console.start(folder.path, resumed=resumed)
+            with console:
+                metrics = run_training(
+                    run_config,
+                    folder,
+                    environment,
+                    loggers,
+                    resume=resumed,
+                    max_devices_per_host=arguments.max_devices_per_host,
+                    progress_fn=console.evaluation,
+                    iteration_fn=console.iteration,
+                )
+    except ConfigError:  # raised before anything is trained
+        if not resumed:
+            folder.discard()
+        raise
     except (KeyboardInterrupt, SystemExit):
-        console.interrupted(folder.path)
+        console.interrupted(folder.path, _options_to_repeat(arguments))
         raise
     console.finish(folder.path, metrics)
     return 0
 
 
-def _loggers(arguments: TrainArguments, run_config: RunConfig, folder: RunFolder) -> list[Any]:
-    from trpo_jax.training.loggers import TensorBoardLogger, WandbLogger
-
-    loggers: list[Any] = [MetricsLog(folder.metrics)]
+def _loggers(arguments: TrainArguments, run_config: RunConfig, folder: RunFolder) -> list[Logger]:
+    """Make what is asked for; metrics.jsonl comes last, since the others may fail, but is written first."""
+    others: list[Logger] = []
     if arguments.tensorboard:
-        loggers.append(TensorBoardLogger(folder.path / "tensorboard"))
+        others.append(TensorBoardLogger(folder.path / "tensorboard"))
     if arguments.wandb_project:
-        loggers.append(WandbLogger(folder.path, project=arguments.wandb_project, config=to_mapping(run_config)))
-    return loggers
+        others.append(WandbLogger(folder.path, project=arguments.wandb_project, config=to_mapping(run_config)))
+    return [MetricsLog(folder.metrics), *others]
+
+
+def _options_to_repeat(arguments: TrainArguments) -> str:
+    """Return the options that config.toml does not hold."""
+    options = " --tensorboard" if arguments.tensorboard else ""
+    options += f" --wandb-project {arguments.wandb_project}" if arguments.wandb_project else ""
+    devices = arguments.max_devices_per_host
+    return options + (f" --max-devices-per-host {devices}" if devices else "")

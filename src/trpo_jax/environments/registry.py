@@ -99,7 +99,7 @@ def wrapped_environment(
         suite: for an environment given by name.
         backend: for an environment given by name.
         seed: of what randomization_fn draws.
-        num_envs: only for an environment that is wrapped already, for a fixed number of environments: that number.
+        num_envs: the number it will be used with, where a wrapper is made for a fixed one.
 
     Returns:
         `WrappedEnvironment`, for which `resets_itself` is True. Warns if the wrapper hides final observations.
@@ -118,6 +118,8 @@ def wrapped_environment(
     if isinstance(environment, str):
         environment = as_environment(environment, suite=suite, backend=backend)
     if isinstance(environment, VectorizedEnvironment):
+        if environment.randomization is not None:
+            raise TypeError("environment: got a randomized one, allowed: a bare one, and randomization_fn for the wrapper")
         environment = environment.environment
     if _adapter_of(environment) is None:
         raise _wrong_kind(environment)
@@ -128,6 +130,7 @@ def wrapped_environment(
         action_repeat=action_repeat,
         randomization_fn=randomization_fn,
         seed=seed,
+        num_envs=num_envs,
     )
 
 

@@ -28,7 +28,7 @@ class WrappedEnvironment:
 
     Args:
         wrap: num_envs -> the wrapped environment for so many, called once for each number in use.
-        num_envs: the number to look at the wrapper with. Only one that was made for a fixed number needs it.
+        num_envs: the number to look at the wrapper with; one that was made for a fixed number takes no other.
 
     Raises:
         TypeError: a wrapper whose states do not say which episodes were truncated.
@@ -81,6 +81,7 @@ def wrap_environment(
     action_repeat: int,
     randomization_fn: RandomizationFn | None,
     seed: int,
+    num_envs: int,
 ) -> WrappedEnvironment:
     """Wrap a simulator's environment object as `brax.training.agents.ppo.train` does.
 
@@ -88,7 +89,7 @@ def wrap_environment(
     it is made, and draws, once for each N in use (training, evaluation), outside of whatever program is being traced.
     """
     bound = functools.partial(_wrap_for, environment, wrap_env_fn, episode_length, action_repeat, randomization_fn, seed)
-    return WrappedEnvironment(bound)
+    return WrappedEnvironment(bound, num_envs=num_envs)
 
 
 def _wrap_for(environment, wrap_env_fn, episode_length, action_repeat, randomization_fn, seed, num_envs: int) -> Any:

@@ -55,22 +55,13 @@ class EpisodeLimit:
         return jax.lax.scan(repeat, fresh, None, length=self.action_repeat)[0]
 
 
-class AutoResetState(NamedTuple):
-    """N environments that never stand at the end of an episode."""
-
-    current: EnvironmentState
-    num_resets: Int[Array, "N"]
-    """Episodes each environment has ended; picks its next start from the pool."""
-
-
 class FreshAutoReset:
     """Restart every environment whose episode ends, from an initial state drawn for it, and hand on the final state.
 
-    So it does with one that its simulator has lost (`is_faulty`). One that `resets_itself` it leaves to do so.
+    So it does with one whose observation or reward is not finite. One that `resets_itself` it leaves to do so.
 
-    Initial states come from a pool `[S, N, ...]` that the caller draws anew as often as it likes (`draw_starts`), so
-    that a step never pays for a reset that it does not use. Each environment takes the entries of its own column in
-    turn: no state crosses environments, and so no device.
+    Initial states are drawn beforehand, so that a step never pays for a reset that it does not use; how often new ones are
+    drawn is the caller's choice. Each environment has its own: no state crosses environments, and so no device.
     """
 
     def __init__(self, environment: Environment):
@@ -85,42 +76,41 @@ class FreshAutoReset:
         """Whether the final state of an episode that a time limit ends shows what the episode had come to."""
         return getattr(self.environment, "keeps_final_observation", True)
 
-    def reset(self, keys: Key[Array, "N"]) -> AutoResetState:
-        return self.begin(strong(self.environment.reset(keys)))
-
-    def begin(self, start: EnvironmentState) -> AutoResetState:
-        """Begin with initial states `[N, ...]` that were drawn already."""
-        return AutoResetState(start, jnp.zeros(start.terminated.shape, jnp.int32))
-
-    def draw_starts(self, keys: Key[Array, "S N"]) -> EnvironmentState:
-        """Draw a pool of initial states, `[S, N, ...]`."""
-        return strong(jax.vmap(self.environment.reset)(keys))
+    def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
+        """Draw initial states, to begin with or to restart from."""
+        return strong(self.environment.reset(keys))
 
     def step(
-        self, state: AutoResetState, action: jax.Array, starts: EnvironmentState
-    ) -> tuple[AutoResetState, EnvironmentState]:
-        """Advance by one action; return the state to act on next, and the state as the step left it, before any reset."""
-        final = new = cast_like(self.environment.step(state.current, action), state.current)
-        restarted = is_faulty(new)
+        self, state: EnvironmentState, action: jax.Array, fresh: EnvironmentState
+    ) -> tuple[EnvironmentState, EnvironmentState, Bool[Array, "N"]]:
+        """Advance by one action.
+
+        Args:
+            state: to act on.
+            action: `[N, *]`.
+            fresh: the states to restart from.
+
+        Returns:
+            (the state to act on next, the state as the step left it before any reset, whether the simulator lost the
+            environment in this step: its observation or reward is not finite).
+        """
+        final = new = cast_like(self.environment.step(state, action), state)
         if getattr(self.environment, "resets_itself", False):
             final = new._replace(observation=self.environment.final_observation(new))
-        else:
-            restarted |= new.terminated | new.truncated
-        num_starts = starts.terminated.shape[0]
-        index = state.num_resets % num_starts
-
-        def pick(pool):
-            shaped = index.reshape((1, -1) + (1,) * (pool.ndim - 2))
-            return jnp.take_along_axis(pool, shaped, axis=0)[0]
-
-        fresh = jax.tree.map(pick, starts)
-        return AutoResetState(select(restarted, fresh, new), state.num_resets + restarted), final
+            lost = ~is_finite((new.observation, final.observation, new.reward))
+            return select(lost, fresh, new), final, lost
+        lost = ~is_finite((new.observation, new.reward))
+        return select(lost | new.terminated | new.truncated, fresh, new), final, lost
 
 
 def is_faulty(state: EnvironmentState) -> Bool[Array, "N"]:
     """Tell which environments are beyond use: a NaN in the simulator, or an observation or reward that is not finite."""
-    lost = jnp.any(jnp.isnan(_floating_columns((state.simulator, state.reward))), axis=1)
-    return lost | ~is_finite((state.observation, state.reward))
+    return has_nan(state.simulator) | ~is_finite((state.observation, state.reward))
+
+
+def has_nan(tree: Any) -> Bool[Array, "N"]:
+    """Tell for which environments a tree of `[N, ...]` holds a NaN."""
+    return jnp.any(jnp.isnan(_floating_columns(tree)), axis=1)
 
 
 def is_finite(tree: Any) -> Bool[Array, "N"]:

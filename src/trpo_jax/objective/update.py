@@ -13,8 +13,9 @@ from trpo_jax.objective.partition import AxisName, Partition, curvature_indices,
 from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.solver.curvature import fisher_vector_product, weighted_mean
+from trpo_jax.solver.outcome import TrustRegionInfo
 from trpo_jax.solver.tree import MatVec, Params, cast_like, check_floating, upcast
-from trpo_jax.solver.trust_region import Evaluation, Problem, TrustRegionInfo, step_along_gradient
+from trpo_jax.solver.trust_region import Evaluation, Problem, step_along_gradient
 from trpo_jax.solver.trust_region_config import (
     TrustRegionConfig,
     TrustRegionState,

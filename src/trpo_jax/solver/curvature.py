@@ -97,8 +97,15 @@ def weighted_mean(values: Float[Array, "..."], weight: Float[Array, "..."] | Non
     values = jnp.asarray(values, jnp.promote_types(values.dtype, jnp.float32))
     if weight is None:
         return jnp.mean(values)
-    counted = jnp.where(weight > 0, values, 0.0)
-    largest = jnp.max(weight)  # weights of any scale: neither the products nor their sum may leave the range of floats
-    weight = jnp.asarray(weight, values.dtype) / jnp.where(largest > 0, largest, 1.0).astype(values.dtype)
-    total = jnp.sum(weight)
-    return jnp.sum(weight / jnp.where(total > 0, total, 1.0) * counted)
+    return jnp.sum(unit_weight(jnp.asarray(weight, values.dtype)) * jnp.where(weight > 0, values, 0.0))
+
+
+def unit_weight(weight: Float[Array, "..."], axis: tuple[int, ...] | None = None) -> Float[Array, "..."]:
+    """Scale non-negative weights, in range whatever their scale, to a sum of 1 along some axes; None stands for all.
+
+    Where all weights are zero they stay so.
+    """
+    largest = jnp.max(weight, axis, keepdims=True)
+    scaled = weight / jnp.where(largest > 0, largest, 1.0)  # their sum cannot leave the range of floats
+    total = jnp.sum(scaled, axis, keepdims=True)
+    return scaled / jnp.where(total > 0, total, 1.0)

@@ -1,6 +1,5 @@
 """The trust-region step: the natural direction by conjugate gradients, its length by the constraint, then a line search."""
 
-import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from trpo_jax.solver.conjugate_gradient import CGInfo, solve_with_residual
 from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
+from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
 from trpo_jax.solver.tree import (
     MatVec,
     Params,
@@ -30,48 +30,6 @@ from trpo_jax.solver.trust_region_config import (
     check_stateless,
     init_trust_region_state,
 )
-
-
-class StepOutcome(enum.IntEnum):
-    """Why a step was taken or not."""
-
-    ACCEPTED = 0
-    NO_IMPROVEMENT = 1
-    """The smallest step fraction tried still did not improve the objective (enough)."""
-    KL_TOO_LARGE = 2
-    """The smallest step fraction tried still left the trust region."""
-    NOT_FINITE = 3
-    """The objective, the gradient, the direction or the smallest trial held a NaN or an infinity."""
-    ZERO_GRADIENT = 4
-    NEGATIVE_CURVATURE = 5
-    """The gradient direction itself has curvature <= 0, so that no natural step exists."""
-
-
-class TrustRegionInfo(NamedTuple):
-    """What happened in a step. Scalars that describe the step taken: zero where it was not."""
-
-    outcome: Int[Array, ""]
-    """A `StepOutcome`."""
-    accepted: Bool[Array, ""]
-    surrogate_improvement: Float[Array, ""]
-    """Objective at the returned parameters minus objective at the given ones."""
-    expected_improvement: Float[Array, ""]
-    """The linear prediction gᵀs of the improvement, for the fraction of the step that was taken (last tried, if none was)."""
-    kl: Float[Array, ""]
-    """Mean KL(old ‖ new) of the returned parameters, nats; from a bare `trust_region_step` the value of its `kl_fn`."""
-    max_kl: Float[Array, ""] | None
-    """Largest KL(old ‖ new) of any state, nats; None from a bare `trust_region_step`, which knows no states."""
-    entropy: Float[Array, ""] | None
-    """Mean entropy of the returned policy, nats; None from a bare `trust_region_step`, which knows no policy."""
-    step_fraction: Float[Array, ""]
-    backtracks: Int[Array, ""]
-    damping: Float[Array, ""]
-    """The damping of this step."""
-    cg_iterations: Int[Array, ""]
-    cg_residual: Float[Array, ""]
-    """‖g - A x‖ / ‖g‖ at the end of conjugate gradients."""
-    gradient_norm: Float[Array, ""]
-    step_norm: Float[Array, ""]
 
 
 class Evaluation(NamedTuple):

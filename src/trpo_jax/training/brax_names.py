@@ -106,6 +106,6 @@ class _BraxPolicy:
     def apply(self, params: Any, observation: Any) -> DiagonalGaussian | TanhGaussian:
         """Return the Gaussian, or its tanh where Brax's distribution is of that kind."""
         normal = self.distribution.create_dist(_BraxNetwork(self.network).apply(params, observation))
-        squashes = "Tanh" in type(self.distribution).__name__
+        squashes = any(kind.__name__ == "NormalTanhDistribution" for kind in type(self.distribution).__mro__)
         kind = TanhGaussian if squashes else DiagonalGaussian
         return kind(normal.loc, jnp.log(normal.scale))

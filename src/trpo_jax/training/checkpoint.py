@@ -3,8 +3,8 @@
 import contextlib
 import errno
 import hashlib
-import math
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from trpo_jax.training.inference import Params
+from trpo_jax.training.packing import Packed
 
 
 class CheckpointError(Exception):
@@ -34,13 +35,6 @@ class Checkpoint(NamedTuple):
     """What JSON can hold: the configuration, and what the loop has counted."""
 
 
-class Loaded(NamedTuple):
-    """A checkpoint that could be read, and what was said of newer ones that could not."""
-
-    checkpoint: Checkpoint
-    unreadable: tuple[str, ...]
-
-
 class Checkpoints:
     """Writes checkpoints to `directory/STEP`, in the background, each whole or not at all; the newest `keep` stay."""
 
@@ -58,7 +52,7 @@ class Checkpoints:
             CheckpointError: this one or the one before cannot be written (a full disk); earlier ones stay as they are.
         """
         step = checkpoint.step
-        state = _Packed.of(checkpoint.state)
+        state = Packed.of(checkpoint.state)
         record = checkpoint.record | {
             "layout": state.layout,
             "digest": {"params": _digest(checkpoint.params), "state": _digest(state.arrays)},
@@ -113,22 +107,23 @@ def load_params(directory: Path | str, template: Params) -> tuple[int, Params]:
     Raises:
         CheckpointError: there is none, none can be read, or the newest does not fit the template.
     """
-    loaded = load_checkpoint(directory, template)
-    return loaded.checkpoint.step, loaded.checkpoint.params
+    checkpoint = load_checkpoint(directory, template)
+    return checkpoint.step, checkpoint.params
 
 
-def load_checkpoint(directory: Path | str, params: Params, state: Any = None) -> Loaded:
-    """Return the newest readable checkpoint of a directory.
+def load_checkpoint(directory: Path | str, params: Params, state: Any = None, *, step: int | None = None) -> Checkpoint:
+    """Return the newest readable checkpoint of a directory; warn of newer ones that cannot be read.
 
     Args:
         directory: where `Checkpoints` wrote.
         params: `Params` of arrays or `jax.ShapeDtypeStruct`: what is expected.
         state: the same for the state; None leaves it unread.
+        step: only the checkpoint of this step will do.
 
     Raises:
         CheckpointError: there is none, none can be read, or the newest does not fit what is expected.
     """
-    steps = _steps(directory)
+    steps = _steps(directory) if step is None else [step]
     if not steps:
         raise CheckpointError(f"{directory}: no checkpoint here")
     failures: list[str] = []
@@ -136,7 +131,9 @@ def load_checkpoint(directory: Path | str, params: Params, state: Any = None) ->
         for step in steps:
             checkpoint, failure = _try_to_load(manager, step, params, state)
             if checkpoint is not None:
-                return Loaded(checkpoint, tuple(failures))
+                for unreadable in failures:
+                    warnings.warn(f"{unreadable}; the one of step {step} is used instead", stacklevel=2)
+                return checkpoint
             failures.append(f"{Path(directory) / str(step)}: cannot be read ({failure})")
     # Raised here, so as not to keep alive the half-finished reads that orbax's tracebacks hold.
     raise CheckpointError(failures[0])
@@ -160,7 +157,7 @@ def _try_to_load(manager: ocp.CheckpointManager, step: int, params: Params, stat
         record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         wanted: dict[str, Any] = {"params": params}
         if state is not None:
-            packed = _Packed.of(state)
+            packed = Packed.of(state)
             misfit = packed.misfit(record["layout"])
             if misfit:
                 return None, misfit
@@ -174,49 +171,6 @@ def _try_to_load(manager: ocp.CheckpointManager, step: int, params: Params, stat
         return Checkpoint(step, saved["params"], restored, record), ""
     except Exception as error:
         return None, _words(error)
-
-
-class _Packed(NamedTuple):
-    """A pytree as one long array for each dtype: a simulator's hundreds of small ones would be slow to store."""
-
-    arrays: dict[str, Any]
-    layout: list[list[Any]]
-    """Path, dtype and shape of each leaf."""
-
-    @classmethod
-    def of(cls, tree: Any) -> "_Packed":
-        """Pack arrays, or descriptions of arrays."""
-        leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-        layout = [[path, str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves]
-        groups: dict[str, list[Any]] = {}
-        for _, leaf in leaves:
-            groups.setdefault(str(leaf.dtype), []).append(leaf)
-        return cls({dtype: _concatenate(group) for dtype, group in groups.items()}, layout)
-
-    def misfit(self, layout: list[list[Any]]) -> str:
-        """Say in words how another layout differs, or nothing."""
-        if layout == self.layout:
-            return ""
-        for ours, theirs in zip(self.layout, layout, strict=False):
-            if ours != theirs:
-                return f"it holds state{theirs[0]} as {theirs[1]}{theirs[2]} where state{ours[0]} is {ours[1]}{ours[2]}"
-        return f"it holds {len(layout)} arrays where the state has {len(self.layout)}"
-
-    def unpack(self, arrays: dict[str, np.ndarray], like: Any) -> Any:
-        """Cut the arrays up again, into the structure of `like`."""
-        position = dict.fromkeys(arrays, 0)
-        leaves = []
-        for _, dtype, shape in self.layout:
-            start, stop = position[dtype], position[dtype] + math.prod(shape)
-            leaves.append(np.asarray(arrays[dtype])[start:stop].reshape(shape))
-            position[dtype] = stop
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _concatenate(leaves: list[Any]) -> Any:
-    if isinstance(leaves[0], jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct((sum(math.prod(leaf.shape) for leaf in leaves),), leaves[0].dtype)
-    return np.concatenate([np.ravel(leaf) for leaf in leaves])
 
 
 def _digest(tree: Any) -> str:

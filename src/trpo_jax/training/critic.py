@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from trpo_jax.config import config, setting
 from trpo_jax.policy.networks import Activation, Network
-from trpo_jax.solver.curvature import weighted_mean
+from trpo_jax.solver.curvature import unit_weight, weighted_mean
 from trpo_jax.solver.tree import pytree_dataclass, where_finite
 
 
@@ -29,7 +29,7 @@ class CriticConfig:
     num_epochs: int = setting(default=2, at_least=1)
     """Passes over the batch in each iteration."""
     num_minibatches: int = setting(default=32, at_least=1)
-    """Gradient steps a pass; at most num_envs times unroll_length, and best a divisor of unroll_length."""
+    """Gradient steps a pass; at most num_envs times unroll_length, and best a power of two, as they are."""
     observation_key: str = setting(default="state")
     """Entry that the critic sees where observations are a dict; it may hold what the policy is not to know."""
 
@@ -65,48 +65,50 @@ def predict_scaled_value(critic: CriticParams, observation: Any) -> Float[Array,
     return critic.network.apply(critic.params, observation)
 
 
+class Regression(NamedTuple):
+    """What the critic is fitted to: T steps of N environments."""
+
+    observation: Any
+    """Pytree of `[T, N, *]`, normalized; finite, also where the weight is zero."""
+    target: Float[Array, "T N"]
+    """λ-returns in units of the scaled reward; finite."""
+    weight: Float[Array, "T N"]
+    """Of each sample's squared error."""
+
+
 def fit_critic(
-    state: CriticState,
-    observation: Any,
-    target: Float[Array, "T *N"],
-    key: Key[Array, ""],
-    config: CriticConfig,
-    weight: Float[Array, "T *N"] | None = None,
+    state: CriticState, regression: Regression, key: Key[Array, ""], config: CriticConfig
 ) -> tuple[CriticState, Float[Array, ""]]:
     """Regress values on targets by least squares: `num_epochs` passes of Adam over shuffled minibatches.
 
-    Samples are shuffled along the first axis only, in each column (environment) by itself: a minibatch of whole rows
-    then has its part on every device that environments are spread over, and no sample moves between them.
-
     Args:
         state: critic and optimizer.
-        observation: pytree of `[T, *N, *]`, normalized; finite, also where the weight is zero.
-        target: `[T, *N]`, λ-returns in units of the scaled reward; finite.
+        regression: what it is fitted to.
         key: consumed, for the shuffles.
         config: CriticConfig. What does not fill a last minibatch sits out a pass.
-        weight: `[T, *N]`, of each sample's squared error; None weighs all alike.
 
     Returns:
         (state, mean squared error during the last pass, in squared units of the scaled reward). Should numbers overflow,
         the state is the one passed in.
     """
-    weight = jnp.ones_like(target) if weight is None else weight
 
-    def loss_fn(params: Any, batch: _Regression) -> Float[Array, ""]:
+    def loss_fn(params: Any, batch: Regression) -> Float[Array, ""]:
         error = state.critic.network.apply(params, batch.observation) - batch.target
-        return weighted_mean(error**2, batch.weight)
+        return jnp.sum(batch.weight * jnp.where(batch.weight > 0, error**2, 0.0))
 
     def descend(carry, batch):
         params, optimizer = carry
         loss, gradient = jax.value_and_grad(loss_fn)(params, batch)
         updates, optimizer = _adam.update(gradient, optimizer)
         params = jax.tree.map(lambda p, u: p - config.learning_rate * u, params, updates)
-        return (params, optimizer), (loss, jnp.sum(batch.weight))
+        return (params, optimizer), loss
 
     def pass_over(carry, key):
-        batches = _minibatches(_Regression(observation, target, weight), key, config.num_minibatches)
-        carry, (losses, weights) = jax.lax.scan(descend, carry, batches)
-        return carry, weighted_mean(losses, weights)
+        batches = _minibatches(regression, key, config.num_minibatches)
+        within = tuple(range(1, batches.weight.ndim))
+        # Scaled before the loop, since every sum over devices in it is waited for.
+        carry, losses = jax.lax.scan(descend, carry, batches._replace(weight=unit_weight(batches.weight, within)))
+        return carry, weighted_mean(losses, jnp.sum(batches.weight, within))
 
     start = (state.critic.params, state.optimizer)
     fitted, losses = jax.lax.scan(pass_over, start, jax.random.split(key, config.num_epochs))
@@ -114,24 +116,26 @@ def fit_critic(
     return CriticState(dataclasses.replace(state.critic, params=params), optimizer), losses[-1]
 
 
-class _Regression(NamedTuple):
-    observation: Any
-    target: Float[Array, "..."]
-    weight: Float[Array, "..."]
+def _minibatches(samples: Regression, key: Key[Array, ""], count: int) -> Any:
+    """Shuffle the steps of each environment and cut the batch into `count` minibatches, in front.
 
-
-def _minibatches(samples: _Regression, key: Key[Array, ""], count: int) -> _Regression:
-    """Shuffle each column by itself and cut the rows, or where they are too few the samples, into `count` minibatches."""
-    shape = samples.target.shape
-    order = jnp.argsort(jax.random.bits(key, shape), axis=0)
-    size = math.prod(shape) // count
+    Each is a share of the steps, and where they are too few for that, of every b-th environment: so it has its part on
+    every device that environments are spread over, and no sample moves between them. Numbers that do not divide so give
+    minibatches of any samples.
+    """
+    num_steps, num_envs = samples.target.shape
+    order = jnp.argsort(jax.random.bits(key, (num_steps, num_envs)), axis=0)
+    by_steps = math.gcd(num_steps, count)
+    by_envs = count // by_steps
+    size = num_steps * num_envs // count
 
     def cut(leaf: Array) -> Array:
-        shuffled = jnp.take_along_axis(leaf, order.reshape(shape + (1,) * (leaf.ndim - len(shape))), axis=0)
-        if shape[0] % count == 0:
-            return shuffled.reshape(count, -1, *leaf.shape[1:])
-        flat = shuffled.reshape(-1, *leaf.shape[len(shape) :])
-        return flat[: count * size].reshape(count, size, *flat.shape[1:])
+        shuffled = jnp.take_along_axis(leaf, order.reshape(order.shape + (1,) * (leaf.ndim - 2)), axis=0)
+        rest = leaf.shape[2:]
+        if num_envs % by_envs:
+            return shuffled.reshape(-1, *rest)[: count * size].reshape(count, size, *rest)
+        parts = shuffled.reshape(by_steps, num_steps // by_steps, num_envs // by_envs, by_envs, *rest)
+        return jnp.moveaxis(parts, 3, 1).reshape(count, num_steps // by_steps, num_envs // by_envs, *rest)
 
     return jax.tree.map(cut, samples)
 

@@ -1,7 +1,7 @@
 """One iteration of TRPO in three stages: rollout, policy step, critic fit."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,9 @@ from trpo_jax.objective.update import stateful_trust_region_update
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.policy.networks import Networks, policy_distribution
 from trpo_jax.solver.curvature import weighted_mean
-from trpo_jax.solver.trust_region import StepOutcome
+from trpo_jax.solver.outcome import StepOutcome
 from trpo_jax.solver.trust_region_config import init_trust_region_state
-from trpo_jax.training.critic import CriticState, explained_variance, fit_critic, init_critic, weighted_variance
+from trpo_jax.training.critic import CriticState, Regression, explained_variance, fit_critic, init_critic, weighted_variance
 from trpo_jax.training.estimates import estimate_advantages
 from trpo_jax.training.keys import as_typed_key
 from trpo_jax.training.metrics import Metrics, init_episode_statistics, latest_episodes, outcome_metrics, solver_metrics
@@ -36,15 +36,6 @@ METRIC_STEPS = 8
 """Steps of a rollout, evenly spaced, from which metrics are taken that cost a forward pass."""
 
 
-class Regression(NamedTuple):
-    """What the critic is fitted to."""
-
-    observation: Any
-    """Pytree of `[T, N, *]`, normalized."""
-    target: Float[Array, "T N"]
-    weight: Float[Array, "T N"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Iteration:
     """The stages as pure functions, each of which reads what it needs and returns what it changes."""
@@ -61,7 +52,7 @@ class Iteration:
     def draw(self, key: jax.Array) -> EnvironmentState:
         """Draw `[S, N, ...]` initial states. A program of its own: it serves the beginning and every iteration."""
         shape = num_starts(self.config.unroll_length), self.config.num_envs
-        return self.environment.draw_starts(jax.random.split(as_typed_key(key), shape))
+        return jax.vmap(self.environment.reset)(jax.random.split(as_typed_key(key), shape))
 
     def begin(self, key: jax.Array, starts: EnvironmentState, hyperparameters: TRPOConfig | None = None) -> TrainState:
         """Draw networks, and put environments at the first of their initial states."""
@@ -71,7 +62,7 @@ class Iteration:
         hyperparameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), hyperparameters)
         policy_key, critic_key, key = jax.random.split(as_typed_key(key), 3)
         rollout = self.restart(starts)
-        observation = jax.tree.map(lambda leaf: leaf[0], rollout.environments.current.observation)
+        observation = jax.tree.map(lambda leaf: leaf[0], rollout.environments.observation)
         policy = self.networks.policy.init(policy_key, observation)
         state = TrainState(
             learner=Learner(
@@ -90,7 +81,7 @@ class Iteration:
 
     def restart(self, starts: EnvironmentState) -> RolloutState:
         """Put environments at the first of their initial states."""
-        environments = self.environment.begin(jax.tree.map(lambda leaf: leaf[0], starts))
+        environments = jax.tree.map(lambda leaf: leaf[0], starts)
         return strong(RolloutState(environments, init_episode_statistics(self.config.num_envs)))
 
     @property
@@ -166,9 +157,7 @@ class Iteration:
         self, critic: CriticState, regression: Regression, hyperparameters: TRPOConfig, key: Key[Array, ""]
     ) -> tuple[CriticState, Metrics]:
         """Regress values on λ-returns."""
-        critic, loss = fit_critic(
-            critic, regression.observation, regression.target, key, hyperparameters.critic, regression.weight
-        )
+        critic, loss = fit_critic(critic, regression, key, hyperparameters.critic)
         return critic, {"training/value_loss": loss}
 
     def _weight(self, transition: Transition) -> Float[Array, "T N"]:

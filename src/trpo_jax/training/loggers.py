@@ -1,5 +1,6 @@
 """Where metrics go besides metrics.jsonl: TensorBoard and Weights & Biases."""
 
+import functools
 import importlib
 import math
 import uuid
@@ -15,7 +16,7 @@ FLUSH_SECONDS = 10
 """A crash loses at most so much of what TensorBoard would have shown."""
 
 
-@runtime_checkable
+@runtime_checkable  # for callers that check types as they run
 class Logger(Protocol):
     """Takes the metrics of a run as they come."""
 
@@ -31,27 +32,32 @@ class Logger(Protocol):
 class TensorBoardLogger:
     """Writes an event file into a folder, for `tensorboard --logdir FOLDER`.
 
-    A folder that was used before gets one more file, which TensorBoard shows as the same run going on.
+    A folder that was used before gets one more file, which TensorBoard shows as the same run going on, in the place of what
+    was written for the same steps before.
     """
 
     def __init__(self, folder: Path | str):
-        """Open an event file.
+        """Take a folder, which is made when there is something to write.
 
         Raises:
             ConfigError: the package tensorboardX is missing.
         """
-        writer = _import("tensorboardX", extra="tensorboard").SummaryWriter
         # The suffix, since files are named by the second and a second one of that name would replace the first.
-        self._writer = writer(str(folder), flush_secs=FLUSH_SECONDS, filename_suffix=f".{uuid.uuid4().hex[:8]}")
+        options = {"flush_secs": FLUSH_SECONDS, "filename_suffix": f".{uuid.uuid4().hex[:8]}"}
+        self._open = functools.partial(_import("tensorboardX", "tensorboard").SummaryWriter, str(folder), **options)
+        self._writer: Any = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write metrics as scalars."""
+        if self._writer is None:
+            self._writer = self._open(purge_step=step)
         for name, value in finite(metrics).items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write what is pending."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WandbLogger:
@@ -73,7 +79,7 @@ class WandbLogger:
         Raises:
             ConfigError: the package wandb is missing, or does not start (no login, no network).
         """
-        wandb = _import("wandb", extra="wandb")
+        wandb = _import("wandb", "wandb_project")
         folder = Path(folder)
         try:
             self._run = wandb.init(
@@ -87,7 +93,9 @@ class WandbLogger:
             )
         except wandb.errors.Error as error:
             words = " ".join(str(error).split())
-            raise ConfigError("logger", "wandb", f"after `wandb login`, or with WANDB_MODE=offline ({words})") from None
+            raise ConfigError(
+                "wandb_project", project, f"one after `wandb login`, or with WANDB_MODE=offline ({words})"
+            ) from None
         self._run.define_metric("*", step_metric=STEP_METRIC)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -114,8 +122,11 @@ def _run_id(path: Path) -> str:
     return run_id
 
 
-def _import(module: str, *, extra: str) -> ModuleType:
+def _import(module: str, option: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except ImportError:
-        raise ConfigError("logger", extra, f'an installed one; pip install "trpo-jax[{extra}]" brings it') from None
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        extra = module.lower().removesuffix("x")
+        raise ConfigError(option, True, f'none before pip install "trpo-jax[{extra}]"') from None

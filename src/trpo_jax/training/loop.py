@@ -5,14 +5,13 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from trpo_jax.training.evaluate import Episodes, summarize
 from trpo_jax.training.inference import Params, Policy
 from trpo_jax.training.interrupts import deferred_interrupts
 from trpo_jax.training.metrics import Metrics
 from trpo_jax.training.pipeline import Pipeline, to_host
+from trpo_jax.training.processes import any_process
 from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
 from trpo_jax.training.trpo import TRPO
@@ -70,48 +69,59 @@ class Loop:
         """The latest of each kind."""
         self._shares: dict[str, float] = {}
         self._unreported: Metrics | None = None
+        self._unsaved: TrainState | None = None
         self._is_first = jax.process_index() == 0
 
     def run(self, state: TrainState, progress: Progress) -> TrainState:
         """Train from a state on, to the end of the schedule."""
         self._progress, self._last_report = progress, time.perf_counter()
         with deferred_interrupts() as interrupts:
-            if progress.iteration == 0:
-                self._save(state)
+            if self.store is not None and not self.store.goes_on:
+                self._unsaved = state
+                self._save()
             if progress.iteration in self.schedule.evaluations:
                 self._evaluate(state)
             for iteration in range(progress.iteration + 1, self.schedule.num_iterations + 1):
                 is_timed = (iteration - progress.iteration) % TIMED_EVERY == 2  # the first compiles
                 state = self._start(state, iteration, is_timed)
                 interrupts.guarded = True
-                stopping = _any_process(interrupts.pending)
-                if stopping or self.schedule.saves_after(iteration):
-                    self._report()
-                    self._save(state)
-                    if stopping:
-                        self._finish_saving()
-                        interrupts.check()
-                        raise KeyboardInterrupt  # another process was told to stop
-                if iteration in self.schedule.evaluations:
+                stopping = any_process(interrupts.pending)
+                if self.store is not None and (stopping or self.schedule.saves_after(iteration)):
+                    self._unsaved = self.pipeline.snapshot(state)
+                if iteration in self.schedule.evaluations and not stopping:
+                    self._report_and_save()
                     self._evaluate(state)
+                    stopping = any_process(interrupts.pending)
+                if stopping:
+                    self._finish()
+                    interrupts.check()
+                    raise KeyboardInterrupt  # another process was told to stop
+            self._finish()
             interrupts.check()
-            self._finish_saving()
         return state
 
     def _start(self, state: TrainState, iteration: int, is_timed: bool) -> TrainState:
-        """Start an iteration, and report the one before while it runs."""
+        """Start an iteration; report the one before, and save its state if that is due, while it runs.
+
+        One that is timed runs by itself, after that.
+        """
         if iteration - 1 in self.schedule.resets:
             state = self.pipeline.reset(state)
         if is_timed:
+            self._report_and_save()
             state, metrics, self._shares = self.pipeline.timed_update(state)
         else:
             state, metrics = self.pipeline.update(state)
-        self._report()
+            self._report_and_save()
         self._unreported = metrics
         return state
 
+    def _report_and_save(self) -> None:
+        self._report()
+        self._save()
+
     def _report(self) -> None:
-        """Wait for the iteration that was last started, and tell of it."""
+        """Wait for the iteration that has not been told of yet, if there is one, and tell of it."""
         if self._unreported is None:
             return
         metrics = {name: float(value) for name, value in jax.device_get(self._unreported).items()}
@@ -149,11 +159,15 @@ class Loop:
             self.callbacks.progress_fn(self._steps, dict(self.metrics))
         self._last_report = time.perf_counter()
 
-    def _save(self, state: TrainState) -> None:
-        if self.store is not None:
-            self.store.save(self._steps, state, self._progress)
+    def _save(self) -> None:
+        """Start to write a checkpoint of the iteration reported last, if one is due."""
+        if self.store is not None and self._unsaved is not None:
+            self.store.save(self._steps, self._unsaved, self._progress)
+        self._unsaved = None
 
-    def _finish_saving(self) -> None:
+    def _finish(self) -> None:
+        """Report and save all that was started, and wait until it is written."""
+        self._report_and_save()
         if self.store is not None:
             self.store.wait()
 
@@ -161,10 +175,3 @@ class Loop:
 def local_params(state: TrainState) -> Params:
     """Return what acts and predicts as arrays of this process's first device, whatever devices the training uses."""
     return jax.device_put(to_host(inference_params(state)), jax.local_devices()[0])
-
-
-def _any_process(flag: bool) -> bool:
-    """Tell whether the flag is set in any process; all must ask together."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

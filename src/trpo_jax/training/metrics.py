@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from trpo_jax.solver.trust_region import StepOutcome, TrustRegionInfo
+from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -33,12 +33,21 @@ def record_step(
     running_return = statistics.running_return + reward
     running_length = statistics.running_length + 1
     finished = done & ~fault
-    return EpisodeStatistics(
-        jnp.where(done | fault, 0.0, running_return),
-        jnp.where(done | fault, 0.0, running_length),
+    counted = EpisodeStatistics(
+        running_return,
+        running_length,
         jnp.where(finished, running_return, statistics.last_return),
         jnp.where(finished, running_length, statistics.last_length),
         statistics.has_finished | finished,
+    )
+    return break_off(counted, done | fault)
+
+
+def break_off(statistics: EpisodeStatistics, which: Bool[Array, "N"]) -> EpisodeStatistics:
+    """Forget what some environments have gathered in the running episode."""
+    return statistics._replace(
+        running_return=jnp.where(which, 0.0, statistics.running_return),
+        running_length=jnp.where(which, 0.0, statistics.running_length),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -42,8 +43,10 @@ class Pipeline:
         """Where the parts of a training state lie."""
         self._init = iteration.init
         self._begin = jax.jit(iteration.begin, out_shardings=self.sharding)
+        self._split = jax.jit(lambda data: tuple(jax.random.split(as_typed_key(data))), out_shardings=everywhere)
         self._fold_in = jax.jit(jax.random.fold_in, out_shardings=everywhere)
         self._restart = jax.jit(iteration.restart, out_shardings=spread)
+        self._copy = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=spread)
         next_keys, draw, collect, improve, fit = iteration.stages
         self._stages = Stages(
             next_keys=jax.jit(next_keys, out_shardings=everywhere),
@@ -52,12 +55,12 @@ class Pipeline:
             improve=jax.jit(improve, out_shardings=(everywhere, by_time, everywhere)),
             fit=jax.jit(fit, out_shardings=everywhere),
         )
-        if len(devices) == 1:
+        if len(devices) == 1 and devices[0].platform == "cpu":
             self._stages = self._stages._replace(fit=_Aside(self._stages.fit))
 
     def init(self, key: jax.Array) -> TrainState:
         """Draw networks and environments, as `Iteration.init` does."""
-        draw_key, key = np.asarray(jax.random.key_data(jax.random.split(as_typed_key(key))))
+        draw_key, key = self._split(np.asarray(jax.random.key_data(as_typed_key(key))))
         return self._begin(key, self._stages.draw(draw_key))
 
     def _sharding(self, *axes: str | None) -> NamedSharding:
@@ -66,6 +69,10 @@ class Pipeline:
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """Start one iteration; return the state and the metrics to be. `state.rollout` is used up."""
         return run_stages(self._stages, state)
+
+    def snapshot(self, state: TrainState) -> TrainState:
+        """Return a state that stays readable when the next iteration has started."""
+        return state._replace(rollout=self._copy(state.rollout))
 
     def timed_update(self, state: TrainState) -> tuple[TrainState, Metrics, dict[str, float]]:
         """Do as `update`, but wait for each stage; return also each one's part of the time, as metrics."""
@@ -131,15 +138,19 @@ def _is_key(leaf: Any) -> bool:
 class _Aside:
     """Starts a program from a thread of its own: XLA runs in order what one thread starts on a CPU.
 
-    Not for several devices, whose programs must wait for each other in one order everywhere.
+    Not for several devices, whose programs must wait for each other in one order everywhere. The program is compiled by
+    the caller, whose thread is the one that JAX's settings (`with jax.default_matmul_precision(…)`) are made for.
     """
 
-    def __init__(self, program: Callable[..., Any]):
+    def __init__(self, program: Any):
         self._program = program
+        self._compiled: Callable[..., Any] | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._thread.submit(self._program, *arguments).result()
+        if self._compiled is None:
+            self._compiled = self._program.lower(*arguments).compile()
+        return self._thread.submit(self._compiled, *arguments).result()
 
 
 class _Stopwatch:

@@ -1,21 +1,22 @@
 """Collecting experience: T steps of N environments in one scan."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from trpo_jax.environments.protocol import Box, Discrete, EnvironmentState
-from trpo_jax.environments.wrappers import AutoResetState, FreshAutoReset, is_faulty, is_finite, select
+from trpo_jax.environments.wrappers import FreshAutoReset, has_nan, is_finite, select
 from trpo_jax.policy.distributions import Distribution, TanhGaussian
 from trpo_jax.policy.networks import Network, policy_distribution
-from trpo_jax.training.metrics import EpisodeStatistics, record_step
+from trpo_jax.training.metrics import EpisodeStatistics, break_off, record_step
 from trpo_jax.training.normalization import NormalizerState, normalize
 
 STEPS_PER_START = 32
 """A rollout draws one fresh initial state an environment for so many steps: the price of a reset spread over 32 steps.
-An environment that ends more episodes within one rollout goes through its drawn states again."""
+An environment that ends more than one episode within them restarts from the same."""
 
 
 class Transition(NamedTuple):
@@ -31,13 +32,14 @@ class Transition(NamedTuple):
     terminated: Bool[Array, "..."]
     truncated: Bool[Array, "..."]
     fault: Bool[Array, "..."]
-    """The simulator lost the environment in this step: what it left is no experience, and zeros stand in its place."""
+    """The simulator lost the environment: what the step left is no experience, and zeros stand in its place."""
 
 
 class RolloutState(NamedTuple):
     """What goes on from one rollout to the next."""
 
-    environments: AutoResetState
+    environments: EnvironmentState
+    """At the end of no episode."""
     episodes: EpisodeStatistics
 
 
@@ -53,7 +55,7 @@ def to_environment_action(action_space: Box | Discrete, distribution: Distributi
 
 def num_starts(unroll_length: int) -> int:
     """Return how many initial states a rollout draws for each environment (S)."""
-    return max(1, unroll_length // STEPS_PER_START)
+    return math.ceil(unroll_length / STEPS_PER_START)
 
 
 def collect(
@@ -69,6 +71,9 @@ def collect(
 ) -> tuple[RolloutState, Transition]:
     """Let a policy act for `unroll_length` steps in every environment.
 
+    Observations and rewards are looked at in every step, the simulator's own state at the end: an environment that has a
+    NaN there has lost all its steps of this rollout, since no one can tell how many it had spoilt unseen.
+
     Args:
         environment: with automatic resets.
         policy: network; apply(params, normalized observation) -> Distribution.
@@ -83,14 +88,16 @@ def collect(
         (state, `Transition` of `[T, N, ...]`).
     """
 
-    def step(state: RolloutState, key: Key[Array, ""]) -> tuple[RolloutState, Transition]:
-        observation = state.environments.current.observation
+    def step(state: RolloutState, now: tuple[Key[Array, ""], Int[Array, ""]]) -> tuple[RolloutState, Transition]:
+        key, time = now
+        observation = state.environments.observation
         distribution = policy_distribution(policy, params, normalize(normalizer, observation))
         action = distribution.sample(key)
-        environments, final = environment.step(
-            state.environments, to_environment_action(environment.action_space, distribution, action), starts
+        environments, final, fault = environment.step(
+            state.environments,
+            to_environment_action(environment.action_space, distribution, action),
+            jax.tree.map(lambda leaf: leaf[time // STEPS_PER_START], starts),
         )
-        fault = is_faulty(final)
         transition = Transition(
             observation,
             action,
@@ -105,12 +112,11 @@ def collect(
         episodes = record_step(state.episodes, reward, final.terminated | final.truncated, fault)
         return RolloutState(environments, episodes), transition
 
-    state, transition = jax.lax.scan(step, state, jax.random.split(key, unroll_length))
-    return state, _without_faults(transition)
-
-
-def _without_faults(transition: Transition) -> Transition:
-    """Put zeros in the place of what the simulator lost, in one sweep over `[T, N, ...]`."""
-    fault = transition.fault | ~jax.vmap(is_finite)(transition.observation)
+    steps = jax.random.split(key, unroll_length), jnp.arange(unroll_length)
+    state, transition = jax.lax.scan(step, state, steps)
+    lost = has_nan(state.environments.simulator)
+    fresh = jax.tree.map(lambda leaf: leaf[-1], starts)
+    state = RolloutState(select(lost, fresh, state.environments), break_off(state.episodes, lost))
+    fault = transition.fault | ~jax.vmap(is_finite)(transition.observation) | lost
     nothing = jax.tree.map(jnp.zeros_like, transition)
-    return select(fault, nothing, transition)._replace(fault=fault)
+    return state, select(fault, nothing, transition)._replace(fault=fault)

@@ -1,5 +1,6 @@
 """A training with a folder of its own, and its evaluation later on."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -75,7 +76,9 @@ def run_training(
         if progress_fn:
             progress_fn(step, metrics)
 
-    try:
+    with contextlib.ExitStack() as closing:
+        for logger in loggers:
+            closing.callback(logger.close)
         _, _, metrics = train(
             environment,
             run_config.num_timesteps,
@@ -92,9 +95,6 @@ def run_training(
             resume=resume,
             max_devices_per_host=max_devices_per_host,
         )
-    finally:
-        for logger in loggers:
-            logger.close()
     return metrics
 
 

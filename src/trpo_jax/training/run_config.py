@@ -21,7 +21,7 @@ class RunConfig:
     suite: Literal["brax", "playground"] = setting(default="brax")
     """Brax, or MuJoCo Playground (an extra to install)."""
     backend: Literal["auto", "spring", "positional", "generalized", "mjx", "jax", "warp"] = setting(default="auto")
-    """Physics: jax or warp in Playground, the others in Brax; auto takes the first that the environment offers."""
+    """Physics: jax or warp in Playground, the others in Brax; auto is the first that Brax offers, or jax."""
     num_timesteps: int = setting(default=1_000_000, at_least=0)
     """Environment steps to train for, rounded up to whole iterations."""
     seed: int = setting(default=0, at_least=0, at_most=2**32 - 1)
@@ -73,10 +73,12 @@ def run_config_from_mapping(mapping: dict[str, Any]) -> RunConfig:
 
 
 def write_run_config(path: Path | str, run_config: RunConfig) -> None:
-    """Write a configuration as TOML that `read_run_config` reads back to an equal one."""
+    """Write a configuration as TOML that `read_run_config` reads back to an equal one, whole or not at all."""
     mapping = to_mapping(run_config)
     trpo = mapping.pop("trpo")
-    Path(path).write_text(tomli_w.dumps(mapping | trpo), encoding="utf-8")
+    new = Path(path).with_suffix(".new")
+    new.write_text(tomli_w.dumps(mapping | trpo), encoding="utf-8")
+    new.replace(path)
 
 
 def shipped_config(environment: str, suite: str = "brax") -> Path | None:

@@ -1,13 +1,18 @@
 """The folder a run leaves behind: config.toml, metrics.jsonl, checkpoints/."""
 
+import contextlib
 import itertools
 import json
-import math
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import filelock
+
 from trpo_jax.config import ConfigError
+from trpo_jax.training.loggers import finite
 from trpo_jax.training.run_config import RunConfig, read_run_config, write_run_config
 
 
@@ -19,6 +24,24 @@ class RunFolder:
         self.config = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other trainings out of the folder; a crash leaves no lock behind.
+
+        Raises:
+            ConfigError: one runs in it.
+        """
+        try:
+            with filelock.FileLock(self.path / ".lock", blocking=False):
+                yield
+        except filelock.Timeout:
+            raise ConfigError("run", str(self.path), "a folder in which no other training is running") from None
+
+    def discard(self) -> None:
+        """Remove the folder of a run that has not begun."""
+        if not self.checkpoints.is_dir() or not any(self.checkpoints.iterdir()):
+            shutil.rmtree(self.path)
 
 
 def create_run_folder(path: Path | str | None, run_config: RunConfig) -> RunFolder:
@@ -86,14 +109,14 @@ class MetricsLog:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append a line."""
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        record = {"step": step} | finite(metrics)
         if self._earlier is not None:
             earlier, self._earlier = self._earlier, None
-            kept = [line for line in earlier if _place(json.loads(line)) < _place({"step": step} | finite)]
+            kept = [line for line in earlier if _place(json.loads(line)) < _place(record)]
             if len(kept) < len(earlier):
                 self._file.close()
                 self._file = _rewrite(self._path, kept)
-        self._file.write(json.dumps({"step": step} | finite) + "\n")
+        self._file.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
         """Close the file."""

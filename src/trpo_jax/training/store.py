@@ -1,18 +1,16 @@
 """Where a training keeps its checkpoints, and how it goes on from them."""
 
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from trpo_jax.config import ConfigError
-from trpo_jax.training.checkpoint import Checkpoint, Checkpoints, has_checkpoints, load_checkpoint, read_record
+from trpo_jax.training.checkpoint import Checkpoint, CheckpointError, Checkpoints, has_checkpoints, load_checkpoint, read_record
 from trpo_jax.training.pipeline import Pipeline, host_like, to_host
+from trpo_jax.training.processes import any_process, from_first_process
 from trpo_jax.training.state import TrainState, inference_params
 
 
@@ -43,39 +41,67 @@ class Store:
 
     def __init__(self, directory: Path | str, *, resume: bool, keep: int, origin: dict[str, Any]):
         self.directory, self._origin = directory, origin
-        found = _as_first_process(has_checkpoints(directory))
-        if found and not resume:
+        self.goes_on = bool(from_first_process(has_checkpoints(directory)))
+        if self.goes_on and not resume:
             allowed = "a folder that holds no checkpoints yet, unless resume is true"
             raise ConfigError("save_checkpoint_path", str(directory), allowed)
-        self.goes_on = found
-        self._writer = Checkpoints(directory, keep=keep) if jax.process_index() == 0 else None
+        self._writer: Checkpoints | None = None
+        self._in_first_process(lambda: self._open(keep))
 
     def load(self, pipeline: Pipeline) -> tuple[TrainState, Progress]:
-        """Return the newest state that can be read; warn of newer ones that cannot.
+        """Return the newest state that the first process can read, the same in all; warn of newer ones that it cannot.
 
         Raises:
             ConfigError: the training was started with something else; the first field that differs is named.
-            CheckpointError: none can be read.
+            CheckpointError: none can be read, or not by all.
         """
-        record = read_record(self.directory)
-        check_same({name: record[name] for name in self._origin}, self._origin, f"the training in {self.directory}")
         like = host_like(pipeline.state_like())
-        loaded = load_checkpoint(self.directory, inference_params(like), like)
-        for failure in loaded.unreadable:
-            warnings.warn(f"{failure}; going on from {loaded.checkpoint.step}", stacklevel=3)
-        return pipeline.place(loaded.checkpoint.state), Progress(**loaded.checkpoint.record["progress"])
+        first = jax.process_index() == 0
+        checkpoint, error = self._try_to_load(like) if first else (None, None)
+        step = from_first_process(-1 if checkpoint is None else checkpoint.step)
+        if not first and step >= 0:
+            checkpoint, error = self._try_to_load(like, step)
+        if any_process(checkpoint is None):
+            raise error or CheckpointError(f"{self.directory}: another process cannot read the checkpoint to go on from")
+        assert checkpoint
+        return pipeline.place(checkpoint.state), Progress(**checkpoint.record["progress"])
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
         """Start to write a checkpoint. Raises CheckpointError if it, or the one before, cannot be written."""
         host_state = to_host(state)
-        if self._writer is not None:
-            record = self._origin | {"progress": progress._asdict()}
-            self._writer.save(Checkpoint(step, inference_params(host_state), host_state, record))
+        record = self._origin | {"progress": progress._asdict()}
+        checkpoint = Checkpoint(step, inference_params(host_state), host_state, record)
+        self._in_first_process(lambda: self._written().save(checkpoint))
 
     def wait(self) -> None:
         """Wait until all is written. Raises CheckpointError if it cannot be."""
-        if self._writer is not None:
-            self._writer.wait()
+        self._in_first_process(lambda: self._written().wait())
+
+    def _open(self, keep: int) -> None:
+        self._writer = Checkpoints(self.directory, keep=keep)
+
+    def _written(self) -> Checkpoints:
+        assert self._writer, "only the first process writes"
+        return self._writer
+
+    def _try_to_load(self, like: TrainState, step: int | None = None) -> tuple[Checkpoint | None, Exception | None]:
+        try:
+            record = read_record(self.directory)
+            check_same({name: record[name] for name in self._origin}, self._origin, f"the training in {self.directory}")
+            return load_checkpoint(self.directory, inference_params(like), like, step=step), None
+        except (ConfigError, CheckpointError) as error:
+            return None, error
+
+    def _in_first_process(self, work: Callable[[], Any]) -> None:
+        """Let the first process do something; what it raises is raised in all."""
+        error = None
+        if jax.process_index() == 0:
+            try:
+                work()
+            except CheckpointError as raised:
+                error = raised
+        if any_process(error is not None):
+            raise error or CheckpointError(f"{self.directory}: the first process cannot write checkpoints")
 
     def __enter__(self) -> "Store":
         return self
@@ -105,10 +131,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _as_first_process(flag: bool) -> bool:
-    """Return the first process's flag in all."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(flag)))

@@ -32,6 +32,8 @@ def train(
     environment: Any,
     num_timesteps: int,
     *,
+    suite: str = "brax",
+    backend: str = "auto",
     config: TRPOConfig | None = None,
     networks: Networks | None = None,
     network_factory: Callable[..., Any] | None = None,
@@ -67,6 +69,8 @@ def train(
             protocol.
         num_timesteps: environment steps (simulator steps, before action repeat) to train for, rounded up to whole
             iterations; 0 only evaluates the initial policy.
+        suite: "brax" or "playground" (MuJoCo Playground), for an environment given by name.
+        backend: its physics, likewise; see `as_environment`.
         config: `TRPOConfig`; None takes its defaults.
         networks: policy and critic; None makes those that the config describes.
         network_factory: makes them instead, as `brax.training.agents.ppo.networks.make_ppo_networks` does.
@@ -74,7 +78,7 @@ def train(
         wrap_env: False says that the environment is vectorized, time-limited and self-resetting already.
         wrap_env_fn: wraps the environment instead of the time limit and resets built in; see `wrapped_environment`.
         randomization_fn: (sys, keys) -> (sys, in_axes), as Brax has it: physical parameters for each environment, drawn
-            anew for every episode.
+            anew with every initial state.
         num_resets_per_eval: how often, between two evaluations, all environments are drawn afresh in mid-episode.
         seed: of everything random.
         num_evals: evaluations, evenly spread; with more than one the first comes before training, the last after it.
@@ -89,7 +93,7 @@ def train(
         policy_params_fn: called as policy_params_fn(steps, make_policy, params) after each evaluation.
         save_checkpoint_path: folder for checkpoints, written at the start, every `checkpoint_interval` iterations,
             before each evaluation, after the last iteration, and when Ctrl-C or SIGTERM ends the training early (at the
-            end of the running iteration; a second one does not wait).
+            end of the running iteration; a second one only for what is being written).
         checkpoint_interval: iterations; 0 for none but the others.
         keep_checkpoints: so many of the newest stay.
         resume: go on from the newest readable checkpoint in save_checkpoint_path, as if nothing had happened.
@@ -118,25 +122,26 @@ def train(
     if resume and save_checkpoint_path is None:
         raise ConfigError("save_checkpoint_path", None, "the folder to resume from, where resume is true")
     config = with_options(TRPOConfig() if config is None else config, translate(options))
-    limited = functools.partial(_limited, config, wrap_env, wrap_env_fn, randomization_fn, seed)
-    training_environment = limited(environment)
+    named = {"suite": suite, "backend": backend}
+    limited = functools.partial(_limited, config, named, wrap_env, wrap_env_fn, randomization_fn, seed)
+    training_environment = limited(environment, config.num_envs)
     if network_factory is not None:
-        networks = _networks_by(network_factory, training_environment)
+        networks = _networks_by(network_factory, training_environment, config.num_envs)
     trpo = make_trpo(training_environment, config, networks)
     evaluator = None
     if run_evals and num_eval_envs:
         evaluator = make_evaluator(
-            trpo.environment if eval_env is None else limited(eval_env),
+            trpo.environment if eval_env is None else limited(eval_env, num_eval_envs),
             trpo.make_policy,
             num_episodes=num_eval_envs,
             deterministic=deterministic_eval,
         )
     if log_training_metrics:
-        iteration_fn = _Also(iteration_fn, progress_fn, training_metrics_steps or 1)
+        iteration_fn = _Also(iteration_fn, progress_fn, training_metrics_steps or 1, trpo.steps_per_iteration)
     pipeline = Pipeline(trpo.iteration, all_devices(max_devices_per_host))
     store = None
     if save_checkpoint_path is not None:
-        origin = {"config": to_mapping(config), "seed": seed}
+        origin = {"config": to_mapping(config), "seed": int(seed)}
         store = Store(save_checkpoint_path, resume=resume, keep=keep_checkpoints, origin=origin)
     state_key, eval_key = jax.random.split(jax.random.key(seed))
     if store is not None and store.goes_on:
@@ -159,11 +164,18 @@ def train(
 
 
 def _limited(
-    config: TRPOConfig, wrap_env: bool, wrap_env_fn: Any, randomization_fn: Any, seed: int, environment: Any
+    config: TRPOConfig,
+    named: dict[str, str],
+    wrap_env: bool,
+    wrap_env_fn: Any,
+    randomization_fn: Any,
+    seed: int,
+    environment: Any,
+    num_envs: int,
 ) -> Environment:
     """Return an environment with a time limit: the one built in, or that of a wrapper."""
     if wrap_env and wrap_env_fn is None:
-        return with_time_limit(as_environment(environment, randomization_fn=randomization_fn), config)
+        return with_time_limit(as_environment(environment, randomization_fn=randomization_fn, **named), config)
     return wrapped_environment(
         environment,
         wrap_env_fn if wrap_env else None,
@@ -171,12 +183,13 @@ def _limited(
         action_repeat=config.action_repeat,
         randomization_fn=randomization_fn,
         seed=seed,
-        num_envs=config.num_envs,
+        num_envs=num_envs,
+        **named,
     )
 
 
-def _networks_by(network_factory: Callable[..., Any], environment: Environment) -> Networks:
-    state = jax.eval_shape(environment.reset, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)))
+def _networks_by(network_factory: Callable[..., Any], environment: Environment, num_envs: int) -> Networks:
+    state = jax.eval_shape(environment.reset, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_envs)))
     if not isinstance(environment.action_space, Box):
         raise ConfigError("network_factory", network_factory, "none where actions are discrete")
     observation = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state.observation)
@@ -196,20 +209,25 @@ def _restored(
     host_state = to_host(state)
     fresh = inference_params(host_state)
     params = Params(*(load_params(str(path), fresh)[1] if params is None else params))
-    if not restore_value_fn:
-        params = params._replace(value=fresh.value)
-    _check_fits(params, fresh)
-    params = to_host(jax.tree.map(jnp.asarray, params))
-    learner = host_state.learner._replace(normalizer=params.normalizer, policy=params.policy)
-    critic = host_state.critic._replace(critic=params.value)
+    value = params.value if restore_value_fn else fresh.value
+    _check_fits("normalizer", params.normalizer, fresh.normalizer)
+    _check_fits("policy", params.policy, fresh.policy)
+    _check_fits("value", value.params, fresh.value.params)
+    scaling, wanted = float(value.reward_scaling), float(fresh.value.reward_scaling)
+    if scaling != wanted:
+        allowed = f"{scaling}, with which the restored value function was trained, unless restore_value_fn is false"
+        raise ConfigError("reward_scaling", wanted, allowed)
+    normalizer, policy, value_params = to_host(jax.tree.map(jnp.asarray, (params.normalizer, params.policy, value.params)))
+    learner = host_state.learner._replace(normalizer=normalizer, policy=policy)
+    # Only its numbers: networks that a factory has made twice are not equal.
+    critic = host_state.critic._replace(critic=dataclasses.replace(fresh.value, params=value_params))
     return pipeline.place(host_state._replace(learner=learner, critic=critic))
 
 
-def _check_fits(params: Params, like: Params) -> None:
-    for name in Params._fields:
-        given, wanted = (jax.tree.map(np.shape, getattr(each, name)) for each in (params, like))
-        if given != wanted:
-            raise ConfigError("restore_params", given, f"{name} of shapes {wanted}, those of this training")
+def _check_fits(name: str, params: Any, like: Any) -> None:
+    given, wanted = (jax.tree.map(np.shape, tree) for tree in (params, like))
+    if given != wanted:
+        raise ConfigError("restore_params", given, f"{name} of shapes {wanted}, those of this training")
 
 
 def _schedule(trpo: TRPO, num_timesteps: int, num_evals: int, num_resets_per_eval: int, checkpoint_interval: int) -> Schedule:
@@ -230,17 +248,16 @@ def _evaluation_schedule(num_iterations: int, num_evals: int) -> set[int]:
 
 
 class _Also:
-    """Calls both functions, the second once in so many environment steps."""
+    """Calls both functions, the second after each iteration of `stride` steps that passes a multiple of `interval`."""
 
-    def __init__(self, iteration_fn: ProgressFn | None, progress_fn: ProgressFn | None, interval: int):
-        self._iteration_fn, self._progress_fn, self._interval = iteration_fn, progress_fn, interval
-        self._next = interval
+    def __init__(self, iteration_fn: ProgressFn | None, progress_fn: ProgressFn | None, interval: int, stride: int):
+        self._iteration_fn, self._progress_fn = iteration_fn, progress_fn
+        self._interval, self._stride = interval, stride
 
     def __call__(self, steps: int, metrics: dict[str, float]) -> None:
         if self._iteration_fn:
             self._iteration_fn(steps, metrics)
-        if self._progress_fn and steps >= self._next:
-            self._next = steps - steps % self._interval + self._interval
+        if self._progress_fn and steps // self._interval > (steps - self._stride) // self._interval:
             self._progress_fn(steps, metrics)
 
 

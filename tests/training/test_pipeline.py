@@ -1,0 +1,49 @@
+"""The pipeline compiles each of its programs once, whoever calls them."""
+
+import jax
+
+from probes import Target
+from trainings import SMALL, one_device_train
+from trpo_jax import make_trpo
+from trpo_jax.training.pipeline import Pipeline, to_host
+
+
+def test_each_stage_is_compiled_once():
+    """For the first state and later ones, after a reset, and after a state was put back from the host."""
+    compiled = []
+
+    def listen(event, seconds, **details):
+        if "backend_compile" in event and details.get("fun_name", "").removeprefix("jit(").rstrip(")") in stages:
+            compiled.append(details["fun_name"])
+
+    stages = ("draw", "collect", "improve", "fit")
+    pipeline = Pipeline(make_trpo(Target(), SMALL).iteration, jax.devices()[:1])
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        state = pipeline.init(jax.random.key(0))
+        for _ in range(2):
+            state, _ = pipeline.update(state)
+        state, _, _ = pipeline.timed_update(state)
+        state, _ = pipeline.update(pipeline.reset(state))
+        pipeline.update(pipeline.place(to_host(state)))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert sorted(compiled) == [f"jit({stage})" for stage in sorted(stages)]
+
+
+def test_an_iteration_is_reported_before_the_next_is_timed(monkeypatch):
+    """Iteration 2 is timed, stage by stage: that must not count for the time of iteration 1."""
+    timed_update, events, rows = Pipeline.timed_update, [], []
+
+    def watched(pipeline, state):
+        events.append("timed")
+        return timed_update(pipeline, state)
+
+    def report(step, metrics):
+        events.append(step)
+        rows.append(metrics)
+
+    monkeypatch.setattr(Pipeline, "timed_update", watched)
+    one_device_train(Target(), 4 * 16, config=SMALL, num_eval_envs=0, iteration_fn=report)
+    assert events == [16, "timed", 32, 48, 64]
+    assert ["training/time_share_rollout" in row for row in rows] == [False, True, True, True]
