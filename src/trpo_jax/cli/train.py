@@ -57,10 +57,12 @@ def train_command(arguments: list[str]) -> int:
     parsed = parse_arguments(arguments)
     _join_others(parsed)
 
-    from trpo_jax.training.pipeline import Pipeline, all_devices
+    from trpo_jax.training.devices import all_devices, show_cores_as_devices
+    from trpo_jax.training.pipeline import Pipeline
     from trpo_jax.training.run import resolve, run_environment
     from trpo_jax.training.trpo import make_trpo
 
+    show_cores_as_devices(parsed.run.trpo.num_envs)
     run_config = resolve(parsed.run)
     environment = run_environment(run_config)
     # Raises for what does not fit together, before a folder is made.

@@ -3,19 +3,21 @@
 import concurrent.futures
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from trpo_jax.config import ConfigError
+from trpo_jax.training.devices import put
 from trpo_jax.training.iteration import Iteration
 from trpo_jax.training.keys import as_typed_key
 from trpo_jax.training.metrics import Metrics
+from trpo_jax.training.program import Program
 from trpo_jax.training.stages import Stages, run_stages
 from trpo_jax.training.state import TrainState
 
@@ -27,8 +29,10 @@ class Pipeline:
     """An iteration's stages, compiled for a set of devices: environments are spread over them, all else is on each.
 
     The programs are those of the global batch, which the compiler partitions: where they run does not change what they
-    compute. Calls return before the work is done. The critic fit of one iteration and the rollout of the next do not
-    depend on each other, and may so run at once.
+    compute. Calls return before the work is done, and the critic fit of one iteration may run beside the next rollout.
+
+    Devices that are cores of one processor share the rollout only. The policy step and the critic fit, whose many small
+    sums over devices would take longer than the work does, are left to the first of them.
     """
 
     def __init__(self, iteration: Iteration, devices: Sequence[jax.Device] | None = None):
@@ -38,30 +42,54 @@ class Pipeline:
             raise ConfigError("num_envs", num_envs, f"a multiple of {len(devices)}, the number of devices")
         self._mesh = jax.make_mesh((len(devices),), (ENVIRONMENTS,), axis_types=(AxisType.Auto,), devices=devices)
         everywhere, spread, by_time = self._sharding(), self._sharding(ENVIRONMENTS), self._sharding(None, ENVIRONMENTS)
-        parts: dict[str, Any] = dict.fromkeys(TrainState._fields, everywhere) | {"rollout": spread}
-        self.sharding = TrainState(**parts)
+        one_processor = devices[0].platform == "cpu" and jax.process_count() == 1
+        apart = one_processor and len(devices) > 1
+        learning: Any = SingleDeviceSharding(devices[0]) if apart else everywhere
+        self.sharding = TrainState(learning, learning, spread, learning, everywhere, everywhere)
         """Where the parts of a training state lie."""
-        self._init = iteration.init
-        self._begin = jax.jit(iteration.begin, out_shardings=self.sharding)
         self._split = jax.jit(lambda data: tuple(jax.random.split(as_typed_key(data))), out_shardings=everywhere)
         self._fold_in = jax.jit(jax.random.fold_in, out_shardings=everywhere)
         self._restart = jax.jit(iteration.restart, out_shardings=spread)
         self._copy = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=spread)
+        beginning = TrainState(*[everywhere] * len(TrainState._fields))._replace(rollout=spread)
+        self._begin = Program(jax.jit(iteration.begin, out_shardings=beginning))
+        # XLA runs in order what one thread starts on a CPU.
+        aside = concurrent.futures.ThreadPoolExecutor(1) if one_processor else None
         next_keys, draw, collect, improve, fit = iteration.stages
+        collected = spread, everywhere if apart else by_time, everywhere
         self._stages = Stages(
-            next_keys=jax.jit(next_keys, out_shardings=everywhere),
-            draw=jax.jit(draw, out_shardings=by_time),
-            collect=jax.jit(collect, donate_argnums=1, out_shardings=(spread, by_time, everywhere)),
-            improve=jax.jit(improve, out_shardings=(everywhere, by_time, everywhere)),
-            fit=jax.jit(fit, out_shardings=everywhere),
+            next_keys=Program(jax.jit(next_keys, out_shardings=everywhere)),
+            draw=Program(jax.jit(draw, out_shardings=by_time)),
+            collect=Program(jax.jit(collect, donate_argnums=1, out_shardings=collected), move={0: everywhere} if apart else {}),
+            improve=Program(
+                jax.jit(improve, out_shardings=(learning, learning if apart else by_time, learning)),
+                move={2: learning, 4: learning} if apart else {},
+            ),
+            fit=Program(jax.jit(fit, out_shardings=learning), move={3: learning} if apart else {}, thread=aside),
         )
-        if len(devices) == 1 and devices[0].platform == "cpu":
-            self._stages = self._stages._replace(fit=_Aside(self._stages.fit))
+
+    @functools.cached_property
+    def state_like(self) -> TrainState:
+        """A training state of `jax.ShapeDtypeStruct`. Asked first, all programs are traced, and begin to be compiled."""
+        key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=self._sharding())
+        compilers = concurrent.futures.ThreadPoolExecutor()
+        starts = self._stages.draw.compile(compilers, key)
+        state = self._settled(self._begin.compile(compilers, key, starts))
+        ahead = Stages(*(functools.partial(stage.compile, compilers) for stage in self._stages))
+        run_stages(ahead._replace(draw=lambda key: starts), state)
+        compilers.shutdown(wait=False)
+        return state
 
     def init(self, key: jax.Array) -> TrainState:
         """Draw networks and environments, as `Iteration.init` does."""
+        _ = self.state_like
         draw_key, key = self._split(np.asarray(jax.random.key_data(as_typed_key(key))))
-        return self._begin(key, self._stages.draw(draw_key))
+        return self._settled(self._begin(key, self._stages.draw(draw_key)))
+
+    def _settled(self, state: TrainState) -> TrainState:
+        """Have what learns lie where it is computed."""
+        learning = {name: put(getattr(state, name), self.sharding.learner) for name in ("learner", "critic", "hyperparameters")}
+        return state._replace(**learning)
 
     def _sharding(self, *axes: str | None) -> NamedSharding:
         return NamedSharding(self._mesh, PartitionSpec(*axes))
@@ -83,31 +111,12 @@ class Pipeline:
 
     def place(self, host_state: TrainState) -> TrainState:
         """Put a state that `to_host` took back onto the devices."""
-        sharding = jax.tree.broadcast(self.sharding, host_state, is_leaf=lambda x: isinstance(x, NamedSharding))
-        placed = jax.tree.map(
-            lambda leaf, where: jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index]), host_state, sharding
-        )
-        restore_keys = functools.partial(jax.tree.map, _as_key_like, self.state_like())
-        return jax.jit(restore_keys, out_shardings=self.sharding)(placed)
-
-    def state_like(self) -> TrainState:
-        """Return a training state of `jax.ShapeDtypeStruct`."""
-        return jax.eval_shape(self._init, jax.random.key(0))
+        return TrainState(*map(_place, host_state, self.state_like, self.sharding))
 
     def reset(self, state: TrainState) -> TrainState:
         """Draw all environments afresh, by a key of their own that other draws do not notice."""
         draw_key = self._fold_in(state.key, state.iteration)
         return state._replace(rollout=self._restart(self._stages.draw(draw_key)))
-
-
-def all_devices(max_devices_per_host: int | None = None) -> list[jax.Device]:
-    """Return the devices of all processes, or so many of each. Raises ConfigError for a number below 1."""
-    if max_devices_per_host is None:
-        return jax.devices()
-    if max_devices_per_host < 1:
-        raise ConfigError("max_devices_per_host", max_devices_per_host, "an integer >= 1")
-    hosts = range(jax.process_count())
-    return [device for host in hosts for device in jax.local_devices(host)[:max_devices_per_host]]
 
 
 def to_host(tree: Any) -> Any:
@@ -127,30 +136,17 @@ def host_like(tree: Any) -> Any:
     return jax.eval_shape(functools.partial(jax.tree.map, lambda x: jax.random.key_data(x) if _is_key(x) else x), tree)
 
 
+def _place(host_tree: Any, like: Any, sharding: jax.sharding.Sharding) -> Any:
+    placed = jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index]), host_tree)
+    return jax.jit(functools.partial(jax.tree.map, _as_key_like, like), out_shardings=sharding)(placed)
+
+
 def _as_key_like(like: Any, data: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(data) if _is_key(like) else data
 
 
 def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-class _Aside:
-    """Starts a program from a thread of its own: XLA runs in order what one thread starts on a CPU.
-
-    Not for several devices, whose programs must wait for each other in one order everywhere. The program is compiled by
-    the caller, whose thread is the one that JAX's settings (`with jax.default_matmul_precision(…)`) are made for.
-    """
-
-    def __init__(self, program: Any):
-        self._program = program
-        self._compiled: Callable[..., Any] | None = None
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)
-
-    def __call__(self, *arguments: Any) -> Any:
-        if self._compiled is None:
-            self._compiled = self._program.lower(*arguments).compile()
-        return self._thread.submit(self._compiled, *arguments).result()
 
 
 class _Stopwatch:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Int, Key
 
-from trpo_jax.training.metrics import Metrics
 from trpo_jax.training.state import TrainState
 
 
@@ -22,8 +21,11 @@ class Stages(NamedTuple):
 
 def run_stages(
     stages: Stages, state: TrainState, watch: Callable[[str, Any], Any] = lambda name, result: result
-) -> tuple[TrainState, Metrics]:
-    """Run one iteration; `watch(name, result) -> result` sees each stage's result before the next stage starts."""
+) -> tuple[TrainState, dict[str, Any]]:
+    """Run one iteration, or describe it, where stages take and return descriptions of arrays; return state and metrics.
+
+    `watch(name, result) -> result` sees each stage's result before the next stage starts.
+    """
     keys, iteration = stages.next_keys(state.key, state.iteration)
     hyperparameters = state.hyperparameters
     starts = stages.draw(keys.starts)

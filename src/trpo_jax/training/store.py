@@ -55,7 +55,7 @@ class Store:
             ConfigError: the training was started with something else; the first field that differs is named.
             CheckpointError: none can be read, or not by all.
         """
-        like = host_like(pipeline.state_like())
+        like = host_like(pipeline.state_like)
         first = jax.process_index() == 0
         checkpoint, error = self._try_to_load(like) if first else (None, None)
         step = from_first_process(-1 if checkpoint is None else checkpoint.step)

@@ -18,10 +18,11 @@ from trpo_jax.environments.registry import as_environment, wrapped_environment
 from trpo_jax.policy.networks import Networks
 from trpo_jax.training.brax_names import networks_from_brax, translate
 from trpo_jax.training.checkpoint import load_params
+from trpo_jax.training.devices import all_devices
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.inference import Params, Policy
 from trpo_jax.training.loop import Callbacks, Loop, ProgressFn, Schedule, local_params
-from trpo_jax.training.pipeline import Pipeline, all_devices, to_host
+from trpo_jax.training.pipeline import Pipeline, to_host
 from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
 from trpo_jax.training.trpo import TRPO, make_trpo, with_time_limit

@@ -1,0 +1,55 @@
+"""Which devices a training uses, and where on them its arrays lie."""
+
+import functools
+import os
+from typing import Any
+
+import jax
+
+from trpo_jax.config import ConfigError
+
+FEWEST_ENVS_A_DEVICE = 16
+"""With fewer, a device that is a processor's core spends more on starting operations than it saves."""
+
+
+def all_devices(max_devices_per_host: int | None = None) -> list[jax.Device]:
+    """Return the devices of all processes, or so many of each. Raises ConfigError for a number below 1."""
+    if max_devices_per_host is None:
+        return jax.devices()
+    if max_devices_per_host < 1:
+        raise ConfigError("max_devices_per_host", max_devices_per_host, "an integer >= 1")
+    hosts = range(jax.process_count())
+    return [device for host in hosts for device in jax.local_devices(host)[:max_devices_per_host]]
+
+
+def show_cores_as_devices(num_envs: int) -> None:
+    """Have JAX show a processor's cores as devices, so that a rollout keeps all of them busy.
+
+    To be called before JAX has looked for devices. What the user has set (`jax_num_cpu_devices`, XLA_FLAGS) stays.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in flags:
+        jax.config.update("jax_num_cpu_devices", num_cores_to_use(num_envs, len(os.sched_getaffinity(0))))
+
+
+def num_cores_to_use(num_envs: int, num_cores: int) -> int:
+    """Return the largest number of cores that divides the environments and leaves each of them enough."""
+    most = max(1, min(num_cores, num_envs // FEWEST_ENVS_A_DEVICE))
+    return max(count for count in range(1, most + 1) if num_envs % count == 0)
+
+
+def put(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Have a pytree lie elsewhere; a single device takes its own copy of what is on all. Describes what is only described."""
+    if not isinstance(sharding, jax.sharding.SingleDeviceSharding) and not _is_described(tree):
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(functools.partial(_put, sharding), tree)
+
+
+def _put(sharding: jax.sharding.Sharding, leaf: Any) -> Any:
+    if _is_described(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return leaf.addressable_data(0)
+
+
+def _is_described(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
