@@ -109,7 +109,7 @@ def test_if_none_can_be_read_the_newest_is_named(tmp_path, state):
 
 def test_one_of_another_shape_is_named_by_its_first_array_that_differs(tmp_path, state):
     save(tmp_path, 7, state)
-    with pytest.raises(CheckpointError, match=r"state.*policy.*bias.* as float32\[.*8.*\] where .*float32\[.*9.*\]"):
+    with pytest.raises(CheckpointError, match=r"params.*policy.*bias.* as float32\[.*8.*\] where .*float32\[.*9.*\]"):
         load(tmp_path, make_state(9))
 
 

@@ -24,14 +24,14 @@ class Packed(NamedTuple):
             groups.setdefault(str(leaf.dtype), []).append(leaf)
         return cls({dtype: _concatenate(group) for dtype, group in groups.items()}, layout)
 
-    def misfit(self, layout: list[list[Any]]) -> str:
-        """Say in words how another layout differs, or nothing."""
+    def misfit(self, layout: list[list[Any]], name: str) -> str:
+        """Say in words how another layout of the tree of that name differs, or nothing."""
         if layout == self.layout:
             return ""
         for ours, theirs in zip(self.layout, layout, strict=False):
             if ours != theirs:
-                return f"it holds state{theirs[0]} as {theirs[1]}{theirs[2]} where state{ours[0]} is {ours[1]}{ours[2]}"
-        return f"it holds {len(layout)} arrays where the state has {len(self.layout)}"
+                return f"it holds {name}{theirs[0]} as {theirs[1]}{theirs[2]} where {name}{ours[0]} is {ours[1]}{ours[2]}"
+        return f"its {name} has {len(layout)} arrays where {len(self.layout)} are expected"
 
     def unpack(self, arrays: dict[str, np.ndarray], like: Any) -> Any:
         """Cut the arrays up again, into the structure of `like`."""
