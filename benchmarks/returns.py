@@ -12,6 +12,7 @@ import tyro
 
 import report
 from trpo_jax.cli.startup import configure_process
+from trpo_jax.training.devices import show_cores_as_devices
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.run_config import read_run_config, shipped_config
 from trpo_jax.training.train import train
@@ -34,6 +35,9 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     configure_process()
+    show_cores_as_devices(
+        min(read_run_config(path).trpo.num_envs for path in map(shipped_config, arguments.environments) if path)
+    )
     rows = [measure(name, arguments) for name in arguments.environments]
     report.publish("deterministic evaluation", rows, arguments.json)
 

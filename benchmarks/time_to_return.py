@@ -11,6 +11,7 @@ without the return counts with its whole time, a lower bound: a ratio with it is
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ import report
 from brax_ppo import SMALL_SCALE, Settings, Stopwatch, steady_stretch, train_ppo
 from trpo_jax import TRPOConfig, make_trpo, train
 from trpo_jax.environments.brax import load_environment
+from trpo_jax.training.devices import num_cores_to_use
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.run_config import read_run_config, shipped_config
 
@@ -44,6 +46,8 @@ class Arguments:
     """Stretches after which a run ends in any case."""
     episodes: int = 64
     """Episodes an evaluation plays."""
+    devices: int = num_cores_to_use(SMALL_SCALE["num_envs"], os.cpu_count() or 1)
+    """Cores of the processor that both train on."""
     json: str | None = None
     """Where to write the result."""
 
@@ -96,6 +100,7 @@ class Course(Stopwatch):
 
 
 def main(arguments: Arguments) -> None:
+    jax.config.update("jax_num_cpu_devices", arguments.devices)
     rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         for name in (OURS, PPO):
@@ -121,7 +126,7 @@ def run(name: str, arguments: Arguments, seed: int) -> Course:
     num_timesteps = arguments.stretch * arguments.num_stretches
     settings = SMALL_SCALE if name == PPO else None
     options = {"num_timesteps": num_timesteps, "num_evals": arguments.num_stretches + 1, "seed": seed}
-    return take(course, arguments.environment, "spring", config, settings, **options)
+    return take(course, arguments.environment, "spring", config, settings, num_devices=arguments.devices, **options)
 
 
 def take(
@@ -134,6 +139,7 @@ def take(
     num_timesteps: int,
     num_evals: int,
     seed: int,
+    num_devices: int = 1,
 ) -> Course:
     """Send a training along a course: PPO's if there are settings for it, else ours."""
     options = {"num_evals": num_evals, "policy_params_fn": course, "seed": seed}
@@ -144,11 +150,11 @@ def take(
                 num_timesteps,
                 config=config,
                 num_eval_envs=0,
-                max_devices_per_host=1,
+                max_devices_per_host=num_devices,
                 **options,
             )
         else:
-            train_ppo(environment, num_timesteps, settings, backend=backend, **options)
+            train_ppo(environment, num_timesteps, settings, backend=backend, num_devices=num_devices, **options)
     except Ended:
         pass
     return course
