@@ -24,7 +24,6 @@ from typing import Any
 
 import jax
 import tyro
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import precision
 import report
@@ -135,9 +134,7 @@ def measure_throughput(environment: str, backend: str, num_devices: int, argumen
     config = our_config(environment, arguments)
     trpo = make_trpo(load_environment(environment, backend), config)
     training = Training(trpo, arguments.iterations, jax.local_devices()[:num_devices])
-    simulator = Simulator(load_environment(environment, backend), config, arguments.iterations)
-    if num_devices > 1:
-        simulator.state = over_devices(simulator.state, num_envs=arguments.num_envs, num_devices=num_devices)
+    simulator = Simulator(load_environment(environment, backend), config, arguments.iterations, num_devices)
     seconds = report.alternate({"training": training, "simulator": simulator}, rounds=arguments.rounds)
     steps = trpo.steps_per_iteration * arguments.iterations
     speed = report.ratio(seconds["simulator"], seconds["training"])
@@ -158,14 +155,6 @@ def measure_throughput(environment: str, backend: str, num_devices: int, argumen
             "training ÷ PPO": ours / ppo,
         }
     ]
-
-
-def over_devices(tree: Any, *, num_envs: int, num_devices: int) -> Any:
-    """Split every leaf with a leading axis of environments over devices, and copy the others to all of them."""
-    devices = jax.local_devices()[:num_devices]
-    mesh = jax.make_mesh((num_devices,), ("devices",), axis_types=(AxisType.Auto,), devices=devices)
-    split, copied = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("devices",), ()))
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, split if leaf.shape[:1] == (num_envs,) else copied), tree)
 
 
 def measure_shares(environment: str, backend: str, arguments: Arguments) -> list[Row]:

@@ -99,8 +99,9 @@ def split_of_a_start(environment: str) -> dict[str, float]:
     jax.monitoring.register_event_duration_secs_listener(listen)
     imported = time.perf_counter()
     path = shipped_config(environment)
-    config = resolve(read_run_config(path) if path else RunConfig(environment=environment))
+    config = read_run_config(path) if path else RunConfig(environment=environment)
     show_cores_as_devices(config.trpo.num_envs)
+    config = resolve(config)
     simulator = run_environment(config)
     loaded = time.perf_counter()
     with contextlib.suppress(_FirstUpdate):

@@ -1,17 +1,19 @@
 """How much of the simulator's speed training keeps: environment steps a second, training against random actions.
 
-    python benchmarks/throughput.py [--environments hopper ant] [--rounds 10] [--json FILE]
+    python benchmarks/throughput.py [--environments hopper ant] [--devices 1] [--rounds 10] [--json FILE]
 
-Both run on the same environment and batch in one process and take turns; compilation is not counted. The simulator
+Both run on the same environment, batch and devices in one process and take turns; compilation is not counted. The simulator
 steps without resets and without a policy, with uniform random actions; training does everything an iteration does.
 """
 
 import dataclasses
 import statistics
 import time
+from typing import Any
 
 import jax
 import tyro
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import report
 from trpo_jax import TRPOConfig, make_trpo
@@ -27,6 +29,8 @@ class Arguments:
 
     environments: tuple[str, ...] = ("hopper", "ant")
     """Brax environments, with the settings that ship for them."""
+    devices: int = 1
+    """Devices that both use; on a processor so many of its cores are shown as devices."""
     rounds: int = 10
     """Timed rounds, each of `iterations` of both."""
     iterations: int = 20
@@ -36,6 +40,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
+    jax.config.update("jax_num_cpu_devices", arguments.devices)
     rows = [measure(name, arguments) for name in arguments.environments]
     report.publish("training against the simulator alone", rows, arguments.json)
 
@@ -44,13 +49,14 @@ def measure(name: str, arguments: Arguments) -> dict:
     path = shipped_config(name)
     config = read_run_config(path).trpo if path else TRPOConfig()
     trpo = make_trpo(name, config)
-    training = Training(trpo, arguments.iterations, jax.devices()[:1])
-    simulator = Simulator(name, config, arguments.iterations)
+    training = Training(trpo, arguments.iterations, jax.devices()[: arguments.devices])
+    simulator = Simulator(name, config, arguments.iterations, arguments.devices)
     seconds = report.alternate({"training": training, "simulator": simulator}, rounds=arguments.rounds)
     steps = trpo.steps_per_iteration * arguments.iterations
     speed = report.ratio(seconds["simulator"], seconds["training"])
     return {
         "environment": name,
+        "devices": arguments.devices,
         "batch": f"{config.num_envs} × {config.unroll_length}",
         "training steps/s": steps / statistics.median(seconds["training"]),
         "simulator steps/s": steps / statistics.median(seconds["simulator"]),
@@ -80,10 +86,11 @@ class Training:
 class Simulator:
     """As many steps of the bare simulator with random actions."""
 
-    def __init__(self, name: str, config: TRPOConfig, iterations: int):
-        self.environment, self.config, self.iterations = as_environment(name), config, iterations
+    def __init__(self, environment: Any, config: TRPOConfig, iterations: int, num_devices: int = 1):
+        self.environment, self.config, self.iterations = as_environment(environment), config, iterations
         self.key = jax.random.key(0)
-        self.state = strong(jax.jit(self.environment.reset)(jax.random.split(self.key, config.num_envs)))
+        state = strong(jax.jit(self.environment.reset)(jax.random.split(self.key, config.num_envs)))
+        self.state = over_devices(state, num_envs=config.num_envs, num_devices=num_devices)
         self.unroll = jax.jit(self._unroll, donate_argnums=0)
 
     def _unroll(self, state, key):
@@ -102,6 +109,14 @@ class Simulator:
             self.key, key = jax.random.split(self.key)
             self.state = self.unroll(self.state, key)
         return self.state.reward
+
+
+def over_devices(tree: Any, *, num_envs: int, num_devices: int) -> Any:
+    """Split every leaf with a leading axis of environments over devices, and copy the others to all of them."""
+    devices = jax.local_devices()[:num_devices]
+    mesh = jax.make_mesh((num_devices,), ("devices",), axis_types=(AxisType.Auto,), devices=devices)
+    split, copied = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("devices",), ()))
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, split if leaf.shape[:1] == (num_envs,) else copied), tree)
 
 
 if __name__ == "__main__":

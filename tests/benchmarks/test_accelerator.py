@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import accelerator
+import throughput
 from accelerator import Arguments, Recorder
 
 TINY = Arguments(num_envs=16, unroll_length=16, rounds=1, iterations=1, samples=64, hidden_size=4, devices=(1,))
@@ -39,7 +40,7 @@ def test_a_part_that_would_end_after_the_time_does_not_begin():
 
 def test_the_simulators_environments_are_split_over_devices():
     tree = {"state": jnp.zeros((16, 3)), "key": jnp.zeros(2)}
-    spread = accelerator.over_devices(tree, num_envs=16, num_devices=2)
+    spread = throughput.over_devices(tree, num_envs=16, num_devices=2)
     assert [shard.data.shape for shard in spread["state"].addressable_shards] == [(8, 3)] * 2
     assert spread["key"].is_fully_replicated
 

@@ -1,5 +1,6 @@
 """Which devices a training uses, and where on them its arrays lie."""
 
+import contextlib
 import functools
 import os
 from typing import Any
@@ -25,11 +26,13 @@ def all_devices(max_devices_per_host: int | None = None) -> list[jax.Device]:
 def show_cores_as_devices(num_envs: int) -> None:
     """Have JAX show a processor's cores as devices, so that a rollout keeps all of them busy.
 
-    To be called before JAX has looked for devices. What the user has set (`jax_num_cpu_devices`, XLA_FLAGS) stays.
+    What the user has set (`jax_num_cpu_devices`, XLA_FLAGS) stays, and so does what JAX has shown already.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in flags:
-        jax.config.update("jax_num_cpu_devices", num_cores_to_use(num_envs, len(os.sched_getaffinity(0))))
+        mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", num_cores_to_use(num_envs, mine))
 
 
 def num_cores_to_use(num_envs: int, num_cores: int) -> int:
