@@ -100,7 +100,6 @@ class Course(Stopwatch):
 
 
 def main(arguments: Arguments) -> None:
-    jax.config.update("jax_num_cpu_devices", arguments.devices)
     rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         for name in (OURS, PPO):
@@ -178,5 +177,7 @@ def bound(ours_arrived: bool, ppo_arrived: bool) -> str:
 
 
 if __name__ == "__main__":
+    parsed = tyro.cli(Arguments, description=__doc__)
+    jax.config.update("jax_num_cpu_devices", parsed.devices)
     jax.config.update("jax_compilation_cache_dir", None)  # each run pays for what it compiles
-    main(tyro.cli(Arguments, description=__doc__))
+    main(parsed)

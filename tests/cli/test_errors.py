@@ -127,3 +127,20 @@ def test_a_folder_that_another_training_writes_is_refused(tmp_path, capsys):
     with RunFolder(tmp_path / "began").locked():
         assert main.run(["train", "--resume", "began", "--max-devices-per-host", "1"]) == 2
     assert "run: got 'began', allowed: a folder in which no other training is running" in capsys.readouterr().err
+
+
+def test_two_trainings_that_begin_in_one_folder_at_once_do_not_harm_each_other(tmp_path, capsys, monkeypatch):
+    """The one that comes second into a folder that both found empty leaves it alone, also before a checkpoint is in it."""
+    first = create_run_folder(tmp_path / "both", RunConfig(environment="fast"))
+    monkeypatch.setattr("trpo_jax.cli.train.create_run_folder", lambda *arguments: RunFolder(first.path))
+    with first.locked():
+        assert main.run(["train", "inverted_pendulum", "--run-dir", "both", "--max-devices-per-host", "1"]) == 2
+    assert "a folder in which no other training is running" in capsys.readouterr().err
+    assert first.config.exists()
+
+
+def test_a_lock_in_an_empty_folder_is_no_run(tmp_path):
+    (tmp_path / "new").mkdir()
+    with RunFolder(tmp_path / "new").locked():
+        pass
+    assert create_run_folder(tmp_path / "new", RunConfig(environment="fast")).config.exists()

@@ -12,11 +12,14 @@ import numpy as np
 import trpo_jax
 from probes import Target
 from trainings import SHARDED
+from trpo_jax.training.processes import from_first_process
 
 
 def main(address, num_processes, index, folder, first_folder):
     if int(num_processes) > 1:
         jax.distributed.initialize(address, int(num_processes), int(index))
+    for number in (-1, 3_000_000_000):  # of steps, more than int32 holds
+        assert from_first_process(number if int(index) == 0 else 7) == number
     rows = []
     for num_iterations, place in ((3, folder), (5, first_folder)):
         _, params, _ = trpo_jax.train(

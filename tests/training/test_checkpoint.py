@@ -1,5 +1,6 @@
 import errno
 import gc
+import json
 
 import chex
 import jax
@@ -111,6 +112,14 @@ def test_one_of_another_shape_is_named_by_its_first_array_that_differs(tmp_path,
     save(tmp_path, 7, state)
     with pytest.raises(CheckpointError, match=r"params.*policy.*bias.* as float32\[.*8.*\] where .*float32\[.*9.*\]"):
         load(tmp_path, make_state(9))
+
+
+def test_one_of_another_version_is_called_so(tmp_path, state):
+    save(tmp_path, 7, state)
+    record = tmp_path / "7" / "record" / "metadata"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"layout": []}))
+    with pytest.raises(CheckpointError, match="another version of trpo_jax has written it"):
+        load(tmp_path, state)
 
 
 def test_the_newest_stay(tmp_path, state):

@@ -64,7 +64,7 @@ def test_so_many_devices_of_each_host():
 
 
 def test_one_device_takes_its_copy_of_what_is_on_all_and_gives_it_back():
-    mesh = jax.make_mesh((4,), ("d",), devices=jax.devices()[:4])
+    mesh = jax.make_mesh((4,), ("d",), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Auto,))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     tree = {"x": jnp.arange(3.0), "key": jax.random.key(1)}

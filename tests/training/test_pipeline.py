@@ -1,6 +1,7 @@
 """The pipeline compiles each of its programs once, whoever calls them."""
 
 import jax
+import pytest
 
 from probes import Target
 from trainings import SMALL, one_device_train
@@ -8,7 +9,8 @@ from trpo_jax import make_trpo
 from trpo_jax.training.pipeline import Pipeline, to_host
 
 
-def test_each_stage_is_compiled_once():
+@pytest.mark.parametrize("ahead", [True, False])
+def test_each_stage_is_compiled_once(ahead):
     """For the first state and later ones, after a reset, and after a state was put back from the host."""
     compiled = []
 
@@ -18,8 +20,11 @@ def test_each_stage_is_compiled_once():
 
     stages = ("draw", "collect", "improve", "fit")
     pipeline = Pipeline(make_trpo(Target(), SMALL).iteration, jax.devices()[:1])
+    assert all(leaf.sharding is not None for leaf in jax.tree.leaves(pipeline.state_like))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
+        if ahead:
+            pipeline.compile()
         state = pipeline.init(jax.random.key(0))
         for _ in range(2):
             state, _ = pipeline.update(state)
@@ -29,6 +34,12 @@ def test_each_stage_is_compiled_once():
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert sorted(compiled) == [f"jit({stage})" for stage in sorted(stages)]
+
+
+def test_a_training_of_no_steps_compiles_no_iteration(monkeypatch):
+    monkeypatch.setattr(Pipeline, "compile", lambda self: pytest.fail("compiled"))
+    _, _, metrics = one_device_train(Target(), 0, config=SMALL, num_eval_envs=2)
+    assert metrics["eval/avg_episode_length"] == SMALL.episode_length
 
 
 def test_an_iteration_is_reported_before_the_next_is_timed(monkeypatch):

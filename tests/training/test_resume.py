@@ -10,6 +10,7 @@ import chex
 import pytest
 
 import processes
+import trpo_jax
 from probes import Target
 from trainings import SMALL, one_device_train, without_clocks
 from trpo_jax import ConfigError, TrustRegionConfig
@@ -20,8 +21,8 @@ FULL = 25 * 16
 
 def run(folder, num_timesteps=FULL, **options):
     rows = []
-    options = {"num_evals": 3, "num_eval_envs": 2, "config": SMALL} | options
-    _, params, metrics = one_device_train(
+    options = {"num_evals": 3, "num_eval_envs": 2, "config": SMALL, "max_devices_per_host": 1} | options
+    _, params, metrics = trpo_jax.train(
         Target(),
         num_timesteps,
         iteration_fn=lambda step, metrics: rows.append((step, without_clocks(metrics))),
@@ -43,6 +44,14 @@ def test_a_resumed_training_is_bit_for_bit_the_one_that_was_not_interrupted(tmp_
     params_after, metrics_after, after = run(tmp_path, resume=True)
     assert before + after == rows
     assert metrics_after == metrics
+    chex.assert_trees_all_equal(params_after, params)
+
+
+def test_so_is_one_whose_rollouts_are_spread_over_cores(tmp_path):
+    params, _, rows = run(tmp_path / "whole", 6 * 16, max_devices_per_host=2)
+    run(tmp_path / "parts", 4 * 16, max_devices_per_host=2)
+    params_after, _, after = run(tmp_path / "parts", 6 * 16, max_devices_per_host=2, resume=True)
+    assert after == rows[4:]
     chex.assert_trees_all_equal(params_after, params)
 
 

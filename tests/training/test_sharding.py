@@ -42,14 +42,18 @@ def assert_same(a, b):
         np.testing.assert_allclose(x / scale, y / scale, rtol=0, atol=1e-4)
 
 
-def test_eight_devices_compute_what_one_does(alone):
+@pytest.mark.parametrize("learning", ["on the first", "on all, as accelerators do"])
+def test_eight_devices_compute_what_one_does(alone, learning, monkeypatch):
+    if learning != "on the first":
+        monkeypatch.setattr(trpo_jax.training.pipeline, "are_cores_of_one_processor", lambda devices: False)
     params, rows, metrics = run(8)
     assert_same(params, alone[0])
     np.testing.assert_allclose(rows, alone[1], rtol=1e-4)
     np.testing.assert_allclose(metrics["eval/episode_reward"], alone[2]["eval/episode_reward"], rtol=1e-4)
 
 
-def test_environments_are_spread_and_stay_where_they_are():
+def test_environments_are_spread_and_stay_where_they_are(monkeypatch):
+    monkeypatch.setattr(trpo_jax.training.pipeline, "are_cores_of_one_processor", lambda devices: False)
     trpo = trpo_jax.make_trpo(Target(), SHARDED)
     pipeline = trpo_jax.training.pipeline.Pipeline(trpo.iteration, jax.devices()[:8])
     state = pipeline.init(jax.random.PRNGKey(0))
@@ -58,7 +62,9 @@ def test_environments_are_spread_and_stay_where_they_are():
     assert [(x.aval, x.sharding) for x in jax.tree.leaves(state)] == before
     observation = state.rollout.environments.observation
     assert [shard.data.shape for shard in observation.addressable_shards] == [(2, 2)] * 8
-    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.learner))
+    for leaf in jax.tree.leaves((state.learner, state.critic)):
+        assert leaf.is_fully_replicated
+        assert leaf.sharding.num_devices == 8
 
 
 def test_environments_must_divide_among_devices():

@@ -62,7 +62,8 @@ def train_command(arguments: list[str]) -> int:
     from trpo_jax.training.run import resolve, run_environment
     from trpo_jax.training.trpo import make_trpo
 
-    show_cores_as_devices(parsed.run.trpo.num_envs)
+    if not parsed.distributed:  # several processes on one machine have a core each
+        show_cores_as_devices(parsed.run.trpo.num_envs, parsed.max_devices_per_host)
     run_config = resolve(parsed.run)
     environment = run_environment(run_config)
     # Raises for what does not fit together, before a folder is made.
@@ -161,30 +162,39 @@ def _train(arguments: TrainArguments, run_config: RunConfig, environment: Any) -
     console = make_console(run_config)
     try:
         with folder.locked():
-            loggers = _loggers(arguments, run_config, folder)
-            if resumed:
-                write_run_config(folder.config, run_config)
-            console.start(folder.path, resumed=resumed)
-            with console:
-                metrics = run_training(
-                    run_config,
-                    folder,
-                    environment,
-                    loggers,
-                    resume=resumed,
-                    max_devices_per_host=arguments.max_devices_per_host,
-                    progress_fn=console.evaluation,
-                    iteration_fn=console.iteration,
-                )
-    except ConfigError:  # raised before anything is trained
-        if not resumed:
-            folder.discard()
-        raise
+            metrics = _train_in(folder, arguments, run_config, environment, console)
     except (KeyboardInterrupt, SystemExit):
         console.interrupted(folder.path, _options_to_repeat(arguments))
         raise
     console.finish(folder.path, metrics)
     return 0
+
+
+def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfig, environment: Any, console: Any) -> Any:
+    """Train in a folder that is locked; return the last metrics. If it cannot begin, a new run leaves no folder."""
+    from trpo_jax.training.run import run_training
+
+    resumed = arguments.resume is not None
+    try:
+        loggers = _loggers(arguments, run_config, folder)
+        if resumed:
+            write_run_config(folder.config, run_config)
+        console.start(folder.path, resumed=resumed)
+        with console:
+            return run_training(
+                run_config,
+                folder,
+                environment,
+                loggers,
+                resume=resumed,
+                max_devices_per_host=arguments.max_devices_per_host,
+                progress_fn=console.evaluation,
+                iteration_fn=console.iteration,
+            )
+    except ConfigError:  # raised before anything is trained
+        if not resumed:
+            folder.discard()
+        raise
 
 
 def _loggers(arguments: TrainArguments, run_config: RunConfig, folder: RunFolder) -> list[Logger]:
@@ -199,7 +209,11 @@ def _loggers(arguments: TrainArguments, run_config: RunConfig, folder: RunFolder
 
 def _options_to_repeat(arguments: TrainArguments) -> str:
     """Return the options that config.toml does not hold."""
-    options = " --tensorboard" if arguments.tensorboard else ""
+    options = " --distributed" if arguments.distributed else ""
+    for name in ("coordinator_address", "num_processes", "process_index"):
+        value = getattr(arguments, name)
+        options += "" if value is None else f" --{name.replace('_', '-')} {value}"
+    options += " --tensorboard" if arguments.tensorboard else ""
     options += f" --wandb-project {arguments.wandb_project}" if arguments.wandb_project else ""
     devices = arguments.max_devices_per_host
     return options + (f" --max-devices-per-host {devices}" if devices else "")

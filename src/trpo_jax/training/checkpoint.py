@@ -157,6 +157,8 @@ def _try_to_load(manager: ocp.CheckpointManager, step: int, params: Params, stat
         record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         wanted = {"params": params} if state is None else {"params": params, "state": state}
         packed = {name: Packed.of(tree) for name, tree in wanted.items()}
+        if not isinstance(record.get("layout"), dict):
+            return None, "another version of trpo_jax has written it"
         for name, each in packed.items():
             if misfit := each.misfit(record["layout"][name], name):
                 return None, misfit

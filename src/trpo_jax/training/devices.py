@@ -1,8 +1,8 @@
 """Which devices a training uses, and where on them its arrays lie."""
 
 import contextlib
-import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,16 +23,17 @@ def all_devices(max_devices_per_host: int | None = None) -> list[jax.Device]:
     return [device for host in hosts for device in jax.local_devices(host)[:max_devices_per_host]]
 
 
-def show_cores_as_devices(num_envs: int) -> None:
+def show_cores_as_devices(num_envs: int, max_devices: int | None = None) -> None:
     """Have JAX show a processor's cores as devices, so that a rollout keeps all of them busy.
 
     What the user has set (`jax_num_cpu_devices`, XLA_FLAGS) stays, and so does what JAX has shown already.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in flags:
-        mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    if chosen < 0 and "xla_force_host_platform_device_count" not in flags:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", num_cores_to_use(num_envs, mine))
+            jax.config.update("jax_num_cpu_devices", num_cores_to_use(num_envs, min(cores, max_devices or cores)))
 
 
 def num_cores_to_use(num_envs: int, num_cores: int) -> int:
@@ -41,18 +42,14 @@ def num_cores_to_use(num_envs: int, num_cores: int) -> int:
     return max(count for count in range(1, most + 1) if num_envs % count == 0)
 
 
+def are_cores_of_one_processor(devices: Sequence[jax.Device]) -> bool:
+    """Tell whether devices have one memory, and take longer to agree on a sum than to compute it."""
+    return devices[0].platform == "cpu" and jax.process_count() == 1
+
+
 def put(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Have a pytree lie elsewhere; a single device takes its own copy of what is on all. Describes what is only described."""
-    if not isinstance(sharding, jax.sharding.SingleDeviceSharding) and not _is_described(tree):
-        return jax.device_put(tree, sharding)
-    return jax.tree.map(functools.partial(_put, sharding), tree)
-
-
-def _put(sharding: jax.sharding.Sharding, leaf: Any) -> Any:
-    if _is_described(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return leaf.addressable_data(0)
-
-
-def _is_described(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+    """Have arrays lie elsewhere, or descriptions of arrays say so."""
+    leaves = jax.tree.leaves(tree)
+    if leaves and isinstance(leaves[0], jax.ShapeDtypeStruct):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    return jax.device_put(tree, sharding)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from trpo_jax.config import ConfigError
-from trpo_jax.training.devices import put
+from trpo_jax.training.devices import are_cores_of_one_processor, put
 from trpo_jax.training.iteration import Iteration
 from trpo_jax.training.keys import as_typed_key
 from trpo_jax.training.metrics import Metrics
@@ -42,25 +43,30 @@ class Pipeline:
             raise ConfigError("num_envs", num_envs, f"a multiple of {len(devices)}, the number of devices")
         self._mesh = jax.make_mesh((len(devices),), (ENVIRONMENTS,), axis_types=(AxisType.Auto,), devices=devices)
         everywhere, spread, by_time = self._sharding(), self._sharding(ENVIRONMENTS), self._sharding(None, ENVIRONMENTS)
-        one_processor = devices[0].platform == "cpu" and jax.process_count() == 1
-        apart = one_processor and len(devices) > 1
-        learning: Any = SingleDeviceSharding(devices[0]) if apart else everywhere
-        self.sharding = TrainState(learning, learning, spread, learning, everywhere, everywhere)
+        apart = are_cores_of_one_processor(devices)
+        learning = SingleDeviceSharding(devices[0]) if apart else everywhere
+        learns = dict.fromkeys(("learner", "critic", "hyperparameters"), learning)
+        beginning: dict[str, Any] = dict.fromkeys(TrainState._fields, everywhere) | {"rollout": spread}
+        parts: dict[str, Any] = beginning | learns
+        self.sharding = TrainState(**parts)
         """Where the parts of a training state lie."""
         self._split = jax.jit(lambda data: tuple(jax.random.split(as_typed_key(data))), out_shardings=everywhere)
         self._fold_in = jax.jit(jax.random.fold_in, out_shardings=everywhere)
         self._restart = jax.jit(iteration.restart, out_shardings=spread)
         self._copy = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=spread)
-        beginning = TrainState(*[everywhere] * len(TrainState._fields))._replace(rollout=spread)
-        self._begin = Program(jax.jit(iteration.begin, out_shardings=beginning))
-        # XLA runs in order what one thread starts on a CPU.
-        aside = concurrent.futures.ThreadPoolExecutor(1) if one_processor else None
+        self._begin = jax.jit(iteration.begin, out_shardings=TrainState(**beginning))
+        # XLA runs in order what one thread starts on a CPU, so that beside a rollout runs what another thread starts. Only
+        # programs of one device may: those of several wait for each other, and must start in one order everywhere.
+        aside = concurrent.futures.ThreadPoolExecutor(1) if apart else None
         next_keys, draw, collect, improve, fit = iteration.stages
-        collected = spread, everywhere if apart else by_time, everywhere
-        self._stages = Stages(
+        self._draw = jax.jit(draw, out_shardings=by_time)
+        self._stages: Any = Stages(
             next_keys=Program(jax.jit(next_keys, out_shardings=everywhere)),
-            draw=Program(jax.jit(draw, out_shardings=by_time)),
-            collect=Program(jax.jit(collect, donate_argnums=1, out_shardings=collected), move={0: everywhere} if apart else {}),
+            draw=Program(self._draw),
+            collect=Program(
+                jax.jit(collect, donate_argnums=1, out_shardings=(spread, by_time, everywhere)),
+                move={0: everywhere} if apart else {},
+            ),
             improve=Program(
                 jax.jit(improve, out_shardings=(learning, learning if apart else by_time, learning)),
                 move={2: learning, 4: learning} if apart else {},
@@ -70,26 +76,28 @@ class Pipeline:
 
     @functools.cached_property
     def state_like(self) -> TrainState:
-        """A training state of `jax.ShapeDtypeStruct`. Asked first, all programs are traced, and begin to be compiled."""
-        key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=self._sharding())
-        compilers = concurrent.futures.ThreadPoolExecutor()
-        starts = self._stages.draw.compile(compilers, key)
-        state = self._settled(self._begin.compile(compilers, key, starts))
-        ahead = Stages(*(functools.partial(stage.compile, compilers) for stage in self._stages))
-        run_stages(ahead._replace(draw=lambda key: starts), state)
+        """A training state of `jax.ShapeDtypeStruct`."""
+        key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+        state = jax.eval_shape(self._begin, key, jax.eval_shape(self._draw, key))
+        return self._settled(state)
+
+    def compile(self) -> None:
+        """Trace all programs of an iteration, and begin to compile them side by side. Without it each waits for its first call.
+
+        A process that ends waits for those that are being compiled.
+        """
+        compilers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        run_stages(Stages(*(functools.partial(stage.compile, compilers) for stage in self._stages)), self.state_like)
         compilers.shutdown(wait=False)
-        return state
 
     def init(self, key: jax.Array) -> TrainState:
         """Draw networks and environments, as `Iteration.init` does."""
-        _ = self.state_like
         draw_key, key = self._split(np.asarray(jax.random.key_data(as_typed_key(key))))
         return self._settled(self._begin(key, self._stages.draw(draw_key)))
 
     def _settled(self, state: TrainState) -> TrainState:
-        """Have what learns lie where it is computed."""
-        learning = {name: put(getattr(state, name), self.sharding.learner) for name in ("learner", "critic", "hyperparameters")}
-        return state._replace(**learning)
+        shardings: Any = self.sharding
+        return TrainState(*(put(part, where) for part, where in zip(state, shardings, strict=True)))
 
     def _sharding(self, *axes: str | None) -> NamedSharding:
         return NamedSharding(self._mesh, PartitionSpec(*axes))
@@ -111,7 +119,9 @@ class Pipeline:
 
     def place(self, host_state: TrainState) -> TrainState:
         """Put a state that `to_host` took back onto the devices."""
-        return TrainState(*map(_place, host_state, self.state_like, self.sharding))
+        shardings: Any = self.sharding
+        parts = zip(host_state, self.state_like, shardings, strict=True)
+        return TrainState(*(_place(part, like, where) for part, like, where in parts))
 
     def reset(self, state: TrainState) -> TrainState:
         """Draw all environments afresh, by a key of their own that other draws do not notice."""

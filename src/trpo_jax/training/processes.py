@@ -16,4 +16,6 @@ def from_first_process(number: int) -> int:
     """Return the first process's number in all."""
     if jax.process_count() == 1:
         return number
-    return int(multihost_utils.broadcast_one_to_all(np.asarray(number)))
+    high, low = divmod(number, 2**30)  # JAX would cut off what int32 cannot hold
+    high, low = multihost_utils.broadcast_one_to_all(np.asarray([high, low], np.int32))
+    return int(high) * 2**30 + int(low)

@@ -10,11 +10,11 @@ from trpo_jax.training.devices import put
 
 
 class Program:
-    """A jitted function that `compile` must see before its first call.
+    """A jitted function, whose compilation can be begun ahead of its first call.
 
     Args:
         function: jitted.
-        thread: that starts it; None for the caller's. What one thread starts on a CPU, XLA runs in order.
+        thread: that starts it; None for the caller's.
         move: positions of arguments, and where those arguments are to be put.
     """
 
@@ -25,24 +25,27 @@ class Program:
         move: Mapping[int, jax.sharding.Sharding] | None = None,
     ):
         self._function, self._thread, self._move = function, thread, move or {}
-        self._compiled: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._compiled: concurrent.futures.Future[Any] | None = None
+        self._described: Any = None
 
     def compile(self, compilers: concurrent.futures.Executor, *arguments: Any) -> Any:
-        """Trace it, and let one of the compilers go on; return what it will return, as `jax.ShapeDtypeStruct`.
+        """Trace it, unless it was, and let one of the compilers go on; return what it returns, as `jax.ShapeDtypeStruct`.
 
         The caller's thread traces, since that is the one that JAX's settings are made for, such as
         `with jax.default_matmul_precision(…)`.
         """
-        lowered = self._function.lower(*self._moved(arguments))
-        self._compiled = compilers.submit(lowered.compile)
-        return lowered.out_info
+        if self._compiled is None:
+            lowered = self._function.lower(*self._moved(arguments))
+            self._compiled, self._described = compilers.submit(lowered.compile), lowered.out_info
+        return self._described
 
     def __call__(self, *arguments: Any) -> Any:
-        """Start it, once it is compiled."""
-        compiled, arguments = self._compiled.result(), self._moved(arguments)
+        """Start it."""
+        arguments = self._moved(arguments)
+        run = self._function if self._compiled is None else self._compiled.result()
         if self._thread is None:
-            return compiled(*arguments)
-        return self._thread.submit(compiled, *arguments).result()
+            return run(*arguments)
+        return self._thread.submit(run, *arguments).result()
 
-    def _moved(self, arguments: tuple[Any, ...]) -> list[Any]:
-        return [put(each, self._move[i]) if i in self._move else each for i, each in enumerate(arguments)]
+    def _moved(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(put(each, self._move[i]) if i in self._move else each for i, each in enumerate(arguments))

@@ -15,6 +15,9 @@ from trpo_jax.config import ConfigError
 from trpo_jax.training.loggers import finite
 from trpo_jax.training.run_config import RunConfig, read_run_config, write_run_config
 
+LOCK = ".lock"
+"""File that a training holds locked in its folder."""
+
 
 class RunFolder:
     """Where the parts of a run lie."""
@@ -32,14 +35,18 @@ class RunFolder:
         Raises:
             ConfigError: one runs in it.
         """
+        lock = filelock.FileLock(self.path / LOCK, blocking=False)
         try:
-            with filelock.FileLock(self.path / ".lock", blocking=False):
-                yield
+            lock.acquire()
         except filelock.Timeout:
             raise ConfigError("run", str(self.path), "a folder in which no other training is running") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def discard(self) -> None:
-        """Remove the folder of a run that has not begun."""
+        """Remove the folder of a run that has not begun; for who holds its lock."""
         if not self.checkpoints.is_dir() or not any(self.checkpoints.iterdir()):
             shutil.rmtree(self.path)
 
@@ -57,12 +64,18 @@ def create_run_folder(path: Path | str | None, run_config: RunConfig) -> RunFold
     try:
         folder = RunFolder(_make_default_folder(run_config.environment) if path is None else path)
         folder.path.mkdir(parents=True, exist_ok=True)
-        if any(folder.path.iterdir()):
-            raise ConfigError("run_dir", str(path), "a folder that is new or empty; nothing was changed")
-        write_run_config(folder.config, run_config)
+        _check_empty(folder)
+        with folder.locked():
+            _check_empty(folder)  # once more, since another process may have had the same idea
+            write_run_config(folder.config, run_config)
     except OSError as error:
         raise ConfigError("run_dir", str(path or "runs"), f"a folder that can be written ({error.strerror})") from None
     return folder
+
+
+def _check_empty(folder: RunFolder) -> None:
+    if any(path.name != LOCK for path in folder.path.iterdir()):
+        raise ConfigError("run_dir", str(folder.path), "a folder that is new or empty; nothing was changed")
 
 
 def _make_default_folder(environment: str) -> Path:

@@ -145,15 +145,20 @@ def train(
         origin = {"config": to_mapping(config), "seed": int(seed)}
         store = Store(save_checkpoint_path, resume=resume, keep=keep_checkpoints, origin=origin)
     state_key, eval_key = jax.random.split(jax.random.key(seed))
+    schedule = _schedule(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
     if store is not None and store.goes_on:
         state, progress = store.load(pipeline)
+        if progress.iteration < schedule.num_iterations:
+            pipeline.compile()
     else:
+        if schedule.num_iterations:
+            pipeline.compile()
         state, progress = pipeline.init(state_key), Progress()
         state = _restored(pipeline, state, restore_checkpoint_path, restore_params, restore_value_fn)
     loop = Loop(
         trpo,
         pipeline,
-        _schedule(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval),
+        schedule,
         Callbacks(iteration_fn, progress_fn, policy_params_fn),
         store=store,
         evaluator=evaluator,
