@@ -27,7 +27,7 @@ format: $(VENV)/.installed-dev     ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-bench    ## measure: policy update, its peers and costs, throughput, checkpoints, devices, start-up, returns, time to a return (about an hour)
-	for name in policy_update sb3_contrib_update curvature_costs precision throughput checkpointing devices startup returns time_to_return; do \
+	for name in policy_update sb3_contrib_update curvature_costs throughput checkpointing devices startup returns time_to_return; do \
 	  $(BIN)/python benchmarks/$$name.py --json docs/benchmarks/$${name}_cpu.json || exit 1; \
 	done
 

@@ -107,12 +107,13 @@ def split_of_a_start(environment: str) -> dict[str, float]:
     with contextlib.suppress(_FirstUpdate):
         train(simulator, config.num_timesteps, config=config.trpo, num_eval_envs=0, iteration_fn=_stop)
     total = time.perf_counter() - start
-    trace = covered(spans["trace"])
+    later = {name: [span for span in each if span[0] >= loaded] for name, each in spans.items()}
+    trace = covered(later["trace"])
     parts = {
         "import": imported - start,
         "environment": loaded - imported,
         "trace": trace,
-        "compile": covered(spans["trace"] + spans["compile"]) - trace,
+        "compile": covered(later["trace"] + later["compile"]) - trace,
     }
     return parts | {"other": total - sum(parts.values())}
 

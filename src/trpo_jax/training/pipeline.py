@@ -30,7 +30,8 @@ class Pipeline:
     """An iteration's stages, compiled for a set of devices: environments are spread over them, all else is on each.
 
     The programs are those of the global batch, which the compiler partitions: where they run does not change what they
-    compute. Calls return before the work is done, and the critic fit of one iteration may run beside the next rollout.
+    compute. Calls return before the work is done: the critic fit of one iteration may run beside the next rollout, and so may
+    the initial states of the iteration after that be drawn.
 
     Devices that are cores of one processor share the rollout only. The policy step and the critic fit, whose many small
     sums over devices would take longer than the work does, are left to the first of them.
@@ -58,11 +59,12 @@ class Pipeline:
         # XLA runs in order what one thread starts on a CPU, so that beside a rollout runs what another thread starts. Only
         # programs of one device may: those of several wait for each other, and must start in one order everywhere.
         aside = concurrent.futures.ThreadPoolExecutor(1) if apart else None
+        beforehand = concurrent.futures.ThreadPoolExecutor(1) if apart and len(devices) == 1 else None
         next_keys, draw, collect, improve, fit = iteration.stages
         self._draw = jax.jit(draw, out_shardings=by_time)
         self._stages: Any = Stages(
-            next_keys=Program(jax.jit(next_keys, out_shardings=everywhere)),
-            draw=Program(self._draw),
+            next_keys=Program(jax.jit(next_keys, out_shardings=everywhere), thread=beforehand),
+            draw=Program(self._draw, thread=beforehand),
             collect=Program(
                 jax.jit(collect, donate_argnums=1, out_shardings=(spread, by_time, everywhere)),
                 move={0: everywhere} if apart else {},

@@ -14,9 +14,9 @@ from trpo_jax.policy.networks import Network, policy_distribution
 from trpo_jax.training.metrics import EpisodeStatistics, break_off, record_step
 from trpo_jax.training.normalization import NormalizerState, normalize
 
-STEPS_PER_START = 32
-"""A rollout draws one fresh initial state an environment for so many steps: the price of a reset spread over 32 steps.
-An environment that ends more than one episode within them restarts from the same."""
+STEPS_PER_START = 8
+"""A rollout draws one fresh initial state an environment for so many steps. Episodes that begin within them share it; with
+32 double pendulums fell again and again from the same state, and learned worse on three seeds of six."""
 
 
 class Transition(NamedTuple):
