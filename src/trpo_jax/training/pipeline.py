@@ -44,7 +44,8 @@ class Pipeline:
             raise ConfigError("num_envs", num_envs, f"a multiple of {len(devices)}, the number of devices")
         self._mesh = jax.make_mesh((len(devices),), (ENVIRONMENTS,), axis_types=(AxisType.Auto,), devices=devices)
         everywhere, spread, by_time = self._sharding(), self._sharding(ENVIRONMENTS), self._sharding(None, ENVIRONMENTS)
-        apart = are_cores_of_one_processor(devices)
+        one_processor = are_cores_of_one_processor(devices)
+        apart = one_processor and len(devices) > 1
         learning = SingleDeviceSharding(devices[0]) if apart else everywhere
         learns = dict.fromkeys(("learner", "critic", "hyperparameters"), learning)
         beginning: dict[str, Any] = dict.fromkeys(TrainState._fields, everywhere) | {"rollout": spread}
@@ -58,8 +59,8 @@ class Pipeline:
         self._begin = jax.jit(iteration.begin, out_shardings=TrainState(**beginning))
         # XLA runs in order what one thread starts on a CPU, so that beside a rollout runs what another thread starts. Only
         # programs of one device may: those of several wait for each other, and must start in one order everywhere.
-        aside = concurrent.futures.ThreadPoolExecutor(1) if apart else None
-        beforehand = concurrent.futures.ThreadPoolExecutor(1) if apart and len(devices) == 1 else None
+        aside = concurrent.futures.ThreadPoolExecutor(1) if one_processor else None
+        beforehand = concurrent.futures.ThreadPoolExecutor(1) if one_processor and not apart else None
         next_keys, draw, collect, improve, fit = iteration.stages
         self._draw = jax.jit(draw, out_shardings=by_time)
         self._stages: Any = Stages(
