@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -82,19 +82,31 @@ def config(cls: type) -> type:
     for field in dataclasses.fields(cls):
         is_leaf = field.type is float or dataclasses.is_dataclass(_plain(field.type))
         (leaves if is_leaf and not field.metadata.get("force_static") else static).append(field.name)
-
-    def flatten(settings: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        keyed = [(jax.tree_util.GetAttrKey(name), getattr(settings, name)) for name in leaves]
-        return keyed, tuple(getattr(settings, name) for name in static)
-
-    def unflatten(static_values: Any, leaf_values: Any) -> Any:
-        settings: Any = object.__new__(cls)  # unchecked: JAX rebuilds pytrees around placeholders and axis numbers
-        for name, value in zip((*leaves, *static), (*leaf_values, *static_values), strict=True):
-            object.__setattr__(settings, name, value)
-        return settings
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    register_fields(cls, leaves, static)
     return cls
+
+
+def register_fields(cls: type, leaves: Sequence[str], static: Sequence[str]) -> None:
+    """Register a dataclass as a pytree whose children are the fields `leaves`; the fields `static` are part of its structure.
+
+    Not by `jax.tree_util.register_dataclass`, by which two classes with fields of the same names have structures that
+    compare equal (jax 0.10 to 0.12): now and then jit takes for one class what it has compiled for the other.
+    """
+
+    def flatten(instance: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(instance, name) for name in leaves], tuple(getattr(instance, name) for name in static)
+
+    def flatten_with_keys(instance: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        children, static_values = flatten(instance)
+        return list(zip(map(jax.tree_util.GetAttrKey, leaves), children, strict=True)), static_values
+
+    def unflatten(static_values: Any, children: Any) -> Any:
+        instance: Any = object.__new__(cls)  # unchecked: JAX rebuilds pytrees around placeholders and axis numbers
+        for name, value in zip((*leaves, *static), (*children, *static_values), strict=True):
+            object.__setattr__(instance, name, value)
+        return instance
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
 def check(settings: Any) -> None:

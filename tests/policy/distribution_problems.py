@@ -80,7 +80,7 @@ def quantities(p, q, action):
 unoptimized = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 build = functools.partial(jax.jit, static_argnums=0)(lambda name, raw, allowed: PROBLEMS[name].build(raw, allowed))
 many_samples = jax.jit(lambda p, keys: jax.vmap(p.sample)(keys))
-scalars = jax.jit(quantities)
+scalars = unoptimized(quantities)
 
 
 @jax.jit

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from trpo_jax.config import register_fields
+
 Params = PyTree[Float[Array, "..."]]
 """Any pytree of floating arrays."""
 
@@ -20,8 +22,10 @@ MatVec = Callable[[Params], Params]
 def pytree_dataclass(cls: type) -> type:
     """Make a class a frozen dataclass that is a pytree; fields with metadata {"static": True} are no leaves."""
     cls = dataclasses.dataclass(frozen=True)(cls)
-    no_type_check(vars(cls)["__init__"])  # JAX rebuilds pytrees around placeholders, which no type checker may look at
-    return jax.tree_util.register_dataclass(cls)
+    no_type_check(vars(cls)["__init__"])  # trees of them hold numpy arrays too, and descriptions of arrays
+    static = [field.name for field in dataclasses.fields(cls) if field.metadata.get("static")]
+    register_fields(cls, [field.name for field in dataclasses.fields(cls) if field.name not in static], static)
+    return cls
 
 
 def check_floating(tree: Any, name: str) -> None:

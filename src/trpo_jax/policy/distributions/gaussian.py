@@ -85,8 +85,7 @@ class TanhGaussian:
             standardized / math.sqrt(2)
         )
         log_slope = 2.0 * (math.log(2.0) - mean_size - _mean_log1p_exp(mean, std))
-        # One sum: of two sums added, XLA's CPU compiler has now and then left one out.
-        return jnp.sum(wide(self.log_std) + 0.5 * math.log(2 * math.pi * math.e) + log_slope, axis=-1)
+        return self.base.entropy() + jnp.sum(log_slope, axis=-1)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch A"]:
         """Draw one pre-tanh action a batch entry."""
