@@ -1,5 +1,6 @@
 """`trpo-jax`: find the command, run it, turn errors into one line and an exit code."""
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,9 +15,14 @@ commands:
   evaluate RUN            play episodes with the policy of a run folder
   plot RUN [RUN …]        draw learning curves of run folders
   render RUN              show an episode with the policy of a run folder
+  sweep SWEEP.toml        train environments × settings × seeds, many runs in one program
+  report DIR              make tables and plots of a sweep's folder
 
 `trpo-jax COMMAND --help` explains every option of a command.
 """
+
+COMMANDS = ("train", "evaluate", "plot", "render", "sweep", "report")
+"""Each is `NAME_command` of the module NAME."""
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -55,25 +61,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
+    """Return a command by name; its module is imported only now."""
     from trpo_jax.config import ConfigError, unknown_name
 
-    if name == "train":
-        from trpo_jax.cli.train import train_command
-
-        return train_command
-    if name == "evaluate":
-        from trpo_jax.cli.evaluate import evaluate_command
-
-        return evaluate_command
-    if name == "plot":
-        from trpo_jax.cli.plot import plot_command
-
-        return plot_command
-    if name == "render":
-        from trpo_jax.cli.render import render_command
-
-        return render_command
-    raise ConfigError("command", name, unknown_name("command", name, ["train", "evaluate", "plot", "render"]))
+    if name not in COMMANDS:
+        raise ConfigError("command", name, unknown_name("command", name, list(COMMANDS)))
+    return getattr(importlib.import_module(f"trpo_jax.cli.{name}"), f"{name}_command")
 
 
 def _bad_input() -> tuple[type[Exception], ...]:

@@ -11,7 +11,7 @@ from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import make_console
 from trpo_jax.config import ConfigError, to_mapping
 from trpo_jax.training.loggers import Logger, TensorBoardLogger, WandbLogger
-from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config, write_run_config
+from trpo_jax.training.run_config import RunConfig, starting_config, write_run_config
 from trpo_jax.training.run_folder import MetricsLog, RunFolder, create_run_folder, open_run_folder
 
 DESCRIPTION = (
@@ -89,18 +89,8 @@ def parse_arguments(arguments: list[str]) -> TrainArguments:
             "ENV|CONFIG.toml", arguments[0] if arguments else "", "an environment or a TOML file as first argument"
         )
     suite = _value_of("--suite", arguments) or "brax"
-    default = TrainArguments(target or "ant", starting_config(target, suite))
+    default = TrainArguments(target or "ant", starting_config(target, suite) if target else RunConfig())
     return parse(TrainArguments, arguments, command="train", description=DESCRIPTION, default=default)
-
-
-def starting_config(target: str | None, suite: str = "brax") -> RunConfig:
-    """Return the configuration that a target stands for, before options."""
-    if target is None:
-        return RunConfig()
-    if target.endswith(".toml"):
-        return read_run_config(target)
-    path = shipped_config(target, suite)
-    return dataclasses.replace(read_run_config(path) if path else RunConfig(), environment=target)
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:

@@ -23,17 +23,19 @@ def all_devices(max_devices_per_host: int | None = None) -> list[jax.Device]:
     return [device for host in hosts for device in jax.local_devices(host)[:max_devices_per_host]]
 
 
-def show_cores_as_devices(num_envs: int, max_devices: int | None = None) -> None:
+def show_cores_as_devices(num_envs: int | None = None, max_devices: int | None = None) -> None:
     """Have JAX show a processor's cores as devices, so that a rollout keeps all of them busy.
 
-    What the user has set (`jax_num_cpu_devices`, XLA_FLAGS) stays, and so does what JAX has shown already.
+    As many as `num_cores_to_use` says for so many environments; all of them for None. What the user has set
+    (`jax_num_cpu_devices`, XLA_FLAGS) stays, and so does what JAX has shown already.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     chosen: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     if chosen < 0 and "xla_force_host_platform_device_count" not in flags:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", num_cores_to_use(num_envs, min(cores, max_devices or cores)))
+            cores = min(cores, max_devices or cores)
+            jax.config.update("jax_num_cpu_devices", cores if num_envs is None else num_cores_to_use(num_envs, cores))
 
 
 def num_cores_to_use(num_envs: int, num_cores: int) -> int:

@@ -74,15 +74,18 @@ def make_evaluator(
     return jax.jit(evaluate)
 
 
-def summarize(episodes: Episodes, action_repeat: int = 1) -> dict[str, float]:
-    """Return mean and standard deviation of episode return and length (simulator steps), under Brax's metric names."""
-    episode_return, length = (jnp.asarray(leaf, jnp.float32) for leaf in episodes)
+def summarize(episodes: Episodes, action_repeat: int = 1) -> dict[str, Any]:
+    """Return mean and standard deviation of episode return and length (simulator steps), under Brax's metric names.
+
+    Numbers; lists of them, one a run, where the episodes of several runs are `[R, E]`.
+    """
+    episode_return, length = (np.asarray(leaf, np.float32) for leaf in episodes)
     length = length * action_repeat
     return {
-        "eval/episode_reward": float(jnp.mean(episode_return)),
-        "eval/episode_reward_std": float(jnp.std(episode_return)),
-        "eval/avg_episode_length": float(jnp.mean(length)),
-        "eval/std_episode_length": float(jnp.std(length)),
+        "eval/episode_reward": np.mean(episode_return, axis=-1).tolist(),
+        "eval/episode_reward_std": np.std(episode_return, axis=-1).tolist(),
+        "eval/avg_episode_length": np.mean(length, axis=-1).tolist(),
+        "eval/std_episode_length": np.std(length, axis=-1).tolist(),
     }
 
 

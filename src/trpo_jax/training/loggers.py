@@ -107,9 +107,9 @@ class WandbLogger:
         self._run.finish()
 
 
-def finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Leave out NaN and infinities, of which charts make holes or nothing."""
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+def finite(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Leave out NaN and infinities, of which charts make holes or nothing; lists, which hold a number a run, stay."""
+    return {name: value for name, value in metrics.items() if isinstance(value, list) or math.isfinite(value)}
 
 
 def _run_id(path: Path) -> str:

@@ -10,7 +10,7 @@ from trpo_jax.training.evaluate import Episodes, summarize
 from trpo_jax.training.inference import Params, Policy
 from trpo_jax.training.interrupts import deferred_interrupts
 from trpo_jax.training.metrics import Metrics
-from trpo_jax.training.pipeline import Pipeline, to_host
+from trpo_jax.training.pipeline import Iterations, to_host
 from trpo_jax.training.processes import any_process
 from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
@@ -55,7 +55,7 @@ class Loop:
     def __init__(
         self,
         trpo: TRPO,
-        pipeline: Pipeline,
+        pipeline: Iterations,
         schedule: Schedule,
         callbacks: Callbacks,
         *,
@@ -124,7 +124,7 @@ class Loop:
         """Wait for the iteration that has not been told of yet, if there is one, and tell of it."""
         if self._unreported is None:
             return
-        metrics = {name: float(value) for name, value in jax.device_get(self._unreported).items()}
+        metrics = {name: value.tolist() for name, value in jax.device_get(self._unreported).items()}
         self._unreported = None
         now = time.perf_counter()
         elapsed, self._last_report = now - self._last_report, now

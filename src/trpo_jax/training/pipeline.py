@@ -5,7 +5,7 @@ import functools
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,24 @@ from trpo_jax.training.state import TrainState
 
 ENVIRONMENTS = "environments"
 """Name of the mesh axis that environments are spread over."""
+
+
+@runtime_checkable  # for callers that check types as they run
+class Iterations(Protocol):
+    """What loop and store need of whatever runs iterations: `Pipeline`, or one for many trainings at once."""
+
+    @property
+    def state_like(self) -> TrainState: ...
+
+    def update(self, state: TrainState) -> tuple[TrainState, Metrics]: ...
+
+    def timed_update(self, state: TrainState) -> tuple[TrainState, Metrics, dict[str, float]]: ...
+
+    def snapshot(self, state: TrainState) -> TrainState: ...
+
+    def place(self, host_state: TrainState) -> TrainState: ...
+
+    def reset(self, state: TrainState) -> TrainState: ...
 
 
 class Pipeline:
@@ -124,7 +142,7 @@ class Pipeline:
         """Put a state that `to_host` took back onto the devices."""
         shardings: Any = self.sharding
         parts = zip(host_state, self.state_like, shardings, strict=True)
-        return TrainState(*(_place(part, like, where) for part, like, where in parts))
+        return TrainState(*(place(part, like, where) for part, like, where in parts))
 
     def reset(self, state: TrainState) -> TrainState:
         """Draw all environments afresh, by a key of their own that other draws do not notice."""
@@ -149,7 +167,8 @@ def host_like(tree: Any) -> Any:
     return jax.eval_shape(functools.partial(jax.tree.map, lambda x: jax.random.key_data(x) if _is_key(x) else x), tree)
 
 
-def _place(host_tree: Any, like: Any, sharding: jax.sharding.Sharding) -> Any:
+def place(host_tree: Any, like: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Put what `to_host` took back onto devices; `like` describes it as it was there."""
     placed = jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index]), host_tree)
     return jax.jit(functools.partial(jax.tree.map, _as_key_like, like), out_shardings=sharding)(placed)
 

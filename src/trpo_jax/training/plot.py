@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +17,7 @@ FORMATS = (".png", ".pdf", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
 GREY = "#666666"
+STEPS = "environment steps"
 POINTS: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 7, "markeredgecolor": "white"}
 SMOOTHED_PART = 1 / 40
 """Moving averages run over this part of a run."""
@@ -150,13 +151,7 @@ def draw(runs: Sequence[RunCurves]) -> Any:
     Raises:
         ConfigError: matplotlib is missing.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("matplotlib", "none", 'an installed one; pip install "trpo-jax[plot]" brings it') from None
-    figure = Figure(figsize=(13, 6.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 6.2)
     grid = figure.add_gridspec(2, 4)
     large = figure.add_subplot(grid[:, :2])
     axes = [large, *(figure.add_subplot(grid[row, 2 + column], sharex=large) for row in (0, 1) for column in (0, 1))]
@@ -170,6 +165,34 @@ def draw(runs: Sequence[RunCurves]) -> Any:
     handles = [large.plot([], [], label=run.name, lw=2, **_style(number))[0] for number, run in enumerate(runs)]
     figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=11)
     return figure
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty matplotlib Figure, its size in inches. Raises ConfigError if matplotlib is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("matplotlib", "none", 'an installed one; pip install "trpo-jax[plot]" brings it') from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def finish_axis(axis: Any, title: str, xlabel: str, *, grid: Literal["x", "y"] = "y") -> None:
+    """Give a panel its title and the look that all have; environment steps are counted in k and M."""
+    from matplotlib.ticker import EngFormatter
+
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.set_xlabel(xlabel, fontsize=9, color=GREY)
+    if xlabel == STEPS:
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.locator_params(axis="x", nbins=6)
+    axis.tick_params(labelsize=9, color=GREY, labelcolor=GREY)
+    axis.grid(axis=grid, lw=0.5, alpha=0.4)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(GREY)
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -193,20 +216,12 @@ def _draw_curve(axis: Any, panel: Panel, run: RunCurves, style: dict[str, str]) 
 def _finish_panel(axis: Any, panel: Panel) -> None:
     from matplotlib.ticker import EngFormatter
 
-    axis.set_title(panel.title, loc="left", fontsize=11)
     low, high = axis.get_ylim()
     low = max(low, panel.lowest) if panel.bottom is None else panel.bottom
     axis.set_ylim(low, high if panel.top is None else panel.top)
-    axis.set_xlim(left=0)
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.locator_params(axis="x", nbins=6)
     if panel.metric == SPEED:
         axis.yaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.set_xlabel("environment steps", fontsize=9, color=GREY)
-    axis.tick_params(labelsize=9, color=GREY, labelcolor=GREY)
-    axis.grid(axis="y", lw=0.5, alpha=0.4)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(GREY)
+    finish_axis(axis, panel.title, STEPS)
 
 
 def _draw_bounds(axis: Any, runs: Sequence[RunCurves]) -> None:

@@ -60,9 +60,8 @@ def read_run_config(path: Path | str) -> RunConfig:
         raise ConfigError(f"{path}: {error.field}", error.got, error.allowed) from None
 
 
-def run_config_from_mapping(mapping: dict[str, Any]) -> RunConfig:
-    """Build a `RunConfig` from a parsed TOML file."""
-    defaults = RunConfig()
+def run_config_from_mapping(mapping: dict[str, Any], defaults: RunConfig = RunConfig()) -> RunConfig:  # noqa: B008
+    """Build a `RunConfig` from a parsed TOML file; what it leaves out is that of `defaults`."""
     known = [name for part in (defaults, defaults.trpo) for name in to_mapping(part) if name != "trpo"]
     for name, value in mapping.items():
         if name not in known:
@@ -79,6 +78,18 @@ def write_run_config(path: Path | str, run_config: RunConfig) -> None:
     new = Path(path).with_suffix(".new")
     new.write_text(tomli_w.dumps(mapping | trpo), encoding="utf-8")
     new.replace(path)
+
+
+def starting_config(target: str, suite: str = "brax") -> RunConfig:
+    """Return the configuration that a target stands for: a TOML file, or an environment with the settings that ship for it.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    if target.endswith(".toml"):
+        return read_run_config(target)
+    path = shipped_config(target, suite)
+    return dataclasses.replace(read_run_config(path) if path else RunConfig(), environment=target)
 
 
 def shipped_config(environment: str, suite: str = "brax") -> Path | None:

@@ -30,25 +30,28 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other trainings out of the folder; a crash leaves no lock behind.
-
-        Raises:
-            ConfigError: one runs in it.
-        """
-        lock = filelock.FileLock(self.path / LOCK, blocking=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise ConfigError("run", str(self.path), "a folder in which no other training is running") from None
-        try:
+        """Keep other trainings out of the folder; a crash leaves no lock behind. Raises ConfigError if one runs in it."""
+        with locked(self.path, ConfigError("run", str(self.path), "a folder in which no other training is running")):
             yield
-        finally:
-            lock.release()
 
     def discard(self) -> None:
         """Remove the folder of a run that has not begun; for who holds its lock."""
         if not self.checkpoints.is_dir() or not any(self.checkpoints.iterdir()):
             shutil.rmtree(self.path)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, taken: Exception) -> Iterator[None]:
+    """Hold a folder's lock, which ends with the process at the latest; raise `taken` if another process holds it."""
+    lock = filelock.FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise taken from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def create_run_folder(path: Path | str | None, run_config: RunConfig) -> RunFolder:
@@ -120,7 +123,7 @@ class MetricsLog:
         self._earlier: list[str] | None = lines
         self._file = _rewrite(path, lines)
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Append a line."""
         record = {"step": step} | finite(metrics)
         if self._earlier is not None:

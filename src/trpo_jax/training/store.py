@@ -9,7 +9,7 @@ import jax
 
 from trpo_jax.config import ConfigError
 from trpo_jax.training.checkpoint import Checkpoint, CheckpointError, Checkpoints, has_checkpoints, load_checkpoint, read_record
-from trpo_jax.training.pipeline import Pipeline, host_like, to_host
+from trpo_jax.training.pipeline import Iterations, host_like, to_host
 from trpo_jax.training.processes import any_process, from_first_process
 from trpo_jax.training.state import TrainState, inference_params
 
@@ -48,7 +48,7 @@ class Store:
         self._writer: Checkpoints | None = None
         self._in_first_process(lambda: self._open(keep))
 
-    def load(self, pipeline: Pipeline) -> tuple[TrainState, Progress]:
+    def load(self, pipeline: Iterations) -> tuple[TrainState, Progress]:
         """Return the newest state that the first process can read, the same in all; warn of newer ones that it cannot.
 
         Raises:

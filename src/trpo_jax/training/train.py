@@ -145,7 +145,7 @@ def train(
         origin = {"config": to_mapping(config), "seed": int(seed)}
         store = Store(save_checkpoint_path, resume=resume, keep=keep_checkpoints, origin=origin)
     state_key, eval_key = jax.random.split(jax.random.key(seed))
-    schedule = _schedule(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
+    schedule = make_schedule(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
     if store is not None and store.goes_on:
         state, progress = store.load(pipeline)
         if progress.iteration < schedule.num_iterations:
@@ -236,7 +236,10 @@ def _check_fits(name: str, params: Any, like: Any) -> None:
         raise ConfigError("restore_params", given, f"{name} of shapes {wanted}, those of this training")
 
 
-def _schedule(trpo: TRPO, num_timesteps: int, num_evals: int, num_resets_per_eval: int, checkpoint_interval: int) -> Schedule:
+def make_schedule(
+    trpo: TRPO, num_timesteps: int, num_evals: int, num_resets_per_eval: int = 0, checkpoint_interval: int = 0
+) -> Schedule:
+    """Return what happens after which iterations, evaluations and resets evenly spread."""
     num_iterations = math.ceil(num_timesteps / trpo.steps_per_iteration)
     evaluations = _evaluation_schedule(num_iterations, num_evals)
     parts = num_resets_per_eval * max(num_evals - 1, 1)

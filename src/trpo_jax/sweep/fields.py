@@ -1,0 +1,68 @@
+"""A run's configuration as fields with dotted names, such as `trust_region.max_kl`."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from trpo_jax.config import ConfigError, to_mapping, unknown_name
+from trpo_jax.training.run_config import RunConfig, run_config_from_mapping
+from trpo_jax.training.trpo_config import TRPOConfig
+
+
+def fields_of(run_config: RunConfig) -> dict[str, Any]:
+    """Return every field and its value, a list for a tuple."""
+    mapping = to_mapping(run_config)
+    trpo = mapping.pop("trpo")
+    return dict(_flat(mapping | trpo))
+
+
+def with_fields(run_config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """Put values over a configuration.
+
+    Raises:
+        ConfigError: an unknown field, a value of the wrong type, or one out of range.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        check_known(name, value)
+        *tables, field = name.split(".")
+        table = nested
+        for each in tables:
+            table = table.setdefault(each, {})
+        table[field] = value
+    return run_config_from_mapping(nested, run_config)
+
+
+def traced_fields() -> frozenset[str]:
+    """Return the fields whose values one compiled program may hold many of; all others select a program of their own."""
+    leaves = jax.tree.leaves_with_path(TRPOConfig())
+    return frozenset(".".join(key.name for key in path) for path, _ in leaves) | {"seed"}
+
+
+def check_known(name: str, value: Any) -> None:
+    """Raise ConfigError for a name that is no field."""
+    known = list(fields_of(RunConfig()))
+    if name not in known:
+        raise ConfigError(name, value, unknown_name("field", name, known))
+
+
+def flat_fields(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a TOML table by dotted name, whether they stood in tables of their own or not."""
+    known = fields_of(RunConfig())
+    tables = {name.rpartition(".")[0] for name in known} - {""}
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if name in tables and isinstance(value, Mapping):
+            flat |= {f"{name}.{field}": each for field, each in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

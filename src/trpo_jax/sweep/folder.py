@@ -1,0 +1,161 @@
+"""The folder of a sweep: its plan, a file of metrics a run, a table of results, and what is not finished yet."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trpo_jax.config import ConfigError
+from trpo_jax.sweep.fields import fields_of
+from trpo_jax.sweep.plan import Run
+from trpo_jax.sweep.training import Records
+from trpo_jax.training.run_folder import LOCK, locked
+
+RETURN = "eval/episode_reward"
+"""The metric that a run is judged by; runs without evaluations by `TRAINING_RETURN`."""
+TRAINING_RETURN = "training/episode_reward"
+
+
+class Finished(NamedTuple):
+    """What a finished run has left."""
+
+    records: Records
+    result: dict[str, Any]
+    """A row of the table: names and plain values."""
+
+
+class SweepFolder:
+    """Where the parts of a sweep lie.
+
+    plan.json       the runs: name, environment, swept values, whole configuration
+    runs/NAME.jsonl metrics of a finished run, an object a line, and its row of the table in the last
+    results.csv     a row a finished run
+    unfinished/     checkpoints and metrics of runs that are being trained
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.plan = self.path / "plan.json"
+        self.runs = self.path / "runs"
+        self.results = self.path / "results.csv"
+        self.unfinished = self.path / "unfinished"
+
+    def begin(self, runs: Sequence[Run]) -> None:
+        """Write the plan, or see that it is what the folder has begun with, perhaps with more runs.
+
+        Raises:
+            ConfigError: the folder holds something else, or runs that are not among these.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        new = {run.name: _described(run) for run in runs}
+        if self.plan.is_file():
+            missing = [name for name in self.planned() if name not in new]
+            if missing:
+                allowed = f"a sweep that has the runs of this folder, {missing[0]} among them; or a new folder"
+                raise ConfigError("sweep_dir", str(self.path), allowed)
+        elif any(path.name != LOCK for path in self.path.iterdir()):
+            raise ConfigError("sweep_dir", str(self.path), "a folder of a sweep, a new or an empty one; nothing was changed")
+        _replace(self.plan, json.dumps(list(new.values()), indent=1) + "\n")
+        self.runs.mkdir(exist_ok=True)
+        self.unfinished.mkdir(exist_ok=True)
+
+    def planned(self) -> dict[str, dict[str, Any]]:
+        """Return the runs that the plan names, by name, as it describes them.
+
+        Raises:
+            ConfigError: no plan that can be read.
+        """
+        try:
+            return {run["run"]: run for run in json.loads(self.plan.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError, KeyError):
+            raise ConfigError("sweep_dir", str(self.path), "a folder that a sweep has written, with a plan.json") from None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other sweeps out of the folder; a crash leaves no lock behind. Raises ConfigError if one runs in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path, ConfigError("sweep_dir", str(self.path), "a folder in which no other sweep is running")):
+            yield
+
+    def finished(self, name: str) -> Finished | None:
+        """Return what a run has left, or None if its file is missing, torn or changed."""
+        try:
+            body, _, last = self._file(name).read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
+            end = json.loads(last)
+            if end["digest"] != _digest(body):
+                return None
+            return Finished([json.loads(line) for line in body.splitlines()], end["result"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def finish(self, name: str, records: Records, result: dict[str, Any]) -> None:
+        """Write the file of a run, whole or not at all."""
+        body = "\n".join(json.dumps(record) for record in records)
+        end = json.dumps({"result": result, "digest": _digest(body)})
+        _replace(self._file(name), f"{body}\n{end}\n")
+
+    def write_results(self) -> None:
+        """Write the table anew, of all runs that are planned and finished."""
+        finished = (self.finished(name) for name in self.planned())
+        rows = [run.result for run in finished if run is not None]
+        names = dict.fromkeys(name for row in rows for name in row)
+        new = self.results.with_suffix(".new")
+        with new.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(names))
+            writer.writeheader()
+            writer.writerows(rows)
+        new.replace(self.results)
+
+    def begun(self) -> list[tuple[Path, list[str]]]:
+        """Return what trainings have left unfinished: a folder, and the names of its runs."""
+        found = []
+        for path in sorted(self.unfinished.iterdir()):
+            try:
+                found.append((path, [str(name) for name in json.loads((path / "runs.json").read_text(encoding="utf-8"))]))
+            except (OSError, ValueError, TypeError):
+                self.drop(path)
+        return found
+
+    def begin_runs(self, names: Sequence[str]) -> Path:
+        """Return the folder for training runs together, the same for the same runs."""
+        path = self.unfinished / _digest("\n".join(names))[:16]
+        path.mkdir(exist_ok=True)
+        _replace(path / "runs.json", json.dumps(list(names)) + "\n")
+        return path
+
+    def drop(self, path: Path) -> None:
+        """Remove what is unfinished, since it has been finished or is of no use."""
+        shutil.rmtree(path, ignore_errors=True)
+
+    def _file(self, name: str) -> Path:
+        return self.runs / f"{name}.jsonl"
+
+
+def _described(run: Run) -> dict[str, Any]:
+    return {
+        "run": run.name,
+        "environment": run.config.environment,
+        "source": run.source,
+        "seed": run.config.seed,
+        "swept": run.swept,
+        "config": fields_of(run.config),
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a text in a file's place, in one move, and see that it lies on the disk."""
+    new = path.with_name(path.name + ".new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

@@ -1,0 +1,72 @@
+"""How much memory runs take, and how many of them fit one program."""
+
+import math
+import os
+
+import jax
+
+from trpo_jax.config import ConfigError
+from trpo_jax.sweep.plan import Cell, Run
+from trpo_jax.training.run import run_environment
+from trpo_jax.training.trpo import make_trpo
+
+COPIES_OF_STATE = 3
+"""Before, after and during an iteration."""
+COPIES_OF_BATCH = 4
+"""As collected, arranged in rows, shuffled for the critic, and its derivatives."""
+PART_OF_MEMORY = 0.5
+"""Of what a device has free, what a program may take where nothing else is said."""
+
+
+def bytes_of_run(run: Run) -> int:
+    """Estimate the memory that a run adds to a program: its state, its batch, and what networks leave behind on it."""
+    config = run.config.trpo
+    trpo = make_trpo(run_environment(run.config), config)
+    state = jax.eval_shape(trpo.init, jax.random.key(0))
+    starts = jax.eval_shape(trpo.iteration.draw, jax.random.key(0))
+    observation = state.rollout.environments.observation
+    samples = config.num_envs * config.unroll_length
+    floats = sum(2 * math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(observation))
+    floats += getattr(trpo.environment.action_space, "size", 1) + 8  # action, reward, value, advantage, …
+    units = sum(config.policy.hidden_sizes) + sum(config.critic.hidden_sizes)
+    per_sample = 4 * (COPIES_OF_BATCH * floats + 2 * units)
+    return COPIES_OF_STATE * _bytes(state) + _bytes(starts) + samples * per_sample
+
+
+def free_bytes(device: jax.Device) -> int:
+    """Return the memory that programs may take on a device: a part of what is free there."""
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return int(PART_OF_MEMORY * (statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)))
+    return int(PART_OF_MEMORY * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count())
+
+
+def divide(cell: Cell, bytes_each: int, limit: int, num_devices: int, most: int | None = None) -> list[tuple[Run, ...]]:
+    """Divide the runs of a cell among programs of about the same size.
+
+    Args:
+        cell: what to divide.
+        bytes_each: see `bytes_of_run`.
+        limit: bytes a program may take on each device.
+        num_devices: over which its runs are spread evenly.
+        most: runs a program may hold, whatever their memory.
+
+    Raises:
+        ConfigError: not a single run fits.
+    """
+    fitting = limit // bytes_each * num_devices
+    if fitting < 1:
+        needed = f"at least {bytes_each / 2**30:.3g}, what one run of {cell.config.environment} is estimated to take"
+        raise ConfigError("memory_limit", round(limit / 2**30, 3), needed)
+    size = min(fitting, most or fitting)
+    count = math.ceil(len(cell.runs) / size)
+    size = math.ceil(len(cell.runs) / count)
+    return [cell.runs[start : start + size] for start in range(0, len(cell.runs), size)]
+
+
+def _bytes(tree: object) -> int:
+    return sum(math.prod(leaf.shape) * _itemsize(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _itemsize(leaf: jax.ShapeDtypeStruct) -> int:
+    return 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize

@@ -1,0 +1,79 @@
+"""Which runs a sweep consists of, and which of them one compiled program can train together."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from trpo_jax.config import ConfigError
+from trpo_jax.sweep.fields import fields_of, with_fields
+from trpo_jax.sweep.spec import Sweep
+from trpo_jax.training.run import resolve
+from trpo_jax.training.run_config import RunConfig, starting_config
+
+
+class Run(NamedTuple):
+    """One training of a sweep."""
+
+    name: str
+    """ENVIRONMENT-HASH-seedN: the hash is that of everything but the seed."""
+    source: str
+    """What the sweep file calls the environment: its name, or a configuration file."""
+    swept: dict[str, Any]
+    """The fields in which settings differ, and their values."""
+    config: RunConfig
+
+
+class Cell(NamedTuple):
+    """Runs that differ in traced values only, so that one compiled program can train any number of them."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of one of them."""
+        return self.runs[0].config
+
+
+def make_plan(sweep: Sweep) -> tuple[Run, ...]:
+    """Return the runs of a sweep, in the order of the sweep file.
+
+    Raises:
+        ConfigError: an unknown environment, no such configuration file, a value that is not allowed, settings of which two
+            are the same.
+    """
+    runs: dict[str, Run] = {}
+    for source in sweep.environments:
+        base = resolve(with_fields(starting_config(source, sweep.config.get("suite", "brax")), sweep.config))
+        for setting in sweep.settings:
+            config = resolve(with_fields(base, setting))
+            for seed in sweep.seeds:
+                run = _run(source, setting, dataclasses.replace(config, seed=seed))
+                if run.name in runs:
+                    raise ConfigError("sweep", run.name, "settings that differ from each other, once every value is put in")
+                runs[run.name] = run
+    return tuple(runs.values())
+
+
+def cells_of(runs: Sequence[Run]) -> tuple[Cell, ...]:
+    """Put runs together that one program can train."""
+    cells: dict[Any, list[Run]] = {}
+    for run in runs:
+        cells.setdefault(_program(run.config), []).append(run)
+    return tuple(Cell(tuple(each)) for each in cells.values())
+
+
+def _run(source: str, setting: dict[str, Any], config: RunConfig) -> Run:
+    kinds = fields_of(RunConfig())
+    fields = {name: float(value) if isinstance(kinds[name], float) else value for name, value in fields_of(config).items()}
+    seed = fields.pop("seed")
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return Run(f"{config.environment}-{digest[:8]}-seed{seed}", source, setting, config)
+
+
+def _program(config: RunConfig) -> Any:
+    """Return what two configurations share if one program can train both: all but the seed and the pytree's leaves."""
+    return jax.tree.structure(dataclasses.replace(config, seed=0))

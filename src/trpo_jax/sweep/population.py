@@ -1,0 +1,76 @@
+"""Many runs of one program: iterations and evaluations under vmap, each device with a share of the runs."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from trpo_jax.training.evaluate import Episodes
+from trpo_jax.training.iteration import Iteration
+from trpo_jax.training.pipeline import place
+from trpo_jax.training.state import TrainState
+from trpo_jax.training.trpo_config import TRPOConfig
+
+RUNS = "runs"
+"""Name of the mesh axis that runs are spread over."""
+
+
+class Population:
+    """An iteration of R runs as one program, in place of the `Pipeline` of one run: every array has a leading axis of R.
+
+    R is a multiple of the number of devices. Each device works on its own runs and never waits for others, whose
+    conjugate gradients and line searches may take longer.
+    """
+
+    def __init__(self, iteration: Iteration, keys: jax.Array, hyperparameters: TRPOConfig, devices: Sequence[jax.Device]):
+        """Take what the runs begin with: keys `[R]`, and a TRPOConfig whose float fields are `[R]`."""
+        mesh = jax.make_mesh((len(devices),), (RUNS,), axis_types=(AxisType.Auto,), devices=devices)
+        self._sharding = NamedSharding(mesh, PartitionSpec(RUNS))
+        self._beginning = jax.device_put((keys, hyperparameters), self._sharding)
+        self._init = self._over_runs(iteration.init)
+        self._update = self._over_runs(iteration.update, donate=0)
+        self._reset = self._over_runs(iteration.reset)
+        self._copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
+
+    @functools.cached_property
+    def state_like(self) -> TrainState:
+        """A training state of `jax.ShapeDtypeStruct`."""
+        return jax.eval_shape(self._init, *self._beginning)
+
+    def init(self) -> TrainState:
+        """Draw networks and environments of every run."""
+        return self._init(*self._beginning)
+
+    def update(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Start one iteration; return the state and the metrics `[R]` to be. The old state is used up."""
+        return self._update(state)
+
+    def timed_update(self, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, float]]:
+        """Do as `update`: there are no stages to time."""
+        return *self._update(state), {}
+
+    def snapshot(self, state: TrainState) -> TrainState:
+        """Return a state that stays readable when the next iteration has started."""
+        return self._copy(state)
+
+    def reset(self, state: TrainState) -> TrainState:
+        """Draw all environments of every run afresh, by keys of their own that other draws do not notice."""
+        return self._reset(state)
+
+    def place(self, host_state: TrainState) -> TrainState:
+        """Put a state that `to_host` took back onto the devices."""
+        return place(host_state, self.state_like, self._sharding)
+
+    def evaluator(self, evaluate: Callable[[Any, Any], Episodes]) -> Callable[[Any, Any], Episodes]:
+        """Return a function that does for R runs what `evaluate` does for one: (params, keys) -> `Episodes` of `[R, E]`."""
+        evaluate_all = self._over_runs(evaluate)
+        return lambda params, keys: evaluate_all(*jax.device_put((params, keys), self._sharding))
+
+    def _over_runs(self, function: Callable[..., Any], donate: int | tuple[int, ...] = ()) -> Callable[..., Any]:
+        """Return a jitted function that does for R runs what `function` does for one."""
+        spec = self._sharding.spec
+        mapped = jax.shard_map(jax.vmap(function), mesh=self._sharding.mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        return jax.jit(mapped, donate_argnums=donate)

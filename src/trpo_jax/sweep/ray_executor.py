@@ -1,0 +1,119 @@
+"""Programs of a sweep as tasks of Ray, on this machine or on a cluster."""
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from trpo_jax.config import ConfigError
+from trpo_jax.sweep.running import Done, Job, Progress, choose_devices, train_job
+from trpo_jax.training.run_folder import locked
+
+RETRIES = 5
+"""How often a task is started again whose worker has died."""
+CONNECT_SECONDS = 5.0
+
+
+class RayExecutor:
+    """Does each job as a task of Ray, as many at once as the cluster has room for.
+
+    A task whose worker dies is started again, and goes on from its checkpoints where the sweep's folder lies on a disk that
+    the new worker sees too; else it begins afresh. Results come back to this process, which alone writes them.
+    """
+
+    def __init__(
+        self, *, address: str | None, device: str, cpus_per_program: float, gpus_per_program: float, progress: Progress
+    ):
+        """Connect to a cluster.
+
+        Args:
+            address: HOST:PORT, ray://HOST:PORT, or auto, of a cluster that runs; None starts one on this machine.
+            device: what programs train on, as `choose_devices` has it.
+            cpus_per_program: processors that a task asks for; it has JAX show as many as devices.
+            gpus_per_program: GPUs that a task asks for.
+            progress: told when jobs start and end.
+
+        Raises:
+            ConfigError: Ray is missing, the address is not that of a cluster, or the cluster has not what one task asks for.
+        """
+        self._ray = _connect(address)
+        self._progress = progress
+        self._ours = address is None
+        self._check_room({"CPU": cpus_per_program, "GPU": gpus_per_program})
+        task = self._ray.remote(num_cpus=cpus_per_program, num_gpus=gpus_per_program, max_retries=RETRIES, max_calls=1)
+        self._train: Any = task(_train_remotely)
+        self._arguments = device, max(1, int(cpus_per_program))
+
+    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None]) -> None:
+        """Do all jobs."""
+        running = {}
+        try:
+            for job in jobs:
+                running[self._train.remote(job._replace(folder=job.folder.absolute()), *self._arguments)] = job
+                self._progress.start(job)
+            while running:
+                (finished, *_), _ = self._ray.wait(list(running), num_returns=1)
+                done = self._ray.get(finished)
+                job = running.pop(finished)
+                deliver(job, done)
+                self._progress.finished(job)
+        finally:
+            for task in running:
+                self._ray.cancel(task, force=True)
+            if self._ours:
+                self._ray.shutdown()
+
+    def _check_room(self, wanted: dict[str, float]) -> None:
+        there = self._ray.cluster_resources()
+        for name, amount in wanted.items():
+            if amount > there.get(name, 0):
+                has = ", ".join(f"{there.get(each, 0):g} {each}" for each in wanted)
+                raise ConfigError(f"{name.lower()}s_per_program", amount, f"what the Ray cluster has: {has}")
+
+
+def _connect(address: str | None) -> ModuleType:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ConfigError("executor", "ray", 'local, before pip install "trpo-jax[ray]"') from None
+    if address not in (None, "auto", "local"):
+        _check_reachable(str(address))
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False if not address else None)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigError("ray_address", address, f"the address of a Ray cluster that runs ({words})") from None
+    return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ConfigError within seconds where no one listens: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    allowed = "HOST:PORT or ray://HOST:PORT of a Ray cluster that runs, or auto"
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConfigError("ray_address", address, f"{allowed} ({error})") from None
+
+
+def _train_remotely(job: Job, device: str, num_cores: int) -> Done:
+    """Do a job in a worker of Ray."""
+    with _folder_seen_here(job.folder) as folder:
+        return train_job(job._replace(folder=folder), choose_devices(device, num_cores))
+
+
+@contextlib.contextmanager
+def _folder_seen_here(folder: Path) -> Iterator[Path]:
+    """Give the job's own folder, locked, or one of this machine's where the worker does not see that."""
+    if folder.is_dir() and os.access(folder, os.W_OK):
+        with locked(folder, ConfigError("sweep_dir", str(folder), "a folder in which no other worker is training")):
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="trpo_jax-sweep-") as here:
+            yield Path(here)

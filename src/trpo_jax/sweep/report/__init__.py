@@ -1,0 +1,1 @@
+"""Tables, plots and a page from the folder of a sweep."""

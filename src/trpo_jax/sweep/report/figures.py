@@ -1,0 +1,148 @@
+"""The pictures of a report, by matplotlib."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trpo_jax.sweep.report.scores import SweepScores, format_value, short_names
+from trpo_jax.sweep.report.statistics import NUM_RESAMPLES, estimate, interquartile_mean, performance_profile
+from trpo_jax.sweep.report.tables import best_setting, improvement_table, scores_by_value
+from trpo_jax.training.plot import COLOURS, GREY, STEPS, finish_axis, new_figure
+
+COLUMNS = 3
+"""Panels beside each other."""
+NARROWEST = 7.5
+"""Inches; room for a legend."""
+
+
+def make_figures(scores: SweepScores) -> dict[str, tuple[str, Any]]:
+    """Return the figures of a sweep by name, each with a sentence that says what it shows.
+
+    Raises:
+        ConfigError: matplotlib is missing.
+    """
+    figures = {"curves": ("Return over environment steps: interquartile mean over seeds, and its 95 % band.", curves(scores))}
+    if len(scores.settings) > 1 or len(scores.environments) > 1:
+        about = "Performance profiles: the part of runs whose normalized return is above a threshold, and 95 % bands."
+        figures["profiles"] = (about, profiles(scores))
+    if len(scores.settings) > 1:
+        about = f"Probability that a run of the best setting ({best_setting(scores)}) scores higher, with 95 % intervals."
+        figures["improvement"] = (about, improvements(scores))
+    swept = [
+        field for field in dict.fromkeys(f for run in scores.runs for f in run.swept) if len(scores_by_value(scores, field)) > 1
+    ]
+    if swept:
+        about = "Sensitivity: normalized return against each swept value, interquartile mean over all else and 95 % intervals."
+        figures["sensitivity"] = (about, sensitivity(scores, swept))
+    return figures
+
+
+def shown_settings(scores: SweepScores) -> list[str]:
+    """Return the settings that get a colour: the best ones, as many as there are colours."""
+
+    def overall(setting: str) -> float:
+        return float(interquartile_mean(np.concatenate(list(scores.of_setting(setting, normalized=True).values()))))
+
+    best = sorted(scores.settings, key=overall, reverse=True)[: len(COLOURS)]
+    return [setting for setting in scores.settings if setting in best]
+
+
+def curves(scores: SweepScores) -> Any:
+    """Draw the learning curves of every environment."""
+    figure, axes = _panels(scores.environments)
+    shown = shown_settings(scores)
+    for axis, environment in zip(axes, scores.environments, strict=True):
+        for setting in sorted(scores.settings, key=lambda setting: setting in shown):
+            runs = [run for run in scores.runs if (run.environment, run.setting) == (environment, setting)]
+            if runs:
+                _draw_curve(axis, [run.curve for run in runs], COLOURS[shown.index(setting)] if setting in shown else None)
+        finish_axis(axis, environment, STEPS)
+        axis.set_ylabel("return", fontsize=9, color=GREY)
+    _legend(figure, axes[0], shown, len(scores.settings))
+    return figure
+
+
+def _draw_curve(axis: Any, runs: Sequence[Sequence[tuple[int, float]]], colour: str | None) -> None:
+    """Draw the runs of one setting, over the steps that all of them have."""
+    steps = sorted(set.intersection(*(({step for step, _ in run}) for run in runs)))
+    values = np.array([[dict(run)[step] for step in steps] for run in runs])
+    if colour is None:
+        axis.plot(steps, interquartile_mean(values.T), lw=0.8, color=GREY, alpha=0.4)
+        return
+    axis.plot(steps, interquartile_mean(values.T), lw=1.8, color=colour)
+    if len(runs) > 1:
+        drawn = np.random.default_rng(0).integers(len(runs), size=(NUM_RESAMPLES // 4, len(runs)))
+        resampled = interquartile_mean(np.moveaxis(values[drawn], 1, -1))
+        axis.fill_between(steps, *np.quantile(resampled, (0.025, 0.975), axis=0), color=colour, alpha=0.18, lw=0)
+
+
+def profiles(scores: SweepScores) -> Any:
+    """Draw the performance profiles of settings, all environments together."""
+    figure, (axis,) = _panels(("",))
+    shown = shown_settings(scores)
+    every = np.concatenate(list(scores.select(scores.runs, normalized=True).values()))
+    thresholds = np.linspace(min(0.0, every.min()), every.max() * 1.02, 101)
+    for setting in shown:
+        middle, low, high = performance_profile(scores.of_setting(setting, normalized=True), thresholds)
+        colour = COLOURS[shown.index(setting)]
+        axis.plot(thresholds, middle, lw=1.8, color=colour)
+        axis.fill_between(thresholds, low, high, color=colour, alpha=0.15, lw=0)
+    axis.set_ylim(0, 1.02)
+    finish_axis(axis, "Part of runs above the threshold", "normalized return")
+    _legend(figure, axis, shown, len(scores.settings))
+    return figure
+
+
+def improvements(scores: SweepScores) -> Any:
+    """Draw the table of improvement."""
+    rows = improvement_table(scores).rows
+    figure, (axis,) = _panels(("",), height=1.2 + 0.32 * len(rows))
+    for place, row in enumerate(reversed(rows)):
+        chance = row["P(best is better)"]
+        axis.plot([chance.low, chance.high], [place, place], lw=5, alpha=0.35, color=COLOURS[0], solid_capstyle="butt")
+        axis.plot(chance.value, place, "o", color=COLOURS[0])
+    axis.axvline(0.5, color=GREY, lw=1, ls="--")
+    axis.set_yticks(range(len(rows)), [row["setting"] for row in reversed(rows)])
+    axis.set_xlim(-0.02, 1.02)
+    finish_axis(axis, "P(best is better)", "probability", grid="x")
+    return figure
+
+
+def sensitivity(scores: SweepScores, fields: Sequence[str]) -> Any:
+    """Draw the normalized return against each field that was swept."""
+    figure, axes = _panels(fields)
+    words = short_names(fields)
+    for axis, field in zip(axes, fields, strict=True):
+        points = [(value, estimate(each)) for value, each in scores_by_value(scores, field)]
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in points)
+        places = [value for value, _ in points] if numbers else list(range(len(points)))
+        middle, low, high = (np.array([getattr(each, end) for _, each in points]) for end in ("value", "low", "high"))
+        axis.errorbar(
+            places, middle, np.maximum((middle - low, high - middle), 0), fmt="o-", color=COLOURS[0], capsize=3, lw=1.5
+        )
+        if numbers and min(places) > 0 and max(places) / min(places) > 5:
+            axis.set_xscale("log")
+            axis.minorticks_off()
+        if len(points) <= 8:
+            axis.set_xticks(places, [format_value(value) for value, _ in points])
+        finish_axis(axis, words[field], field)
+        axis.set_ylabel("normalized return", fontsize=9, color=GREY)
+    return figure
+
+
+def _panels(names: Sequence[str], *, width: float = 4.6, height: float = 3.4) -> tuple[Any, list[Any]]:
+    """Return a figure with a panel for each name."""
+    columns = min(COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    figure = new_figure(max(width * columns, NARROWEST), height * rows)
+    return figure, [figure.add_subplot(rows, columns, number + 1) for number in range(len(names))]
+
+
+def _legend(figure: Any, axis: Any, shown: Sequence[str], num_settings: int) -> None:
+    if num_settings == 1:
+        return
+    handles = [axis.plot([], [], lw=2, color=COLOURS[i], label=setting)[0] for i, setting in enumerate(shown)]
+    if num_settings > len(shown):
+        handles += axis.plot([], [], lw=0.8, color=GREY, alpha=0.6, label=f"{num_settings - len(shown)} others")
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)

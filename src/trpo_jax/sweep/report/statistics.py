@@ -1,0 +1,123 @@
+"""What a few noisy runs say: aggregates with intervals, performance profiles, and who is better than whom.
+
+Scores come as a mapping from environment to an array `[n]`, a number a run. Environments are the strata of the bootstrap:
+runs are drawn again, with replacement, within each.
+
+Reference: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+Scores = Mapping[str, Float[np.ndarray, "_"]]
+
+Reduced = Float[np.ndarray, "..."] | np.floating
+"""What is left without the last axis; numpy makes a scalar of no axes."""
+
+Statistic = Callable[[Float[np.ndarray, "... n"]], Reduced]
+
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 2000
+_BATCH = 250
+"""Resamples drawn at once, which bounds memory."""
+
+
+class Estimate(NamedTuple):
+    """A statistic, and the percentile interval of its bootstrap distribution."""
+
+    value: float
+    low: float
+    high: float
+
+
+def interquartile_mean(scores: Float[np.ndarray, "... n"]) -> Reduced:
+    """Return the mean of what is left when the lowest and the highest quarter are cut off, over the last axis."""
+    return stats.trim_mean(scores, 0.25, axis=-1)
+
+
+def mean(scores: Float[np.ndarray, "... n"]) -> Reduced:
+    """Return the mean over the last axis."""
+    return np.mean(scores, axis=-1)
+
+
+def median(scores: Float[np.ndarray, "... n"]) -> Reduced:
+    """Return the median over the last axis."""
+    return np.median(scores, axis=-1)
+
+
+def estimate(
+    scores: Scores,
+    statistic: Statistic = interquartile_mean,
+    *,
+    seed: int = 0,
+) -> Estimate:
+    """Return a statistic of all runs of all environments, with its interval.
+
+    Args:
+        scores: of each environment; comparable between environments, if there are several.
+        statistic: `[..., n]` -> `[...]`.
+        seed: of the bootstrap.
+    """
+    value = statistic(np.concatenate(list(scores.values())))
+    rng = np.random.default_rng(seed)
+    resampled = [
+        statistic(np.concatenate([resample(each, size, rng) for each in scores.values()], axis=-1)) for size in _sizes()
+    ]
+    return Estimate(float(value), *_interval(np.concatenate(resampled)))
+
+
+def performance_profile(
+    scores: Scores, thresholds: Float[np.ndarray, "k"], *, seed: int = 0
+) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"]]:
+    """Return the fraction of runs with a score above each threshold, and the lower and upper ends of its intervals.
+
+    Every environment counts the same, however many runs it has.
+    """
+
+    def fractions(samples: list[Float[np.ndarray, "... _"]]) -> Float[np.ndarray, "... k"]:
+        return np.mean([np.mean(each[..., None] > thresholds, axis=-2) for each in samples], axis=0)
+
+    rng = np.random.default_rng(seed)
+    resampled = np.concatenate([fractions([resample(each, size, rng) for each in scores.values()]) for size in _sizes()])
+    low, high = np.quantile(resampled, _ends(), axis=0)
+    return fractions(list(scores.values())), low, high
+
+
+def probability_of_improvement(ours: Scores, theirs: Scores, *, seed: int = 0) -> Estimate:
+    """Return the probability that a run of ours scores higher than one of theirs; ties count half.
+
+    It is the Mann-Whitney U statistic over the number of pairs, averaged over the environments, which must be the same.
+    """
+
+    def chance(a: Float[np.ndarray, "... n"], b: Float[np.ndarray, "... m"]) -> Reduced:
+        return np.mean(0.5 * (1 + np.sign(a[..., :, None] - b[..., None, :])), axis=(-2, -1))
+
+    value = np.mean([chance(ours[name], theirs[name]) for name in ours])
+    rng = np.random.default_rng(seed)
+    resampled = [
+        np.mean([chance(resample(ours[name], size, rng), resample(theirs[name], size, rng)) for name in ours], axis=0)
+        for size in _sizes()
+    ]
+    return Estimate(float(value), *_interval(np.concatenate(resampled)))
+
+
+def resample(scores: Float[np.ndarray, "n"], count: int, rng: np.random.Generator) -> Float[np.ndarray, "count n"]:
+    """Draw n of n scores with replacement, `count` times."""
+    return scores[rng.integers(len(scores), size=(count, len(scores)))]
+
+
+def _sizes() -> list[int]:
+    return [_BATCH] * (NUM_RESAMPLES // _BATCH)
+
+
+def _ends() -> tuple[float, float]:
+    return (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+
+
+def _interval(resampled: Float[np.ndarray, "b"]) -> tuple[float, float]:
+    low, high = np.quantile(resampled, _ends())
+    return float(low), float(high)

@@ -1,0 +1,157 @@
+"""The tables of a report: rows of plain values, as Markdown and CSV."""
+
+import csv
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trpo_jax.sweep.report.scores import ScoredRun, SweepScores, format_value, short_names
+from trpo_jax.sweep.report.statistics import Estimate, Scores, Statistic, estimate, interquartile_mean, mean, median
+from trpo_jax.sweep.report.statistics import probability_of_improvement as improvement
+
+STATISTICS: dict[str, Statistic] = {
+    "IQM": interquartile_mean,
+    "mean": mean,
+    "median": median,
+}
+
+
+class Table(NamedTuple):
+    """Rows under a title, with a sentence that says what they are."""
+
+    name: str
+    """Of its file."""
+    title: str
+    about: str
+    rows: tuple[dict[str, Any], ...]
+
+    def markdown(self) -> str:
+        """Return it as Markdown: numbers short, an `Estimate` with its interval."""
+        names = list(self.rows[0])
+        lines = [names, ["---"] * len(names), *([show(row[name]) for name in names] for row in self.rows)]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def csv(self) -> str:
+        """Return it as CSV: numbers whole, an `Estimate` in three columns."""
+        rows = [dict(_columns(row)) for row in self.rows]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+
+def make_tables(scores: SweepScores) -> list[Table]:
+    """Return the tables of a sweep: those that compare settings only where there are several."""
+    tables = [returns_table(scores)]
+    if len(scores.environments) > 1:
+        tables.append(overall_table(scores))
+    if len(scores.settings) > 1:
+        tables.append(improvement_table(scores))
+        tables += sensitivity_tables(scores)
+    return tables
+
+
+def returns_table(scores: SweepScores) -> Table:
+    """Return each setting's returns in each environment."""
+    rows = []
+    for environment in scores.environments:
+        for setting in scores.settings:
+            of_setting = scores.of_setting(setting)
+            if environment in of_setting:
+                here = {environment: of_setting[environment]}
+                estimates = {name: estimate(here, statistic) for name, statistic in STATISTICS.items()}
+                rows.append({"environment": environment, "setting": setting, "runs": len(here[environment])} | estimates)
+    about = "Return of each run's last evaluation, over seeds: statistic and 95 % interval of the bootstrap."
+    return Table("returns", "Returns", about, tuple(rows))
+
+
+def overall_table(scores: SweepScores) -> Table:
+    """Return each setting's normalized scores over all environments."""
+    rows = []
+    for setting in scores.settings:
+        normalized = scores.of_setting(setting, normalized=True)
+        estimates = {name: estimate(normalized, statistic) for name, statistic in STATISTICS.items()}
+        runs = sum(map(len, normalized.values()))
+        rows.append({"setting": setting, "environments": len(normalized), "runs": runs} | estimates)
+    about = (
+        "Normalized returns over all environments: 0 is the lowest return seen in an environment, 1 the interquartile mean "
+        "of the best setting there. Intervals are those of the bootstrap stratified by environment."
+    )
+    return Table("overall", "All environments", about, tuple(rows))
+
+
+def best_setting(scores: SweepScores) -> str:
+    """Return the setting with the highest interquartile mean of normalized scores."""
+
+    def overall(setting: str) -> float:
+        values = np.concatenate(list(scores.of_setting(setting, normalized=True).values()))
+        return float(interquartile_mean(values))
+
+    return max(scores.settings, key=overall)
+
+
+def improvement_table(scores: SweepScores) -> Table:
+    """Return the probability that a run of the best setting scores higher than one of each other."""
+    best = best_setting(scores)
+    rows = []
+    for setting in scores.settings:
+        ours, theirs = scores.of_setting(best), scores.of_setting(setting)
+        common = ours.keys() & theirs.keys()
+        if setting != best and common:
+            chance = improvement(*({name: each[name] for name in sorted(common)} for each in (ours, theirs)))
+            rows.append({"setting": setting, "environments": len(common), "P(best is better)": chance})
+    about = (
+        f"Probability that a run of the best setting ({best}) scores higher than one of another, averaged over environments; "
+        "0.5 is no difference."
+    )
+    return Table("improvement", "Probability of improvement", about, tuple(rows))
+
+
+def sensitivity_tables(scores: SweepScores) -> list[Table]:
+    """Return for each field that was swept the scores at each of its values, whatever the others were."""
+    words = short_names([field for run in scores.runs for field in run.swept])
+    tables = []
+    for field, word in words.items():
+        rows = [
+            {word: value, "runs": sum(map(len, each.values())), "IQM": estimate(each), "mean": estimate(each, mean)}
+            for value, each in scores_by_value(scores, field)
+        ]
+        if len(rows) > 1:
+            about = f"Normalized returns at each value of {field}, over all values of other fields, environments and seeds."
+            tables.append(Table(f"sensitivity-{word}", f"Sensitivity to {word}", about, tuple(rows)))
+    return tables
+
+
+def scores_by_value(scores: SweepScores, field: str) -> list[tuple[Any, Scores]]:
+    """Return the normalized scores of the runs at each value of a field, numbers in rising order."""
+
+    def at(value: Any) -> list[ScoredRun]:
+        return [run for run in scores.runs if field in run.swept and run.swept[field] == value]
+
+    values = [run.swept[field] for run in scores.runs if field in run.swept]
+    distinct = [value for i, value in enumerate(values) if value not in values[:i]]
+    if all(isinstance(value, int | float) for value in distinct):
+        distinct.sort()
+    return [(value, scores.select(at(value), normalized=True)) for value in distinct]
+
+
+def show(value: Any) -> str:
+    """Write a value of a table for people."""
+    if isinstance(value, Estimate):
+        return f"{number(value.value)} ({number(value.low)} to {number(value.high)})"
+    return format_value(value)
+
+
+def number(value: float) -> str:
+    """Write a number with the digits that it takes to tell runs apart."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _columns(row: dict[str, Any]) -> Any:
+    for name, value in row.items():
+        if isinstance(value, Estimate):
+            yield from {name: value.value, f"{name} low": value.low, f"{name} high": value.high}.items()
+        else:
+            yield name, value

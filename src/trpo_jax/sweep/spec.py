@@ -1,0 +1,196 @@
+"""What a sweep file says: environments, settings and seeds."""
+
+import itertools
+import tomllib
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from trpo_jax.config import ConfigError, config, from_mapping, setting, unknown_name
+from trpo_jax.sweep.fields import check_known, fields_of, flat_fields, traced_fields
+from trpo_jax.training.run_config import RunConfig
+
+KEYS = ("environments", "seeds", "num_timesteps", "config", "grid", "random", "traced")
+"""What a sweep file may hold."""
+
+NOT_SWEPT = {
+    "environment": "named under environments",
+    "seed": "given under seeds",
+}
+
+
+class Sweep(NamedTuple):
+    """What to train: every environment with every setting and every seed."""
+
+    environments: tuple[str, ...]
+    """Names, which stand for the settings that ship for them, or TOML files."""
+    seeds: tuple[int, ...]
+    config: dict[str, Any]
+    """Values by dotted field, put over each environment's configuration."""
+    settings: tuple[dict[str, Any], ...]
+    """Values by dotted field, put over that; one dict a setting, all with the same fields."""
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """The fields in which settings differ."""
+        return tuple(self.settings[0])
+
+
+@config
+class RandomSamples:
+    """Draws of some fields, the same for each point of the grid."""
+
+    num_samples: int = setting(default=1, at_least=1)
+    """How many settings to draw."""
+    seed: int = setting(default=0, at_least=0)
+    """Of the draws."""
+
+
+@config
+class Interval:
+    """What a field is drawn from, uniformly or with a uniform logarithm."""
+
+    low: float = setting(default=0.0)
+    high: float = setting(default=1.0)
+    scale: Literal["linear", "log"] = setting(default="linear")
+
+
+def read_sweep(path: Path | str) -> Sweep:
+    """Read a sweep file.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key or field, an empty grid, a wrong value, or a static field
+            under `traced`. Environments and the values of fields are looked at when the sweep is planned.
+    """
+    try:
+        mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("sweep file", str(path), f"a readable TOML file ({getattr(error, 'strerror', error)})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("sweep file", str(path), f"valid TOML ({error})") from None
+    try:
+        return sweep_from_mapping(mapping)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.field}", error.got, error.allowed) from None
+
+
+def sweep_from_mapping(mapping: Mapping[str, Any]) -> Sweep:
+    """Build a `Sweep` from a parsed TOML file. Raises ConfigError as `read_sweep`."""
+    for name, value in mapping.items():
+        if name not in KEYS:
+            raise ConfigError(name, value, unknown_name("key of a sweep file", name, list(KEYS)))
+    environments = _list("environments", mapping.get("environments"), str)
+    tables = {name: _table(name, mapping.get(name, {})) for name in ("config", "grid", "random")}
+    fixed = flat_fields(tables["config"])
+    if "num_timesteps" in mapping:
+        fixed["num_timesteps"] = mapping["num_timesteps"]
+    _check_fields("config", fixed)
+    grid = _grid(flat_fields(tables["grid"])) if "grid" in mapping else [{}]
+    samples = _samples(tables["random"]) if "random" in mapping else [{}]
+    for name in grid[0].keys() & samples[0].keys():
+        raise ConfigError(f"random.fields.{name}", "a range", "fields that do not stand under grid, too")
+    settings = tuple(point | sample for point, sample in itertools.product(grid, samples))
+    _check_traced(_list("traced", mapping["traced"], str) if "traced" in mapping else (), settings[0])
+    return Sweep(environments, _seeds(mapping.get("seeds", 1)), fixed, settings)
+
+
+def _grid(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every combination of values."""
+    if not table:
+        raise ConfigError("grid", {}, "at least one field with a list of values")
+    _check_fields("grid", table)
+    columns = [_list(f"grid.{name}", values) for name, values in table.items()]
+    return [dict(zip(table, point, strict=True)) for point in itertools.product(*columns)]
+
+
+def _samples(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Draw settings; a field's draws do not depend on what other fields there are."""
+    fields = flat_fields(_table("random.fields", table.get("fields", {})))
+    if not fields:
+        raise ConfigError("random.fields", {}, "at least one field with a range or a list of values")
+    _check_fields("random.fields", fields)
+    try:
+        random = from_mapping(RandomSamples(), {name: value for name, value in table.items() if name != "fields"})
+    except ConfigError as error:
+        raise error.within("random") from None
+    columns = [_draw(name, values, random) for name, values in fields.items()]
+    return [dict(zip(fields, sample, strict=True)) for sample in zip(*columns, strict=True)]
+
+
+def _draw(name: str, values: Any, random: RandomSamples) -> list[Any]:
+    rng = np.random.default_rng([random.seed, zlib.crc32(name.encode())])
+    where = f"random.fields.{name}"
+    if isinstance(values, list):
+        choices = _list(where, values)
+        return [choices[i] for i in rng.integers(len(choices), size=random.num_samples)]
+    if not isinstance(values, Mapping) or {"low", "high"} - values.keys():
+        raise ConfigError(where, values, 'a list of values, or a table with low, high and perhaps scale = "log"')
+    try:
+        interval = from_mapping(Interval(), values)
+    except ConfigError as error:
+        raise error.within(where) from None
+    if not interval.low < interval.high:
+        raise ConfigError(f"{where}.high", interval.high, f"a number above low, which is {interval.low}")
+    kind = type(fields_of(RunConfig())[name])
+    if kind not in (int, float):
+        raise ConfigError(where, dict(values), "a list of values, since the field is no number")
+    if interval.scale == "log":
+        if interval.low <= 0:
+            raise ConfigError(f"{where}.low", interval.low, 'a number > 0 where scale is "log"')
+        drawn = np.exp(rng.uniform(np.log(interval.low), np.log(interval.high), random.num_samples))
+    else:
+        drawn = rng.uniform(interval.low, interval.high, random.num_samples)
+    return [round(x) if kind is int else float(f"{x:.4g}") for x in drawn]
+
+
+def _check_fields(where: str, table: Mapping[str, Any]) -> None:
+    for name, value in table.items():
+        try:
+            check_known(name, value)
+        except ConfigError as error:
+            raise error.within(where) from None
+        if name in NOT_SWEPT:
+            raise ConfigError(f"{where}.{name}", value, f"other fields; this one is {NOT_SWEPT[name]}")
+
+
+def _check_traced(names: Sequence[str], setting: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a field that is to be packed and cannot be, or that is not swept."""
+    for name in names:
+        check_known(name, name)
+        if name not in traced_fields():
+            raise ConfigError("traced", name, f"fields that one program may hold many values of: {_words(traced_fields())}")
+        if name not in setting:
+            raise ConfigError("traced", name, "fields that stand under grid or random.fields")
+
+
+def _words(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names - {"seed"}))
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return tuple(range(value))
+    if isinstance(value, list):
+        seeds = _list("seeds", value, int)
+        if min(seeds) >= 0:
+            return seeds
+    raise ConfigError("seeds", value, "a number of seeds >= 1, or a list of seeds >= 0")
+
+
+def _table(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(name, value, "a table")
+    return value
+
+
+def _list(name: str, value: Any, kind: type = object) -> tuple[Any, ...]:
+    """Return a list that is not empty, whose items are of a kind and differ from each other."""
+    words = {str: "texts", int: "integers"}.get(kind, "values")
+    if not isinstance(value, list) or not value or not all(isinstance(item, kind) for item in value):
+        raise ConfigError(name, value, f"a list of at least one of the {words}" if words == "values" else f"a list of {words}")
+    if any(item in value[:i] for i, item in enumerate(value)):
+        raise ConfigError(name, value, f"{words} that differ from each other")
+    return tuple(value)

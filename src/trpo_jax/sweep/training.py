@@ -1,0 +1,90 @@
+"""Training runs of one program together, from start to end."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trpo_jax.sweep.plan import Run
+from trpo_jax.sweep.population import Population
+from trpo_jax.training.evaluate import make_evaluator
+from trpo_jax.training.loggers import finite
+from trpo_jax.training.loop import Callbacks, Loop, ProgressFn
+from trpo_jax.training.run import run_environment
+from trpo_jax.training.run_folder import MetricsLog
+from trpo_jax.training.store import Progress, Store
+from trpo_jax.training.train import make_schedule
+from trpo_jax.training.trpo import make_trpo
+
+Records = list[dict[str, Any]]
+"""Metrics of a run: dicts with "step" and metrics by name, in the order of steps, an evaluation after its iteration."""
+
+
+def train_together(
+    runs: Sequence[Run], folder: Path, devices: Sequence[jax.Device], progress_fn: ProgressFn | None = None
+) -> tuple[Records, ...]:
+    """Train runs that differ in seeds and traced values only, in one program.
+
+    Args:
+        runs: R of them, of one `Cell`.
+        folder: for checkpoints and metrics on the way, made if it is missing. One that a training of the same
+            runs has left behind is gone on with, as if nothing had happened.
+        devices: that share the runs.
+        progress_fn: called as progress_fn(steps, metrics) after each iteration; metrics of runs are lists.
+
+    Returns:
+        The metrics of each run.
+
+    Raises:
+        ConfigError: a configuration that cannot be used. CheckpointError: the folder cannot be written, or holds what
+            cannot be read. KeyboardInterrupt and SystemExit pass through once all is saved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = runs[0].config
+    trpo = make_trpo(run_environment(config), config.trpo)
+    padded = [*runs, *[runs[-1]] * (-len(runs) % len(devices))]  # every device has as many
+    keys = jnp.stack([jax.random.split(jax.random.key(run.config.seed)) for run in padded])
+    hyperparameters = jax.tree.map(lambda *values: np.asarray(values, np.float32), *(run.config.trpo for run in padded))
+    population = Population(trpo.iteration, keys[:, 0], hyperparameters, devices)
+    evaluator = None
+    if config.num_evals:
+        evaluate = make_evaluator(
+            trpo.environment,
+            trpo.make_policy,
+            num_episodes=config.num_eval_envs,
+            deterministic=config.deterministic_eval,
+        )
+        evaluator = population.evaluator(evaluate)
+    log = MetricsLog(folder / "metrics.jsonl")
+    told = progress_fn or (lambda step, metrics: None)
+
+    def on_iteration(step: int, metrics: dict[str, Any]) -> None:
+        log.log(step, metrics)
+        told(step, metrics)
+
+    def on_evaluation(step: int, metrics: dict[str, Any]) -> None:
+        log.log(step, {name: value for name, value in metrics.items() if name.startswith("eval/")})
+
+    schedule = make_schedule(trpo, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
+    origin = {"runs": [run.name for run in padded]}
+    with Store(folder / "checkpoints", resume=True, keep=1, origin=origin) as store:
+        state, progress = store.load(population) if store.goes_on else (population.init(), Progress())
+        callbacks = Callbacks(on_iteration, on_evaluation)
+        loop = Loop(trpo, population, schedule, callbacks, store=store, evaluator=evaluator, eval_key=keys[:, 1])
+        loop.run(state, progress)
+    log.close()
+    return _records_of_each(folder / "metrics.jsonl", len(runs))
+
+
+def _records_of_each(path: Path, num_runs: int) -> tuple[Records, ...]:
+    together = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def of_run(index: int, record: dict[str, Any]) -> dict[str, Any]:
+        own = {name: value[index] if isinstance(value, list) else value for name, value in record.items()}
+        return {"step": own.pop("step")} | finite(own)
+
+    return tuple([of_run(index, record) for record in together] for index in range(num_runs))

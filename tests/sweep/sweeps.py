@@ -1,0 +1,81 @@
+"""Sweeps small enough for tests, and processes that run them."""
+
+import json
+import time
+
+from trpo_jax.sweep.folder import SweepFolder
+from trpo_jax.sweep.plan import make_plan
+from trpo_jax.sweep.running import LocalExecutor, choose_devices, programs, run_sweep
+from trpo_jax.sweep.spec import sweep_from_mapping
+
+TINY = {
+    "num_timesteps": 96,
+    "config": {
+        "num_envs": 4,
+        "unroll_length": 4,
+        "episode_length": 5,
+        "num_evals": 2,
+        "num_eval_envs": 2,
+        "checkpoint_interval": 2,
+        "critic.num_minibatches": 1,
+        "critic.num_epochs": 1,
+        "critic.hidden_sizes": [8],
+        "policy.hidden_sizes": [8],
+    },
+}
+"""Six iterations of 16 steps, at the end of which and before the first is an evaluation."""
+
+SIX_RUNS = TINY | {"environments": ["fast"], "seeds": 2, "grid": {"gae_lambda": [0.8, 0.9, 1.0]}}
+TWO_CELLS = TINY | {"environments": ["fast"], "seeds": 2, "grid": {"critic.num_epochs": [1, 2], "gae_lambda": [0.8, 0.9]}}
+
+
+class Silent:
+    """Is told of progress, and keeps the names of the runs of each job that has begun."""
+
+    def __init__(self, seconds_an_iteration=0.0):
+        self.begun, self._seconds = [], seconds_an_iteration
+
+    def start(self, job):
+        self.begun.append([run.name for run in job.runs])
+
+    def iteration(self, job, step, metrics):
+        time.sleep(self._seconds)
+
+    def finished(self, job):
+        pass
+
+
+def runs_of(mapping):
+    return make_plan(sweep_from_mapping(mapping))
+
+
+def plan(mapping, **options):
+    options = {"memory_limit": 2**30, "num_devices": 1} | options
+    return programs(runs_of(mapping), **options)
+
+
+def sweep(path, mapping, executor=None, *, seconds_an_iteration=0.0, **options):
+    """Run a sweep to its end, in this process where no executor is given; return the jobs that were begun."""
+    folder, planned, progress = SweepFolder(path), plan(mapping, **options), Silent(seconds_an_iteration)
+    with folder.locked():
+        folder.begin(runs_of(mapping))
+        run_sweep(folder, planned, executor or LocalExecutor(choose_devices()[:1], progress))
+    return progress.begun
+
+
+def sweep_slowly(path, mapping):
+    """Run a sweep with time to be killed in, and count the times that one has begun."""
+    with (path.parent / "begun").open("a") as file:
+        file.write("begun\n")
+    sweep(path, json.loads(mapping), seconds_an_iteration=0.02, most=2)
+
+
+def records(path):
+    """Return what every finished run has left, without what is measured in seconds."""
+    folder = SweepFolder(path)
+    found = {name: folder.finished(name) for name in folder.planned()}
+    return {name: [timeless(record) for record in each.records] for name, each in found.items() if each is not None}
+
+
+def timeless(record):
+    return {name: value for name, value in record.items() if not any(word in name for word in ("sps", "time"))}

@@ -1,0 +1,96 @@
+"""The folder of a sweep keeps what is finished, and notices what is not whole."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+
+from sweep.sweeps import SIX_RUNS, runs_of
+from trpo_jax import ConfigError
+from trpo_jax.sweep.folder import SweepFolder
+
+RECORDS = [{"step": 16, "training/kl": 0.5}, {"step": 32, "eval/episode_reward": 3.0}]
+
+
+@pytest.fixture
+def begun(tmp_path):
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.begin(runs_of(SIX_RUNS))
+    return folder
+
+
+def test_a_finished_run_is_read_back_and_stands_in_the_table(begun):
+    first, second, *_ = begun.planned()
+    begun.finish(first, RECORDS, {"run": first, "return": 3.0})
+    begun.finish(second, RECORDS, {"run": second, "return": 4.0, "new": "column"})
+    assert begun.finished(first) == (RECORDS, {"run": first, "return": 3.0})
+    begun.write_results()
+    with begun.results.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{"run": first, "return": "3.0", "new": ""}, {"run": second, "return": "4.0", "new": "column"}]
+
+
+def test_a_torn_or_changed_file_is_none_of_a_finished_run(begun):
+    name = next(iter(begun.planned()))
+    assert begun.finished(name) is None
+    begun.finish(name, RECORDS, {"run": name})
+    path = begun.runs / f"{name}.jsonl"
+    whole = path.read_bytes()
+    for length in range(len(whole) - 1):  # all but the last character, a line's end
+        path.write_bytes(whole[:length])
+        assert begun.finished(name) is None
+    path.write_bytes(whole.replace(b"0.5", b"0.6"))
+    assert begun.finished(name) is None
+    path.write_bytes(whole)
+    assert begun.finished(name) is not None
+
+
+def test_more_runs_may_be_planned_later_but_none_left_out(begun, tmp_path):
+    more = runs_of(SIX_RUNS | {"seeds": 3})
+    begun.begin(more)
+    assert len(begun.planned()) == 9
+    with pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a sweep that has the runs of this folder, fast-"):
+        begun.begin(runs_of(SIX_RUNS))
+    assert len(begun.planned()) == 9
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="a folder of a sweep, a new or an empty one; nothing was changed"):
+        SweepFolder(tmp_path).begin(runs_of(SIX_RUNS))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ConfigError, match=r"a folder that a sweep has written, with a plan\.json"):
+        SweepFolder(tmp_path).planned()
+
+
+def test_two_sweeps_in_one_folder_are_refused_by_a_lock_that_a_crash_does_not_leave(begun):
+    code = f"""
+import os, signal
+from trpo_jax.sweep.folder import SweepFolder
+with SweepFolder({str(begun.path)!r}).locked():
+    print("locked", flush=True)
+    input()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"locked\n"
+    with (
+        pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a folder in which no other sweep is running"),
+        begun.locked(),
+    ):
+        pass
+    other.communicate(b"\n")
+    assert other.returncode == -9
+    with begun.locked():
+        pass
+
+
+def test_what_was_begun_is_found_again_by_its_runs(begun):
+    names = list(begun.planned())
+    path = begun.begin_runs(names[:2])
+    assert begun.begin_runs(names[:2]) == path != begun.begin_runs(names[2:])
+    assert {tuple(runs) for _, runs in begun.begun()} == {tuple(names[:2]), tuple(names[2:])}
+    (path / "runs.json").write_text("[")  # torn
+    assert [runs for _, runs in begun.begun()] == [names[2:]]
+    assert not path.exists()

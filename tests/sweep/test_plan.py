@@ -1,0 +1,86 @@
+"""Runs, cells and programs of a sweep."""
+
+import pytest
+
+from sweep.sweeps import SIX_RUNS, TINY, TWO_CELLS, plan, runs_of
+from trpo_jax import ConfigError
+from trpo_jax.sweep.fields import fields_of, traced_fields
+from trpo_jax.sweep.memory import bytes_of_run
+from trpo_jax.sweep.plan import cells_of
+from trpo_jax.training.run_config import RunConfig
+
+
+def cells(mapping):
+    return cells_of(runs_of(mapping))
+
+
+def test_runs_that_differ_in_traced_values_share_a_program_and_others_do_not():
+    (one,) = cells(SIX_RUNS)
+    assert [(run.config.seed, run.config.trpo.gae_lambda) for run in one.runs] == [
+        (seed, value) for value in (0.8, 0.9, 1.0) for seed in (0, 1)
+    ]
+    two = cells(TWO_CELLS)
+    assert [{run.config.trpo.critic.num_epochs for run in cell.runs} for cell in two] == [{1}, {2}]
+    assert [len(cell.runs) for cell in two] == [4, 4]
+    several = cells(TINY | {"environments": ["fast", "inverted_pendulum"]})
+    assert [cell.config.environment for cell in several] == ["fast", "inverted_pendulum"]
+
+
+def test_every_run_has_a_name_of_its_own_that_depends_on_its_configuration_alone():
+    names = [run.name for cell in cells(SIX_RUNS) for run in cell.runs]
+    assert len(set(names)) == 6
+    reordered = SIX_RUNS | {"grid": {"gae_lambda": [1.0, 0.9, 0.8]}, "seeds": [1, 0]}
+    assert {run.name for cell in cells(reordered) for run in cell.runs} == set(names)
+    # An integer where a float is wanted is the same value.
+    assert cells(SIX_RUNS | {"grid": {"gae_lambda": [1]}})[0].runs[0].name == names[4]
+    # The value that a configuration has anyway, put in by the sweep, is no other run.
+    fixed = SIX_RUNS | {"config": SIX_RUNS["config"] | {"discounting": 0.99}}
+    assert [run.name for cell in cells(fixed) for run in cell.runs] == names
+
+
+def test_the_traced_fields_are_the_leaves_of_the_config_and_the_seed():
+    traced = traced_fields()
+    assert {"seed", "gae_lambda", "discounting", "trust_region.max_kl", "critic.learning_rate"} <= traced
+    assert not {"num_envs", "trust_region.curvature_fraction", "policy.init_log_std", "critic.num_epochs"} & traced
+    assert traced <= fields_of(RunConfig()).keys()
+
+
+def test_a_configuration_file_is_an_environment_too(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('environment = "fast"\ndiscounting = 0.5\n')
+    (mine, shipped) = (cells(TINY | {"environments": [source]})[0].runs[0] for source in (str(path), "fast"))
+    assert (mine.config.trpo.discounting, mine.source) == (0.5, str(path))
+    assert shipped.config.trpo.discounting == 0.99
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"environments": ["fastt"]}, "environment: got 'fastt', allowed: .*fast"),
+        ({"environments": ["none.toml"]}, "config file: got 'none.toml', allowed: a readable TOML file"),
+        ({"grid": {"gae_lambda": [0.9, 1.5]}}, "gae_lambda: got 1.5, allowed: a number"),
+        ({"grid": {"critic.num_epochs": [0.5]}}, "critic.num_epochs: got 0.5, allowed: an integer"),
+        ({"grid": {"gae_lambda": [1, 1.0]}}, "grid.gae_lambda: got .* differ"),
+        ({"grid": {"backend": ["spring", "auto"]}}, "sweep: got 'fast-.*', allowed: settings that differ"),
+    ],
+)
+def test_what_cannot_be_planned_is_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        cells(SIX_RUNS | change)
+
+
+def test_programs_hold_as_many_runs_as_fit_and_are_of_about_one_size():
+    (cell,) = cells(SIX_RUNS)
+    each = bytes_of_run(cell.runs[0])
+
+    def sizes(**options):
+        return [len(program.runs) for program in plan(SIX_RUNS, **options)]
+
+    assert sizes() == [6]
+    assert sizes(memory_limit=5 * each) == [3, 3]
+    assert sizes(memory_limit=4 * each + each // 2) == [3, 3]
+    assert sizes(memory_limit=2 * each, num_devices=2) == [3, 3]
+    assert sizes(most=4) == [3, 3]
+    assert sizes(most=5, memory_limit=each) == [1] * 6
+    with pytest.raises(ConfigError, match=r"memory_limit: got 0.*, allowed: at least .* one run of fast"):
+        sizes(memory_limit=each - 1)

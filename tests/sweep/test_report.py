@@ -1,0 +1,183 @@
+"""What a report says of runs with known returns, and that its page shows itself without a network."""
+
+import csv
+import html.parser
+import itertools
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from sweep.sweeps import TINY, runs_of
+from trpo_jax import ConfigError
+from trpo_jax.sweep.folder import SweepFolder
+from trpo_jax.sweep.report.page import write_report
+from trpo_jax.sweep.report.scores import read_scores, short_names
+from trpo_jax.sweep.report.tables import best_setting, make_tables
+
+MAPPING = TINY | {
+    "environments": ["fast", "inverted_pendulum"],
+    "seeds": 4,
+    "grid": {"trust_region.max_kl": [0.001, 0.1], "policy.activation": ["tanh", "swish"]},
+}
+
+
+def score(run):
+    """Return what a run is made to score: tanh and a large max_kl are better, by far more than seeds differ."""
+    scale = {"fast": 1.0, "inverted_pendulum": 100.0}[run.config.environment]
+    better = 4 * (run.config.trpo.trust_region.max_kl > 0.01) + 2 * (run.config.trpo.policy.activation == "tanh")
+    return scale * (better + 0.1 * run.config.seed)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A folder of finished runs, of which none was trained."""
+    folder = SweepFolder(tmp_path_factory.mktemp("sweeps") / "pretended")
+    runs = runs_of(MAPPING)
+    folder.begin(runs)
+    for run in runs:
+        records = [
+            {"step": 0, "eval/episode_reward": 0.0},
+            {"step": 48, "training/episode_reward": -5.0},
+            {"step": 96, "eval/episode_reward": score(run)},
+        ]
+        folder.finish(run.name, records, {"run": run.name, "return": score(run)})
+    return folder.path
+
+
+def table(swept, name):
+    return next(table for table in make_tables(read_scores(swept)) if table.name == name)
+
+
+def test_returns_are_told_by_environment_and_setting(swept):
+    rows = table(swept, "returns").rows
+    assert [(row["environment"], row["setting"]) for row in rows] == [
+        (environment, f"max_kl {kl}, activation {activation}")
+        for environment in ("fast", "inverted_pendulum")
+        for kl, activation in itertools.product((0.001, 0.1), ("tanh", "swish"))
+    ]
+    first = rows[0]
+    assert first["runs"] == 4
+    np.testing.assert_allclose([first[name].value for name in ("IQM", "mean", "median")], 2.15)
+    assert 2.0 <= first["IQM"].low < 2.15 < first["IQM"].high <= 2.3
+
+
+def test_environments_are_put_on_one_scale_from_the_lowest_return_to_the_best_setting(swept):
+    rows = {row["setting"]: row for row in table(swept, "overall").rows}
+    assert best_setting(read_scores(swept)) == "max_kl 0.1, activation tanh"
+    np.testing.assert_allclose(rows["max_kl 0.1, activation tanh"]["mean"].value, 1.0)
+    np.testing.assert_allclose(rows["max_kl 0.001, activation swish"]["mean"].value, 0.15 / 6.15)
+    assert all(row["environments"] == 2 and row["runs"] == 8 for row in rows.values())
+
+
+def test_the_best_setting_is_compared_with_each_other(swept):
+    rows = table(swept, "improvement").rows
+    assert len(rows) == 3
+    assert all(row["P(best is better)"] == (1.0, 1.0, 1.0) for row in rows)
+
+
+def test_the_sensitivity_to_a_field_takes_in_all_values_of_the_others(swept):
+    rows = table(swept, "sensitivity-max_kl").rows
+    assert [row["max_kl"] for row in rows] == [0.001, 0.1]
+    np.testing.assert_allclose([row["mean"].value for row in rows], [1.15 / 6.15, 5.15 / 6.15])
+    assert [row["activation"] for row in table(swept, "sensitivity-activation").rows] == ["tanh", "swish"]
+
+
+def test_fields_are_named_by_their_last_part_unless_two_share_it():
+    fields = ["critic.hidden_sizes", "policy.hidden_sizes", "trust_region.max_kl"]
+    assert list(short_names(fields).values()) == ["critic.hidden_sizes", "policy.hidden_sizes", "max_kl"]
+
+
+@pytest.fixture(scope="module")
+def report(swept):
+    return write_report(swept)
+
+
+def test_tables_come_as_markdown_and_csv_and_figures_as_png_and_svg(report, swept):
+    folder = report.parent
+    figures = {"curves", "profiles", "improvement", "sensitivity"}
+    tables = {"returns", "overall", "improvement", "sensitivity-max_kl", "sensitivity-activation"}
+    wanted = {f"{name}.{kind}" for name in figures for kind in ("png", "svg")} | {f"{name}.csv" for name in tables}
+    assert {path.name for path in folder.iterdir()} == wanted | {"report.html", "report.md"}
+    markdown = (folder / "report.md").read_text()
+    assert "| fast | max_kl 0.1, activation tanh | 4 | 6.15 (" in markdown
+    assert "32 of 32 runs are finished: 2 environments × 4 settings × 4 seeds." in markdown
+    assert all((folder / name).is_file() for name in re.findall(r"\]\((.*?)\)", markdown))
+    with (folder / "returns.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]["IQM low"]) < float(rows[0]["IQM"]) < float(rows[0]["IQM high"])
+
+
+class _Links(html.parser.HTMLParser):
+    """Collects what a page would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("src", "href", "xlink:href") and not value.startswith("#")]
+
+
+def test_the_page_loads_nothing(report):
+    page = report.read_text()
+    links = _Links()
+    links.feed(page)
+    assert links.found == []
+    assert "@import" not in page
+    assert page.count("<svg") == 4
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_chromium_shows_the_page_with_every_figure_and_table(report, tmp_path):
+    """In its own words: what the browser has made of the page, and a picture of it that is not blank."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--window-size=1100,3000"]
+    page = report.absolute().as_uri()
+    shown = subprocess.run(["chromium", *options, "--dump-dom", page], capture_output=True, text=True, timeout=60, check=True)
+    assert shown.stdout.count("</svg>") == 4
+    assert shown.stdout.count("</table>") == 5
+    picture = tmp_path / "page.png"
+    subprocess.run(["chromium", *options, f"--screenshot={picture}", page], capture_output=True, timeout=60, check=True)
+    import PIL.Image
+
+    pixels = np.asarray(PIL.Image.open(picture).convert("RGB"))
+    for colour in ("#0072B2", "#D55E00", "#009E73", "#CC79A7"):  # the four settings' curves
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        assert np.sum(np.all(pixels == wanted, axis=-1)) > 100, colour
+
+
+def test_a_sweep_that_is_going_on_is_reported_as_far_as_it_is(swept, tmp_path):
+    part = tmp_path / "part"
+    shutil.copytree(swept, part)
+    files = sorted((part / "runs").iterdir())
+    for file in files[:-3]:
+        file.unlink()
+    scores = read_scores(part)
+    assert (len(scores.runs), scores.num_planned) == (3, 32)
+    assert write_report(part, tmp_path / "out").is_file()
+    for file in files[-3:]:
+        file.unlink()
+    with pytest.raises(ConfigError, match="a sweep of which at least one run is finished"):
+        read_scores(part)
+
+
+def test_a_single_run_is_reported_without_comparisons(tmp_path):
+    folder = SweepFolder(tmp_path / "one")
+    (run,) = runs_of(TINY | {"environments": ["fast"]})
+    folder.begin([run])
+    folder.finish(run.name, [{"step": 16, "training/episode_reward": 1.0}], {"run": run.name, "return": 1.0})
+    assert [table.name for table in make_tables(read_scores(folder.path))] == ["returns"]
+    assert write_report(folder.path).is_file()
+    assert "as configured" in (folder.path / "report" / "report.md").read_text()
+
+
+def test_where_a_report_cannot_be_made_one_line_says_why(swept, tmp_path):
+    with pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a folder that a sweep has written"):
+        write_report(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"out: got .*, allowed: a folder that can be written"):
+        write_report(swept, tmp_path / "file")

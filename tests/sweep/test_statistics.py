@@ -1,0 +1,64 @@
+"""The statistics of a report, against scipy, by hand, and by how often their intervals hold what they should."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from trpo_jax.sweep.report import statistics
+from trpo_jax.sweep.report.statistics import estimate, interquartile_mean, mean, median
+
+
+def test_the_interquartile_mean_cuts_a_quarter_off_at_each_end():
+    assert interquartile_mean(np.array([1.0, 2, 3, 4, 100, -50, 7, 8])) == (2 + 3 + 4 + 7) / 4
+    many = np.random.default_rng(0).normal(size=(3, 40))
+    np.testing.assert_allclose(interquartile_mean(many), [np.sort(row)[10:30].mean() for row in many])
+
+
+@pytest.mark.parametrize("statistic", [interquartile_mean, mean, median])
+def test_of_one_environment_the_interval_is_scipys_percentile_bootstrap(statistic):
+    scores = np.random.default_rng(1).exponential(size=30)
+    found = estimate({"ant": scores}, statistic)
+    expected = scipy.stats.bootstrap(
+        (scores,), lambda x, axis: statistic(x), method="percentile", n_resamples=20_000, rng=np.random.default_rng(2)
+    ).confidence_interval
+    spread = expected.high - expected.low
+    assert found.value == statistic(scores)
+    np.testing.assert_allclose(found[1:], expected, atol=0.1 * spread)
+
+
+def test_strata_are_resampled_each_by_itself():
+    # Constant scores within every environment leave nothing to chance, however far environments lie apart.
+    scores = {"ant": np.full(5, 1.0), "hopper": np.full(5, 9.0)}
+    assert estimate(scores, mean) == (5.0, 5.0, 5.0)
+
+
+def test_the_interval_holds_the_true_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    found = [estimate({"ant": rng.normal(size=20), "hopper": rng.normal(2.0, 1.0, size=20)}, mean, seed=i) for i in range(200)]
+    held = np.mean([low <= 1.0 <= high for _, low, high in found])
+    assert 0.88 <= held <= 0.99  # the percentile bootstrap of few runs is a little narrow
+
+
+def test_a_performance_profile_is_the_part_of_runs_above_each_threshold():
+    scores = {"ant": np.array([0.1, 0.5, 0.9, 0.9]), "hopper": np.array([0.5, 1.5])}
+    middle, low, high = statistics.performance_profile(scores, np.array([0.0, 0.5, 1.0, 2.0]))
+    np.testing.assert_allclose(middle, [1.0, (0.5 + 0.5) / 2, (0.0 + 0.5) / 2, 0.0])
+    assert np.all((low <= middle) & (middle <= high))
+    np.testing.assert_array_equal(low[[0, 3]], high[[0, 3]])
+
+
+def test_the_probability_of_improvement_is_mann_whitneys_u_over_the_pairs():
+    rng = np.random.default_rng(4)
+    ours = {"ant": rng.normal(0.5, 1, 12), "hopper": rng.integers(0, 3, 9).astype(float)}
+    theirs = {"ant": rng.normal(0, 1, 8), "hopper": rng.integers(0, 3, 7).astype(float)}
+    u = [scipy.stats.mannwhitneyu(ours[name], theirs[name]).statistic / (len(ours[name]) * len(theirs[name])) for name in ours]
+    found = statistics.probability_of_improvement(ours, theirs)
+    np.testing.assert_allclose(found.value, np.mean(u))
+    assert found.low < found.value < found.high
+    back = statistics.probability_of_improvement(theirs, ours)
+    np.testing.assert_allclose(found.value + back.value, 1.0)
+
+
+def test_equal_scores_are_no_improvement():
+    scores = {"ant": np.ones(4)}
+    assert statistics.probability_of_improvement(scores, scores) == (0.5, 0.5, 0.5)

@@ -1,0 +1,70 @@
+"""Runs trained together are, each of them, the run alone."""
+
+import jax
+import numpy as np
+import pytest
+
+import trpo_jax
+from sweep.sweeps import TINY, plan, timeless
+from trpo_jax.sweep.training import train_together
+
+GRID = {"grid": {"trust_region.max_kl": [0.01, 0.05], "gae_lambda": [0.8, 1.0]}}
+
+
+def alone(run):
+    """Train one run by `train`; return its records."""
+    rows = []
+    config = run.config
+    trpo_jax.train(
+        config.environment,
+        config.num_timesteps,
+        config=config.trpo,
+        seed=config.seed,
+        num_evals=config.num_evals,
+        num_eval_envs=config.num_eval_envs,
+        deterministic_eval=config.deterministic_eval,
+        iteration_fn=lambda step, metrics: rows.append({"step": step} | metrics),
+        progress_fn=lambda step, metrics: rows.append({"step": step} | metrics),
+        max_devices_per_host=1,
+    )
+    return rows
+
+
+def assert_like_alone(runs, together, rtol):
+    for run, records in zip(runs, together, strict=True):
+        by_itself = alone(run)
+        assert len(records) == len(by_itself)
+        for found, expected in zip(records, by_itself, strict=True):
+            found = timeless(found)
+            np.testing.assert_allclose(
+                list(found.values()), [expected[name] for name in found], rtol=rtol, atol=rtol, err_msg=run.name
+            )
+
+
+def test_the_metrics_of_a_packed_run_are_those_of_the_run_alone(tmp_path):
+    (program,) = plan(TINY | GRID | {"environments": ["fast"], "seeds": 2})
+    together = train_together(program.runs, tmp_path, jax.devices()[:1])
+    assert len(together) == 8
+    assert_like_alone(program.runs[:2] + program.runs[-1:], together[:2] + together[-1:], 1e-4)
+    assert {"training/kl", "training/explained_variance"} <= together[0][1].keys()
+    assert {"eval/episode_reward", "eval/episode_reward_std"} <= together[0][-1].keys()
+    assert [record["step"] for record in together[0]] == [0, 16, 32, 48, 64, 80, 96, 96]
+    assert together[0] != together[1]
+
+
+def test_on_several_devices_each_has_its_share_and_none_waits_for_runs_to_divide(tmp_path):
+    (program,) = plan(TINY | {"environments": ["fast"], "seeds": 3})
+    one = train_together(program.runs, tmp_path / "one", jax.devices()[:1])
+    two = train_together(program.runs, tmp_path / "two", jax.devices()[:2])
+    assert len(two) == 3
+    for records, others in zip(one, two, strict=True):
+        for found, expected in zip(map(timeless, records), map(timeless, others), strict=True):
+            np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.brax
+def test_so_are_those_of_a_simulator(tmp_path):
+    mapping = TINY | {"environments": ["inverted_pendulum"], "seeds": 2, "num_timesteps": 48}
+    (program,) = plan(mapping)
+    together = train_together(program.runs, tmp_path, jax.devices()[:1])
+    assert_like_alone(program.runs[1:], together[1:], 1e-3)
