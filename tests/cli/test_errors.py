@@ -7,6 +7,14 @@ from trpo_jax.config import ConfigError
 from trpo_jax.training.run_config import RunConfig, write_run_config
 from trpo_jax.training.run_folder import RunFolder, create_run_folder
 
+SWEEPS = {
+    "good": "num_timesteps = 1",
+    "nogrid": "[grid]",
+    "unknown": "[grid]\ntrust_region.max_lk = [0.1]",
+    "static": 'traced = ["num_envs"]\n[grid]\nnum_envs = [8, 16]',
+}
+"""Sweep files, but for their first line."""
+
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
@@ -17,6 +25,9 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     (tmp_path / "typo.toml").write_text("[trust_region]\nmax_kll = 0.01\n")
     (tmp_path / "began").mkdir()
     write_run_config(tmp_path / "began" / "config.toml", RunConfig())
+    for name, text in SWEEPS.items():
+        (tmp_path / f"{name}.toml").write_text(f'environments = ["fast"]\n{text}')
+    (tmp_path / "noconfig.toml").write_text('environments = ["missing.toml"]')
     (tmp_path / "zero.toml").write_text("num_envs = 0\n")
 
 
@@ -57,6 +68,21 @@ BAD = {
     "evaluate taken --episodes 1": "episodes: got 1, allowed: an integer >= 2",
     "render none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",
     "render taken --max-steps 0": "max_steps: got 0, allowed: an integer >= 1",
+    "sweep": "SWEEP.toml",
+    "sweep none.toml": "sweep file: got 'none.toml', allowed: a readable TOML file (No such file or directory)",
+    "sweep nogrid.toml": "nogrid.toml: grid: got {}, allowed: at least one field with a list of values",
+    "sweep unknown.toml": "unknown.toml: grid.trust_region.max_lk: got [0.1], allowed: a known field; did you mean",
+    "sweep static.toml": "static.toml: traced: got 'num_envs', allowed: fields that one program may hold many values of:",
+    "sweep noconfig.toml": "config file: got 'missing.toml', allowed: a readable TOML file (No such file or directory)",
+    "sweep good.toml --device gpu": "device: got 'gpu', allowed: one that JAX sees here: cpu",
+    "sweep good.toml --executor ray --ray-address 127.0.0.1:1": "ray_address: got '127.0.0.1:1', allowed: HOST:PORT or ray://",
+    "sweep good.toml --ray-address auto": "ray_address: got 'auto', allowed: nothing without --executor ray",
+    "sweep good.toml --memory-limit 0": "memory_limit: got 0.0, allowed: a number > 0",
+    "sweep good.toml --memory-limit 1e-6": "memory_limit: got 0.0, allowed: at least",
+    "sweep good.toml --sweep-dir taken": "sweep_dir: got 'taken', allowed: a folder of a sweep, a new or an empty one",
+    "sweep good.toml --sweep-dir taken/file/sweep": "Not a directory",
+    "report": "DIR",
+    "report taken": "sweep_dir: got 'taken', allowed: a folder that a sweep has written, with a plan.json",
     "render taken --format avi": "invalid choice 'avi' for argument '--format'",
     "plot": "RUN: got '', allowed: one or more folders that a training wrote",
     "plot none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ DESCRIPTION = (
     "of it."
 )
 
+WIDTH = 120
+"""Characters a line, where stdout is no terminal."""
 RAY_MEMORY_LIMIT = 4 * 2**30
 """Bytes that a program may take on each device of a worker of Ray, where nothing else is said."""
 
@@ -73,11 +76,13 @@ def sweep_command(arguments: list[str]) -> int:
         show_plan(planned)
         return 0
     folder = SweepFolder(parsed.sweep_dir or Path("sweeps") / Path(parsed.file).stem)
+    console = SweepConsole(folder, planned)
+    executor = workers.make_executor(console)  # before the folder is made, since it may find no one to work
     with folder.locked():
         folder.begin(runs)
-        console = SweepConsole(folder, planned)
+        console.begin()
         try:
-            run_sweep(folder, planned, workers.make_executor(console))
+            run_sweep(folder, planned, executor)
         except (KeyboardInterrupt, SystemExit):
             console.interrupted()
             raise
@@ -131,20 +136,23 @@ def _ray(arguments: SweepArguments) -> Workers:
 def show_plan(planned: Sequence[Any]) -> None:
     """Print the programs of a sweep."""
     table = rich.table.Table()
-    for name in ("program", "environment", "steps a run", "runs", "values", "memory, GiB"):
+    for name in ("program", "environment", "steps a run", "runs", "values", "memory, MiB"):
         table.add_column(name, justify="left" if name in ("environment", "values") else "right")
     for number, program in enumerate(planned, 1):
         config = program.runs[0].config
-        memory = len(program.runs) * program.bytes_each / 2**30
+        memory = len(program.runs) * program.bytes_each / 2**20
         environment = f"{config.environment} ({config.backend})"
         row = str(number), environment, f"{config.num_timesteps:,}", str(len(program.runs)), _values(program.runs)
-        table.add_row(*row, f"{memory:.2g}")
-    console = rich.console.Console(highlight=False)
+        table.add_row(*row, f"{memory:,.3g}" if memory < 1000 else f"{memory:,.0f}")
+    console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
     num_runs = sum(len(program.runs) for program in planned)
     steps = sum(run.config.num_timesteps for program in planned for run in program.runs)
-    programs = f"{len(planned)} program{'s' * (len(planned) > 1)}"
-    console.print(f"{num_runs} runs in {programs}, {steps:,} environment steps in all", markup=False)
+    console.print(f"{num_runs} runs in {_programs(len(planned))}, {steps:,} environment steps in all", markup=False)
+
+
+def _programs(count: int) -> str:
+    return f"{count} program{'s' * (count > 1)}"
 
 
 def _values(runs: Sequence[Any]) -> str:
@@ -152,7 +160,7 @@ def _values(runs: Sequence[Any]) -> str:
     words = []
     for name in runs[0].swept:
         values = list(dict.fromkeys(str(run.swept[name]) for run in runs))
-        words.append(f"{name} {values[0] if len(values) == 1 else f'{len(values)} values'}")
+        words.append(f"{name} = {values[0]}" if len(values) == 1 else f"{len(values)} values of {name}")
     seeds = len({run.config.seed for run in runs})
     return ", ".join([*words, f"{seeds} seed{'s' * (seeds > 1)}"])
 
@@ -164,11 +172,14 @@ class SweepConsole:
 
     def __init__(self, folder: Any, planned: Sequence[Any]):
         self._folder, self._started, self._printed = folder, time.perf_counter(), 0
-        self._names = [run.name for program in planned for run in program.runs]
+        self._names, self._num_programs = [run.name for program in planned for run in program.runs], len(planned)
+
+    def begin(self) -> None:
+        """Say what is about to happen."""
         finished = self._num_finished()
         already = f", {finished} of them finished already" if finished else ""
-        self.say(f"{len(self._names)} runs in {len(planned)} program{'s' * (len(planned) > 1)}{already}")
-        self.say(f"sweep folder {folder.path}")
+        self.say(f"{len(self._names)} runs in {_programs(self._num_programs)}{already}")
+        self.say(f"sweep folder {self._folder.path}")
 
     def start(self, job: Any) -> None:
         """Say which runs are trained next."""

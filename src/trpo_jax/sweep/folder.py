@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -58,11 +59,14 @@ class SweepFolder:
             if missing:
                 allowed = f"a sweep that has the runs of this folder, {missing[0]} among them; or a new folder"
                 raise ConfigError("sweep_dir", str(self.path), allowed)
-        elif any(path.name != LOCK for path in self.path.iterdir()):
-            raise ConfigError("sweep_dir", str(self.path), "a folder of a sweep, a new or an empty one; nothing was changed")
+        self._check_ours()
         _replace(self.plan, json.dumps(list(new.values()), indent=1) + "\n")
         self.runs.mkdir(exist_ok=True)
         self.unfinished.mkdir(exist_ok=True)
+
+    def _check_ours(self) -> None:
+        if not self.plan.is_file() and any(path.name != LOCK for path in self.path.iterdir()):
+            raise ConfigError("sweep_dir", str(self.path), "a folder of a sweep, a new or an empty one; nothing was changed")
 
     def planned(self) -> dict[str, dict[str, Any]]:
         """Return the runs that the plan names, by name, as it describes them.
@@ -77,8 +81,13 @@ class SweepFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other sweeps out of the folder; a crash leaves no lock behind. Raises ConfigError if one runs in it."""
+        """Keep other sweeps out of the folder; a crash leaves no lock behind.
+
+        Raises:
+            ConfigError: another sweep runs in it, or it holds something else.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        self._check_ours()
         with locked(self.path, ConfigError("sweep_dir", str(self.path), "a folder in which no other sweep is running")):
             yield
 
@@ -104,12 +113,11 @@ class SweepFolder:
         finished = (self.finished(name) for name in self.planned())
         rows = [run.result for run in finished if run is not None]
         names = dict.fromkeys(name for row in rows for name in row)
-        new = self.results.with_suffix(".new")
-        with new.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(names))
-            writer.writeheader()
-            writer.writerows(rows)
-        new.replace(self.results)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        _replace(self.results, table.getvalue())
 
     def begun(self) -> list[tuple[Path, list[str]]]:
         """Return what trainings have left unfinished: a folder, and the names of its runs."""
@@ -154,8 +162,12 @@ def _digest(text: str) -> str:
 def _replace(path: Path, text: str) -> None:
     """Put a text in a file's place, in one move, and see that it lies on the disk."""
     new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with new.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise

@@ -1,6 +1,7 @@
 """Programs of a sweep as tasks of Ray, on this machine or on a cluster."""
 
 import contextlib
+import logging
 import os
 import socket
 import tempfile
@@ -42,8 +43,11 @@ class RayExecutor:
         """
         self._ray = _connect(address)
         self._progress = progress
-        self._ours = address is None
-        self._check_room({"CPU": cpus_per_program, "GPU": gpus_per_program})
+        try:
+            self._check_room({"CPU": cpus_per_program, "GPU": gpus_per_program})
+        except ConfigError:
+            self._ray.shutdown()
+            raise
         task = self._ray.remote(num_cpus=cpus_per_program, num_gpus=gpus_per_program, max_retries=RETRIES, max_calls=1)
         self._train: Any = task(_train_remotely)
         self._arguments = device, max(1, int(cpus_per_program))
@@ -64,8 +68,7 @@ class RayExecutor:
         finally:
             for task in running:
                 self._ray.cancel(task, force=True)
-            if self._ours:
-                self._ray.shutdown()
+            self._ray.shutdown()  # ends a cluster of our own, and leaves another
 
     def _check_room(self, wanted: dict[str, float]) -> None:
         there = self._ray.cluster_resources()
@@ -85,7 +88,9 @@ def _connect(address: str | None) -> ModuleType:
     if address not in (None, "auto", "local"):
         _check_reachable(str(address))
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False if not address else None)
+        ray.init(
+            address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False if not address else None
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())
         raise ConfigError("ray_address", address, f"the address of a Ray cluster that runs ({words})") from None

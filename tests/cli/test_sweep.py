@@ -1,0 +1,88 @@
+"""`trpo-jax sweep` and `trpo-jax report`, from a sweep file to a page."""
+
+import contextlib
+import multiprocessing
+import resource
+from pathlib import Path
+
+import pytest
+
+from trpo_jax.cli import main
+
+SWEEP = """
+environments = ["fast"]
+seeds = 2
+num_timesteps = 64
+[config]
+num_envs = 4
+unroll_length = 4
+episode_length = 5
+num_evals = 2
+num_eval_envs = 2
+critic = { num_minibatches = 1, num_epochs = 1, hidden_sizes = [8] }
+policy.hidden_sizes = [8]
+[grid]
+gae_lambda = [0.8, 0.9]
+trust_region.cg_iterations = [2, 3]
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_a_sweep_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "configure_process", lambda: None)  # it changes this process's jax.config
+    Path("mine.toml").write_text(SWEEP)
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(capsys, tmp_path):
+    assert main.run(["sweep", "mine.toml", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "8 runs in 2 programs, 512 environment steps in all" in printed
+    assert printed.count("fast (spring)") == 2
+    assert printed.count("2 values of gae_lambda,") == 2
+    assert "trust_region.cg_iterations = 3" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_sweep_trains_reports_and_does_nothing_when_called_again(capsys):
+    assert main.run(["sweep", "mine.toml"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == ["8 runs in 2 programs", "sweep folder sweeps/mine"]
+    assert "fast: 4 runs of 64 steps; compiling …" in printed
+    assert "fast: 4 finished, 8 of 8 in all" in printed
+    assert printed[-1] == "look at it with: trpo-jax report sweeps/mine"
+    assert len(Path("sweeps/mine/results.csv").read_text().splitlines()) == 9
+
+    assert main.run(["sweep", "mine.toml"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "8 runs in 2 programs, 8 of them finished already"
+    assert len(printed) == 4
+
+    assert main.run(["report", "sweeps/mine", "--out", "told"]) == 0
+    assert capsys.readouterr().out == "wrote told/report.html\n"
+    assert "8 of 8 runs are finished" in Path("told/report.md").read_text()
+
+
+def _sweep_without_disk(path, limit):
+    """Sweep where no file may grow beyond some bytes, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    with (path / "said").open("w") as said, contextlib.redirect_stderr(said):
+        code = main.run(["sweep", str(path / "mine.toml"), "--sweep-dir", str(path / "sweep")])
+    (path / "code").write_text(str(code))
+
+
+@pytest.mark.parametrize("limit", [6_000, 25_000])  # too small for the plan; large enough for that, and not for the rest
+def test_a_full_disk_is_one_clear_line_and_nothing_is_lost(limit, tmp_path):
+    Path("mine.toml").write_text(SWEEP.replace("num_timesteps = 64", "num_timesteps = 640"))
+    process = multiprocessing.get_context("spawn").Process(target=_sweep_without_disk, args=(tmp_path, limit))
+    process.start()
+    process.join()
+    assert Path("code").read_text() == "2"
+    said = [line for line in Path("said").read_text().splitlines() if "persistent compilation cache" not in line]
+    assert len(said) == 1
+    assert said[0].startswith("trpo-jax sweep: error: ")
+    assert "File too large" in said[0]
+    assert Path("sweep/plan.json").exists() == (limit > 6_000)
+    # With room again, it goes on.
+    assert main.run(["sweep", "mine.toml", "--sweep-dir", "sweep"]) == 0
+    assert len(Path("sweep/results.csv").read_text().splitlines()) == 9

@@ -1,0 +1,80 @@
+"""Programs as tasks of a Ray cluster of several processes, one of which is killed."""
+
+import signal
+import subprocess
+import time
+
+import pytest
+
+from sweep.sweeps import TINY, Silent, records, sweep
+from trpo_jax import ConfigError
+
+ray = pytest.importorskip("ray", reason='needs the extra "ray"')
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from trpo_jax.sweep.ray_executor import RayExecutor  # noqa: E402
+
+# Long enough to be killed in; two programs, for two workers.
+MAPPING = TINY | {"environments": ["fast"], "seeds": 4, "num_timesteps": 16 * 200}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def executor(address, progress=None, **options):
+    options = {"device": "cpu", "cpus_per_program": 1.0, "gpus_per_program": 0.0} | options
+    return RayExecutor(address=address, progress=progress or Silent(), **options)
+
+
+def workers():
+    """Return the processes in which programs are trained, as Ray names them."""
+    found = subprocess.run(["pgrep", "-f", "ray::_train_remotely"], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+class Killer(Silent):
+    """Kills a worker in the middle of its program, once."""
+
+    def __init__(self, unfinished):
+        super().__init__()
+        self.unfinished, self.killed = unfinished, None
+
+    def start(self, job):
+        super().start(job)
+        deadline = time.monotonic() + 90
+        while self.killed is None and time.monotonic() < deadline:
+            lines = [path.read_text().count("\n") for path in self.unfinished.glob("*/metrics.jsonl")]
+            if lines and 20 < max(lines) < 150 and workers():
+                self.killed = workers()[0]
+                subprocess.run(["kill", f"-{int(signal.SIGKILL)}", str(self.killed)], check=True)
+            time.sleep(0.02)
+
+
+def test_every_run_is_finished_once_though_a_worker_is_killed(cluster, tmp_path):
+    sweep(tmp_path / "here", MAPPING, most=2)
+    killer = Killer(tmp_path / "there" / "unfinished")
+    sweep(tmp_path / "there", MAPPING, executor(cluster.address, killer), most=2)
+    assert killer.killed is not None
+    assert len(killer.begun) == 2
+    assert records(tmp_path / "there") == records(tmp_path / "here")
+    assert len((tmp_path / "there" / "results.csv").read_text().splitlines()) == 5
+
+
+def test_what_the_cluster_has_not_got_is_named(cluster):
+    with pytest.raises(ConfigError, match=r"gpus_per_program: got 1\.0, allowed: what the Ray cluster has: 2 CPU, 0 GPU"):
+        executor(cluster.address, gpus_per_program=1.0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:1", "nowhere.invalid:6379"])
+def test_an_address_where_no_cluster_listens_is_refused_at_once(address):
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=f"ray_address: got '{address}', allowed: HOST:PORT or ray://HOST:PORT") as error:
+        executor(address)
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - start < 20  # not the minutes that Ray itself would try
