@@ -1,6 +1,7 @@
 """Fixtures and hypothesis settings that the numerical tests share."""
 
 import gc
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -70,6 +71,20 @@ def dtype(request):
     """Run the test once in each precision."""
     with jax.enable_x64(request.param == "float64"):
         yield jax.numpy.dtype(request.param)
+
+
+@pytest.fixture(scope="session")
+def spawn():
+    """Processes that start quickly: forked from one that has imported the package."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["processes"])
+
+    def start(target, *arguments):
+        process = context.Process(target=target, args=arguments)
+        process.start()
+        return process
+
+    return start
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`trpo-jax sweep` and `trpo-jax report`, from a sweep file to a page."""
 
 import contextlib
-import multiprocessing
 import resource
 from pathlib import Path
 
@@ -72,11 +71,9 @@ def _sweep_without_disk(path, limit):
 
 
 @pytest.mark.parametrize("limit", [6_000, 25_000])  # too small for the plan; large enough for that, and not for the rest
-def test_a_full_disk_is_one_clear_line_and_nothing_is_lost(limit, tmp_path):
+def test_a_full_disk_is_one_clear_line_and_nothing_is_lost(limit, tmp_path, spawn):
     Path("mine.toml").write_text(SWEEP.replace("num_timesteps = 64", "num_timesteps = 640"))
-    process = multiprocessing.get_context("spawn").Process(target=_sweep_without_disk, args=(tmp_path, limit))
-    process.start()
-    process.join()
+    spawn(_sweep_without_disk, tmp_path, limit).join()
     assert Path("code").read_text() == "2"
     said = [line for line in Path("said").read_text().splitlines() if "persistent compilation cache" not in line]
     assert len(said) == 1

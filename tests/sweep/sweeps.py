@@ -54,12 +54,12 @@ def plan(mapping, **options):
     return programs(runs_of(mapping), **options)
 
 
-def sweep(path, mapping, executor=None, *, seconds_an_iteration=0.0, **options):
+def sweep(path, mapping, executor=None, *, progress=None, **options):
     """Run a sweep to its end, in this process where no executor is given; return the jobs that were begun."""
-    folder, planned, progress = SweepFolder(path), plan(mapping, **options), Silent(seconds_an_iteration)
+    folder, planned, progress = SweepFolder(path), plan(mapping, **options), progress or Silent()
     with folder.locked():
         folder.begin(runs_of(mapping))
-        run_sweep(folder, planned, executor or LocalExecutor(choose_devices()[:1], progress))
+        run_sweep(folder, planned, executor or LocalExecutor(choose_devices()[:1]), progress)
     return progress.begun
 
 
@@ -67,7 +67,7 @@ def sweep_slowly(path, mapping):
     """Run a sweep with time to be killed in, and count the times that one has begun."""
     with (path.parent / "begun").open("a") as file:
         file.write("begun\n")
-    sweep(path, json.loads(mapping), seconds_an_iteration=0.02, most=2)
+    sweep(path, json.loads(mapping), progress=Silent(seconds_an_iteration=0.02), most=2)
 
 
 def records(path):

@@ -27,9 +27,15 @@ def cluster():
     cluster.shutdown()
 
 
-def executor(address, progress=None, **options):
-    options = {"device": "cpu", "cpus_per_program": 1.0, "gpus_per_program": 0.0} | options
-    return RayExecutor(address=address, progress=progress or Silent(), **options)
+# Ray forks where it connects; here JAX has threads by then, and says so.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def executor(address, **options):
+    return RayExecutor(**{"address": address, "device": "cpu", "cpus_per_program": 1.0, "gpus_per_program": 0.0} | options)
 
 
 def workers():
@@ -59,7 +65,8 @@ class Killer(Silent):
 def test_every_run_is_finished_once_though_a_worker_is_killed(cluster, tmp_path):
     sweep(tmp_path / "here", MAPPING, most=2)
     killer = Killer(tmp_path / "there" / "unfinished")
-    sweep(tmp_path / "there", MAPPING, executor(cluster.address, killer), most=2)
+    with executor(cluster.address) as ours:
+        sweep(tmp_path / "there", MAPPING, ours, progress=killer, most=2)
     assert killer.killed is not None
     assert len(killer.begun) == 2
     assert records(tmp_path / "there") == records(tmp_path / "here")

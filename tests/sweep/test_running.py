@@ -1,7 +1,6 @@
 """A sweep trains every run once, whatever happens to it on the way."""
 
 import json
-import multiprocessing
 import random
 import time
 
@@ -58,20 +57,18 @@ def test_later_seeds_are_trained_and_earlier_ones_are_not(undisturbed, tmp_path)
     assert all(name.endswith("-seed2") for names in more for name in names)
 
 
-def test_killed_at_ten_random_moments_every_run_is_finished_once_and_as_if_undisturbed(tmp_path):
+def test_killed_at_ten_random_moments_every_run_is_finished_once_and_as_if_undisturbed(tmp_path, spawn):
     sweep(tmp_path / "whole", SIX_RUNS, most=2)
-    context = multiprocessing.get_context("spawn")
     rng = random.Random(0)
     killed = 0
     path = tmp_path / "killed"
     while True:
         begun = _num_begun(tmp_path)
-        process = context.Process(target=sweep_slowly, args=(path, json.dumps(SIX_RUNS)))
-        process.start()
+        process = spawn(sweep_slowly, path, json.dumps(SIX_RUNS))
         while process.is_alive() and _num_begun(tmp_path) == begun:
             time.sleep(0.01)
         if killed < 10:
-            process.join(rng.uniform(0.5, 4.0))
+            process.join(rng.uniform(0.2, 2.0))
             killed += process.is_alive()
             process.kill()
         process.join()

@@ -1,13 +1,16 @@
 """What a sweep file says, and what is said of one that cannot be used."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from trpo_jax import ConfigError
+from trpo_jax.sweep import plan
 from trpo_jax.sweep.spec import read_sweep, sweep_from_mapping
 
 KL = "trust_region.max_kl"
+SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.toml"))
 
 
 def written(tmp_path, text):
@@ -39,6 +42,13 @@ def test_a_grid_is_every_combination_and_tables_may_be_dotted_or_not(tmp_path):
 def test_without_a_grid_there_is_one_setting_and_without_seeds_one_seed():
     sweep = sweep_from_mapping({"environments": ["ant"]})
     assert (sweep.settings, sweep.seeds, sweep.swept) == (({},), (0,), ())
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_each_shipped_sweep_can_be_planned(path, monkeypatch):
+    monkeypatch.setattr(plan, "resolve", lambda config: config)  # which would load every environment
+    sweep = read_sweep(path)
+    assert len(plan.make_plan(sweep)) == len(sweep.environments) * len(sweep.settings) * len(sweep.seeds)
 
 
 def random_sweep(fields, **options):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import random
 import time
 
@@ -118,20 +117,6 @@ def test_of_a_torn_checkpoint_it_is_said_that_an_older_one_is_used(tmp_path, und
 def test_resume_needs_a_folder():
     with pytest.raises(ConfigError, match="save_checkpoint_path: got None, allowed: the folder to resume from"):
         one_device_train(Target(), 16, config=SMALL, resume=True)
-
-
-@pytest.fixture(scope="module")
-def spawn():
-    """Processes that start quickly: forked from one that has imported the package."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["processes"])
-
-    def start(target, *arguments):
-        process = context.Process(target=target, args=arguments)
-        process.start()
-        return process
-
-    return start
 
 
 def finish(process):

@@ -7,7 +7,7 @@ from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig
 from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config, write_run_config
 from trpo_jax.training.run_folder import MetricsLog, create_run_folder, open_run_folder
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.toml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "brax").glob("*.toml"))
 
 
 def test_a_config_survives_the_way_to_toml_and_back(tmp_path):

@@ -1,12 +1,13 @@
 """`trpo-jax sweep`."""
 
+import contextlib
 import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import rich.console
 import rich.table
@@ -25,8 +26,6 @@ DESCRIPTION = (
 
 WIDTH = 120
 """Characters a line, where stdout is no terminal."""
-RAY_MEMORY_LIMIT = 4 * 2**30
-"""Bytes that a program may take on each device of a worker of Ray, where nothing else is said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,79 +57,66 @@ class SweepArguments:
 def sweep_command(arguments: list[str]) -> int:
     """Sweep as the arguments say; return the exit code."""
     parsed = parse(SweepArguments, arguments, command="sweep", description=DESCRIPTION)
-    for name in ("memory_limit", "runs_per_program"):
+    for name in ("memory_limit", "runs_per_program", "cpus_per_program"):
         value = getattr(parsed, name)
         if value is not None and not value > 0:
             raise ConfigError(name, value, "a number > 0")
+    if parsed.gpus_per_program is not None and not parsed.gpus_per_program >= 0:
+        raise ConfigError("gpus_per_program", parsed.gpus_per_program, "a number >= 0")
 
-    from trpo_jax.sweep.folder import SweepFolder
     from trpo_jax.sweep.plan import make_plan
-    from trpo_jax.sweep.running import programs, run_sweep
+    from trpo_jax.sweep.running import programs
     from trpo_jax.sweep.spec import read_sweep
 
-    runs = make_plan(read_sweep(parsed.file))
-    workers = _local(parsed) if parsed.executor == "local" else _ray(parsed)
-    limit = workers.memory_limit if parsed.memory_limit is None else round(parsed.memory_limit * 2**30)
-    planned = programs(runs, memory_limit=limit, num_devices=workers.num_devices, most=parsed.runs_per_program)
-    if parsed.dry_run:
-        show_plan(planned)
-        return 0
-    folder = SweepFolder(parsed.sweep_dir or Path("sweeps") / Path(parsed.file).stem)
-    console = SweepConsole(folder, planned)
-    executor = workers.make_executor(console)  # before the folder is made, since it may find no one to work
+    sweep = read_sweep(parsed.file)
+    with _executor(parsed) as executor:
+        runs = make_plan(sweep)
+        limit = executor.memory_limit if parsed.memory_limit is None else round(parsed.memory_limit * 2**30)
+        planned = programs(runs, memory_limit=limit, num_devices=executor.num_devices, most=parsed.runs_per_program)
+        if parsed.dry_run:
+            show_plan(planned)
+        else:
+            _sweep(parsed, runs, planned, executor)
+    return 0
+
+
+@contextlib.contextmanager
+def _executor(arguments: SweepArguments) -> Iterator[Any]:
+    """Give what trains the programs: this process, on all devices of the kind asked for, or Ray."""
+    if arguments.executor == "local":
+        for name, default in (("ray_address", None), ("cpus_per_program", 1.0), ("gpus_per_program", None)):
+            if getattr(arguments, name) != default:
+                raise ConfigError(name, getattr(arguments, name), "nothing without --executor ray")
+        from trpo_jax.sweep.running import LocalExecutor, choose_devices
+
+        yield LocalExecutor(choose_devices(arguments.device))
+        return
+    from trpo_jax.sweep.ray_executor import RayExecutor
+
+    gpus = arguments.gpus_per_program
+    with RayExecutor(
+        address=arguments.ray_address,
+        device=arguments.device,
+        cpus_per_program=arguments.cpus_per_program,
+        gpus_per_program=(1.0 if arguments.device == "gpu" else 0.0) if gpus is None else gpus,
+    ) as executor:
+        yield executor
+
+
+def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any], executor: Any) -> None:
+    from trpo_jax.sweep.folder import SweepFolder
+    from trpo_jax.sweep.running import run_sweep
+
+    folder = SweepFolder(arguments.sweep_dir or Path("sweeps") / Path(arguments.file).stem)
     with folder.locked():
         folder.begin(runs)
-        console.begin()
+        console = SweepConsole(folder, planned)
         try:
-            run_sweep(folder, planned, executor)
+            run_sweep(folder, planned, executor, console)
         except (KeyboardInterrupt, SystemExit):
             console.interrupted()
             raise
     console.finish()
-    return 0
-
-
-class Workers(NamedTuple):
-    """What trains the programs of a sweep."""
-
-    num_devices: int
-    """For each program."""
-    memory_limit: int
-    """Bytes that a program may take on each device, where nothing else is said."""
-    make_executor: Callable[["SweepConsole"], Any]
-
-
-def _local(arguments: SweepArguments) -> Workers:
-    """Train in this process, on all devices of the kind asked for."""
-    for name, default in (("ray_address", None), ("cpus_per_program", 1.0), ("gpus_per_program", None)):
-        if getattr(arguments, name) != default:
-            raise ConfigError(name, getattr(arguments, name), "nothing without --executor ray")
-
-    from trpo_jax.sweep.memory import free_bytes
-    from trpo_jax.sweep.running import LocalExecutor, choose_devices
-
-    devices = choose_devices(arguments.device)
-    return Workers(len(devices), free_bytes(devices[0]), lambda console: LocalExecutor(devices, console))
-
-
-def _ray(arguments: SweepArguments) -> Workers:
-    """Train in workers of Ray. How much memory they have is not known here."""
-    from trpo_jax.sweep.ray_executor import RayExecutor
-
-    gpus = arguments.gpus_per_program
-    gpus = (1.0 if arguments.device == "gpu" else 0.0) if gpus is None else gpus
-
-    def make_executor(console: SweepConsole) -> Any:
-        return RayExecutor(
-            address=arguments.ray_address,
-            device=arguments.device,
-            cpus_per_program=arguments.cpus_per_program,
-            gpus_per_program=gpus,
-            progress=console,
-        )
-
-    num_devices = max(1, int(gpus or arguments.cpus_per_program))
-    return Workers(num_devices, RAY_MEMORY_LIMIT, make_executor)
 
 
 def show_plan(planned: Sequence[Any]) -> None:
@@ -172,14 +158,11 @@ class SweepConsole:
 
     def __init__(self, folder: Any, planned: Sequence[Any]):
         self._folder, self._started, self._printed = folder, time.perf_counter(), 0
-        self._names, self._num_programs = [run.name for program in planned for run in program.runs], len(planned)
-
-    def begin(self) -> None:
-        """Say what is about to happen."""
+        self._names = [run.name for program in planned for run in program.runs]
         finished = self._num_finished()
         already = f", {finished} of them finished already" if finished else ""
-        self.say(f"{len(self._names)} runs in {_programs(self._num_programs)}{already}")
-        self.say(f"sweep folder {self._folder.path}")
+        self.say(f"{len(self._names)} runs in {_programs(len(planned))}{already}")
+        self.say(f"sweep folder {folder.path}")
 
     def start(self, job: Any) -> None:
         """Say which runs are trained next."""

@@ -1,6 +1,8 @@
 """Many runs of one program: iterations and evaluations under vmap, each device with a share of the runs."""
 
+import concurrent.futures
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from trpo_jax.training.devices import put
 from trpo_jax.training.evaluate import Episodes
 from trpo_jax.training.iteration import Iteration
 from trpo_jax.training.pipeline import place
-from trpo_jax.training.state import TrainState
+from trpo_jax.training.program import Program
+from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.trpo_config import TRPOConfig
 
 RUNS = "runs"
@@ -30,15 +34,27 @@ class Population:
         mesh = jax.make_mesh((len(devices),), (RUNS,), axis_types=(AxisType.Auto,), devices=devices)
         self._sharding = NamedSharding(mesh, PartitionSpec(RUNS))
         self._beginning = jax.device_put((keys, hyperparameters), self._sharding)
-        self._init = self._over_runs(iteration.init)
-        self._update = self._over_runs(iteration.update, donate=0)
+        self._init = Program(self._over_runs(iteration.init))
+        self._update = Program(self._over_runs(iteration.update, donate=0))
         self._reset = self._over_runs(iteration.reset)
         self._copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
+        self._evaluate: Program | None = None
+        self._iteration = iteration
 
     @functools.cached_property
     def state_like(self) -> TrainState:
         """A training state of `jax.ShapeDtypeStruct`."""
-        return jax.eval_shape(self._init, *self._beginning)
+        return put(jax.eval_shape(jax.vmap(self._iteration.init), *self._beginning), self._sharding)
+
+    def compile(self, *, to_init: bool) -> None:
+        """Trace all programs, and begin to compile them side by side; that of `init` only where it is to be called."""
+        compilers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        if to_init:
+            self._init.compile(compilers, *self._beginning)
+        self._update.compile(compilers, self.state_like)
+        if self._evaluate is not None:
+            self._evaluate.compile(compilers, inference_params(self.state_like), self._beginning[0])
+        compilers.shutdown(wait=False)
 
     def init(self) -> TrainState:
         """Draw networks and environments of every run."""
@@ -66,8 +82,8 @@ class Population:
 
     def evaluator(self, evaluate: Callable[[Any, Any], Episodes]) -> Callable[[Any, Any], Episodes]:
         """Return a function that does for R runs what `evaluate` does for one: (params, keys) -> `Episodes` of `[R, E]`."""
-        evaluate_all = self._over_runs(evaluate)
-        return lambda params, keys: evaluate_all(*jax.device_put((params, keys), self._sharding))
+        program = self._evaluate = Program(self._over_runs(evaluate))
+        return lambda params, keys: program(*jax.device_put((params, keys), self._sharding))
 
     def _over_runs(self, function: Callable[..., Any], donate: int | tuple[int, ...] = ()) -> Callable[..., Any]:
         """Return a jitted function that does for R runs what `function` does for one."""

@@ -26,23 +26,22 @@ class RayExecutor:
     the new worker sees too; else it begins afresh. Results come back to this process, which alone writes them.
     """
 
-    def __init__(
-        self, *, address: str | None, device: str, cpus_per_program: float, gpus_per_program: float, progress: Progress
-    ):
-        """Connect to a cluster.
+    memory_limit = 4 * 2**30
+    """How much memory workers have is not known here."""
+
+    def __init__(self, *, address: str | None, device: str, cpus_per_program: float, gpus_per_program: float):
+        """Connect to a cluster; best before JAX is used, since Ray forks.
 
         Args:
             address: HOST:PORT, ray://HOST:PORT, or auto, of a cluster that runs; None starts one on this machine.
             device: what programs train on, as `choose_devices` has it.
             cpus_per_program: processors that a task asks for; it has JAX show as many as devices.
             gpus_per_program: GPUs that a task asks for.
-            progress: told when jobs start and end.
 
         Raises:
             ConfigError: Ray is missing, the address is not that of a cluster, or the cluster has not what one task asks for.
         """
         self._ray = _connect(address)
-        self._progress = progress
         try:
             self._check_room({"CPU": cpus_per_program, "GPU": gpus_per_program})
         except ConfigError:
@@ -51,24 +50,31 @@ class RayExecutor:
         task = self._ray.remote(num_cpus=cpus_per_program, num_gpus=gpus_per_program, max_retries=RETRIES, max_calls=1)
         self._train: Any = task(_train_remotely)
         self._arguments = device, max(1, int(cpus_per_program))
+        self.num_devices = max(1, int(gpus_per_program or cpus_per_program))
 
-    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None]) -> None:
-        """Do all jobs."""
+    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], progress: Progress) -> None:
+        """Do all jobs; of progress within them nothing is told."""
         running = {}
         try:
             for job in jobs:
                 running[self._train.remote(job._replace(folder=job.folder.absolute()), *self._arguments)] = job
-                self._progress.start(job)
+                progress.start(job)
             while running:
                 (finished, *_), _ = self._ray.wait(list(running), num_returns=1)
                 done = self._ray.get(finished)
                 job = running.pop(finished)
                 deliver(job, done)
-                self._progress.finished(job)
+                progress.finished(job)
         finally:
             for task in running:
                 self._ray.cancel(task, force=True)
-            self._ray.shutdown()  # ends a cluster of our own, and leaves another
+
+    def __enter__(self) -> "RayExecutor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End a cluster of our own, and leave another."""
+        self._ray.shutdown()
 
     def _check_room(self, wanted: dict[str, float]) -> None:
         there = self._ray.cluster_resources()

@@ -14,7 +14,7 @@ import jax
 from trpo_jax.config import ConfigError
 from trpo_jax.sweep.fields import fields_of
 from trpo_jax.sweep.folder import SweepFolder
-from trpo_jax.sweep.memory import bytes_of_run, divide
+from trpo_jax.sweep.memory import bytes_of_run, divide, free_bytes
 from trpo_jax.sweep.plan import Run, cells_of
 from trpo_jax.sweep.training import Records, train_together
 from trpo_jax.training.devices import show_cores_as_devices
@@ -40,10 +40,26 @@ class Done(NamedTuple):
 
 
 @runtime_checkable  # for callers that check types as they run
+class Progress(Protocol):
+    """Told how jobs go on."""
+
+    def start(self, job: Job) -> None: ...
+
+    def iteration(self, job: Job, step: int, metrics: dict[str, Any]) -> None: ...
+
+    def finished(self, job: Job) -> None: ...
+
+
+@runtime_checkable
 class Executor(Protocol):
     """Works through jobs, wherever it does."""
 
-    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None]) -> None:
+    num_devices: int
+    """That each program's runs are spread over."""
+    memory_limit: int
+    """Bytes that a program may take on each of them, where nothing else is said."""
+
+    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], progress: Progress) -> None:
         """Do all jobs; hand over each when it is done."""
         ...
 
@@ -88,13 +104,14 @@ def programs(runs: Sequence[Run], *, memory_limit: int, num_devices: int, most: 
     return [Program(part, size) for cell, size in each for part in divide(cell, size, memory_limit, num_devices, most)]
 
 
-def run_sweep(folder: SweepFolder, planned: Sequence[Program], executor: Executor) -> None:
+def run_sweep(folder: SweepFolder, planned: Sequence[Program], executor: Executor, progress: Progress) -> None:
     """Train what is not finished yet. The folder is locked, and knows the plan.
 
     Args:
         folder: of the sweep.
         planned: see `programs`.
         executor: does the work.
+        progress: told how it goes on.
 
     Raises:
         What training raises; all that was finished before is kept.
@@ -109,7 +126,7 @@ def run_sweep(folder: SweepFolder, planned: Sequence[Program], executor: Executo
 
     jobs = jobs_left(folder, planned)
     folder.write_results()
-    executor(jobs, deliver)
+    executor(jobs, deliver, progress)
 
 
 def jobs_left(folder: SweepFolder, planned: Sequence[Program]) -> list[Job]:
@@ -151,29 +168,19 @@ def result(run: Run, records: Records, where: dict[str, Any], together: int) -> 
     }
 
 
-@runtime_checkable
-class Progress(Protocol):
-    """Told how jobs go on."""
-
-    def start(self, job: Job) -> None: ...
-
-    def iteration(self, job: Job, step: int, metrics: dict[str, Any]) -> None: ...
-
-    def finished(self, job: Job) -> None: ...
-
-
 class LocalExecutor:
     """Does jobs in this process, one after another."""
 
-    def __init__(self, devices: Sequence[jax.Device], progress: Progress):
-        self._devices, self._progress = devices, progress
+    def __init__(self, devices: Sequence[jax.Device]):
+        self._devices = devices
+        self.num_devices, self.memory_limit = len(devices), free_bytes(devices[0])
 
-    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None]) -> None:
+    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], progress: Progress) -> None:
         """Do all jobs."""
         for job in jobs:
-            self._progress.start(job)
-            deliver(job, train_job(job, self._devices, functools.partial(self._progress.iteration, job)))
-            self._progress.finished(job)
+            progress.start(job)
+            deliver(job, train_job(job, self._devices, functools.partial(progress.iteration, job)))
+            progress.finished(job)
 
 
 def train_job(job: Job, devices: Sequence[jax.Device], progress_fn: ProgressFn | None = None) -> Done:

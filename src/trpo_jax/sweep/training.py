@@ -1,7 +1,7 @@
 """Training runs of one program together, from start to end."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ import numpy as np
 
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.population import Population
-from trpo_jax.training.evaluate import make_evaluator
+from trpo_jax.training.evaluate import Episodes, make_evaluator
 from trpo_jax.training.loggers import finite
 from trpo_jax.training.loop import Callbacks, Loop, ProgressFn
 from trpo_jax.training.run import run_environment
+from trpo_jax.training.run_config import RunConfig
 from trpo_jax.training.run_folder import MetricsLog
 from trpo_jax.training.store import Progress, Store
 from trpo_jax.training.train import make_schedule
-from trpo_jax.training.trpo import make_trpo
+from trpo_jax.training.trpo import TRPO, make_trpo
 
 Records = list[dict[str, Any]]
 """Metrics of a run: dicts with "step" and metrics by name, in the order of steps, an evaluation after its iteration."""
@@ -50,34 +51,43 @@ def train_together(
     keys = jnp.stack([jax.random.split(jax.random.key(run.config.seed)) for run in padded])
     hyperparameters = jax.tree.map(lambda *values: np.asarray(values, np.float32), *(run.config.trpo for run in padded))
     population = Population(trpo.iteration, keys[:, 0], hyperparameters, devices)
-    evaluator = None
-    if config.num_evals:
-        evaluate = make_evaluator(
-            trpo.environment,
-            trpo.make_policy,
-            num_episodes=config.num_eval_envs,
-            deterministic=config.deterministic_eval,
-        )
-        evaluator = population.evaluator(evaluate)
-    log = MetricsLog(folder / "metrics.jsonl")
-    told = progress_fn or (lambda step, metrics: None)
-
-    def on_iteration(step: int, metrics: dict[str, Any]) -> None:
-        log.log(step, metrics)
-        told(step, metrics)
-
-    def on_evaluation(step: int, metrics: dict[str, Any]) -> None:
-        log.log(step, {name: value for name, value in metrics.items() if name.startswith("eval/")})
-
+    evaluator = population.evaluator(_evaluator(trpo, config)) if config.num_evals else None
     schedule = make_schedule(trpo, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
-    origin = {"runs": [run.name for run in padded]}
-    with Store(folder / "checkpoints", resume=True, keep=1, origin=origin) as store:
+    metrics, origin = folder / "metrics.jsonl", {"runs": [run.name for run in padded]}
+    with Store(folder / "checkpoints", resume=True, keep=1, origin=origin) as store, _Log(metrics, progress_fn) as log:
+        population.compile(to_init=not store.goes_on)
         state, progress = store.load(population) if store.goes_on else (population.init(), Progress())
-        callbacks = Callbacks(on_iteration, on_evaluation)
+        callbacks = Callbacks(log.iteration, log.evaluation)
         loop = Loop(trpo, population, schedule, callbacks, store=store, evaluator=evaluator, eval_key=keys[:, 1])
         loop.run(state, progress)
-    log.close()
-    return _records_of_each(folder / "metrics.jsonl", len(runs))
+    return _records_of_each(metrics, len(runs))
+
+
+def _evaluator(trpo: TRPO, config: RunConfig) -> Callable[[Any, Any], Episodes]:
+    return make_evaluator(
+        trpo.environment, trpo.make_policy, num_episodes=config.num_eval_envs, deterministic=config.deterministic_eval
+    )
+
+
+class _Log:
+    """Writes what the loop tells, and passes it on."""
+
+    def __init__(self, path: Path, progress_fn: ProgressFn | None):
+        self._file, self._progress_fn = MetricsLog(path), progress_fn
+
+    def iteration(self, step: int, metrics: dict[str, Any]) -> None:
+        self._file.log(step, metrics)
+        if self._progress_fn:
+            self._progress_fn(step, metrics)
+
+    def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        self._file.log(step, {name: value for name, value in metrics.items() if name.startswith("eval/")})
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def _records_of_each(path: Path, num_runs: int) -> tuple[Records, ...]:
