@@ -24,6 +24,9 @@ class ConfigError(ValueError):
         super().__init__(f"{field}: got {got!r}, allowed: {allowed}")
         self.field, self.got, self.allowed = field, got, allowed
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ConfigError, (self.field, self.got, self.allowed)
+
     def within(self, prefix: str) -> "ConfigError":
         """Return the same error with the field named from one level further out."""
         return ConfigError(f"{prefix}.{self.field}", self.got, self.allowed)

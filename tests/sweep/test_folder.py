@@ -8,7 +8,7 @@ import pytest
 
 from sweep.sweeps import SIX_RUNS, runs_of
 from trpo_jax import ConfigError
-from trpo_jax.sweep.folder import SweepFolder
+from trpo_jax.sweep.folder import SweepFolder, begin_together
 
 RECORDS = [{"step": 16, "training/kl": 0.5}, {"step": 32, "eval/episode_reward": 3.0}]
 
@@ -24,7 +24,8 @@ def test_a_finished_run_is_read_back_and_stands_in_the_table(begun):
     first, second, *_ = begun.planned()
     begun.finish(first, RECORDS, {"run": first, "return": 3.0})
     begun.finish(second, RECORDS, {"run": second, "return": 4.0, "new": "column"})
-    assert begun.finished(first) == (RECORDS, {"run": first, "return": 3.0})
+    assert begun.finished(first).records == RECORDS
+    assert begun.finished(first).result == {"run": first, "return": 3.0}
     begun.write_results()
     with begun.results.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -34,16 +35,20 @@ def test_a_finished_run_is_read_back_and_stands_in_the_table(begun):
 def test_a_torn_or_changed_file_is_none_of_a_finished_run(begun):
     name = next(iter(begun.planned()))
     assert begun.finished(name) is None
-    begun.finish(name, RECORDS, {"run": name})
+    begun.finish(name, RECORDS, {"run": name, "return": 3.0})
     path = begun.runs / f"{name}.jsonl"
     whole = path.read_bytes()
     for length in range(len(whole) - 1):  # all but the last character, a line's end
         path.write_bytes(whole[:length])
         assert begun.finished(name) is None
-    path.write_bytes(whole.replace(b"0.5", b"0.6"))
-    assert begun.finished(name) is None
+    for change in ((b"0.5", b"0.6"), (b'"return": 3.0', b'"return": 4.0')):
+        path.write_bytes(whole.replace(*change))
+        assert begun.finished(name) is None
     path.write_bytes(whole)
     assert begun.finished(name) is not None
+    other = list(begun.planned())[1]
+    path.rename(begun.runs / f"{other}.jsonl")
+    assert begun.finished(other) is None
 
 
 def test_more_runs_may_be_planned_later_but_none_left_out(begun, tmp_path):
@@ -67,7 +72,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_two_sweeps_in_one_folder_are_refused_by_a_lock_that_a_crash_does_not_leave(begun):
     code = f"""
 import os, signal
-from trpo_jax.sweep.folder import SweepFolder
+from trpo_jax.sweep.folder import SweepFolder, begin_together
 with SweepFolder({str(begun.path)!r}).locked():
     print("locked", flush=True)
     input()
@@ -86,11 +91,26 @@ with SweepFolder({str(begun.path)!r}).locked():
         pass
 
 
-def test_what_was_begun_is_found_again_by_its_runs(begun):
+def test_what_was_begun_is_found_again_by_its_runs_if_there_is_a_checkpoint_to_go_on_from(begun):
     names = list(begun.planned())
-    path = begun.begin_runs(names[:2])
-    assert begun.begin_runs(names[:2]) == path != begun.begin_runs(names[2:])
-    assert {tuple(runs) for _, runs in begun.begun()} == {tuple(names[:2]), tuple(names[2:])}
+    path, other, bare = (begun.place_of(some) for some in (names[:2], names[2:4], names[4:]))
+    assert len({path, other, bare}) == 3
+    assert begun.place_of(names[:2]) == path
+    begin_together(path, names[:2])
+    begin_together(other, names[2:4])
+    begin_together(bare, names[4:])
+    for each in (path, other):
+        (each / "checkpoints" / "16").mkdir(parents=True)
+    assert {tuple(runs) for _, runs in begun.begun()} == {tuple(names[:2]), tuple(names[2:4])}
+    assert not bare.exists()
     (path / "runs.json").write_text("[")  # torn
-    assert [runs for _, runs in begun.begun()] == [names[2:]]
+    assert [runs for _, runs in begun.begun()] == [names[2:4]]
     assert not path.exists()
+
+
+def test_a_plan_that_a_kill_has_torn_does_not_lock_anyone_out(tmp_path):
+    folder = SweepFolder(tmp_path)
+    (tmp_path / "plan.json.new").write_text('[{"run"')
+    with folder.locked():
+        folder.begin(runs_of(SIX_RUNS))
+    assert len(folder.planned()) == 6

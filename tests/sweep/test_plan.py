@@ -61,6 +61,7 @@ def test_a_configuration_file_is_an_environment_too(tmp_path):
         ({"grid": {"gae_lambda": [0.9, 1.5]}}, "gae_lambda: got 1.5, allowed: a number"),
         ({"grid": {"critic.num_epochs": [0.5]}}, "critic.num_epochs: got 0.5, allowed: an integer"),
         ({"grid": {"gae_lambda": [1, 1.0]}}, "grid.gae_lambda: got .* differ"),
+        ({"config": SIX_RUNS["config"] | {"suite": 3}}, "suite: got 3, allowed: one of brax, playground"),
         ({"grid": {"backend": ["spring", "auto"]}}, "sweep: got 'fast-.*', allowed: settings that differ"),
     ],
 )
@@ -79,7 +80,8 @@ def test_programs_hold_as_many_runs_as_fit_and_are_of_about_one_size():
     assert sizes() == [6]
     assert sizes(memory_limit=5 * each) == [3, 3]
     assert sizes(memory_limit=4 * each + each // 2) == [3, 3]
-    assert sizes(memory_limit=2 * each, num_devices=2) == [3, 3]
+    assert sizes(memory_limit=2 * each, num_devices=2) == [4, 2]  # two on each device, and one
+    assert sizes(memory_limit=4 * each, num_devices=4) == [6]
     assert sizes(most=4) == [3, 3]
     assert sizes(most=5, memory_limit=each) == [1] * 6
     with pytest.raises(ConfigError, match=r"memory_limit: got 0.*, allowed: at least .* one run of fast"):

@@ -15,7 +15,7 @@ from trpo_jax import ConfigError
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.report.page import write_report
 from trpo_jax.sweep.report.scores import read_scores, short_names
-from trpo_jax.sweep.report.tables import best_setting, make_tables
+from trpo_jax.sweep.report.tables import make_tables
 
 MAPPING = TINY | {
     "environments": ["fast", "inverted_pendulum"],
@@ -66,7 +66,7 @@ def test_returns_are_told_by_environment_and_setting(swept):
 
 def test_environments_are_put_on_one_scale_from_the_lowest_return_to_the_best_setting(swept):
     rows = {row["setting"]: row for row in table(swept, "overall").rows}
-    assert best_setting(read_scores(swept)) == "max_kl 0.1, activation tanh"
+    assert read_scores(swept).ranking()[0] == "max_kl 0.1, activation tanh"
     np.testing.assert_allclose(rows["max_kl 0.1, activation tanh"]["mean"].value, 1.0)
     np.testing.assert_allclose(rows["max_kl 0.001, activation swish"]["mean"].value, 0.15 / 6.15)
     assert all(row["environments"] == 2 and row["runs"] == 8 for row in rows.values())
@@ -82,6 +82,8 @@ def test_the_sensitivity_to_a_field_takes_in_all_values_of_the_others(swept):
     rows = table(swept, "sensitivity-max_kl").rows
     assert [row["max_kl"] for row in rows] == [0.001, 0.1]
     np.testing.assert_allclose([row["mean"].value for row in rows], [1.15 / 6.15, 5.15 / 6.15])
+    # What the activation does is no noise: only seeds are drawn again.
+    assert all(row["mean"].high - row["mean"].low < 0.2 / 6.15 for row in rows)
     assert [row["activation"] for row in table(swept, "sensitivity-activation").rows] == ["tanh", "swish"]
 
 
@@ -173,6 +175,51 @@ def test_a_single_run_is_reported_without_comparisons(tmp_path):
     assert [table.name for table in make_tables(read_scores(folder.path))] == ["returns"]
     assert write_report(folder.path).is_file()
     assert "as configured" in (folder.path / "report" / "report.md").read_text()
+
+
+def pretend(path, mapping, records_of):
+    folder = SweepFolder(path)
+    runs = runs_of(mapping)
+    folder.begin(runs)
+    for run in runs:
+        records = records_of(run)
+        folder.finish(run.name, records, {"run": run.name, "return": records[-1].get("eval/episode_reward")})
+    return folder.path
+
+
+def test_environments_that_share_no_setting_are_reported_side_by_side(tmp_path):
+    (tmp_path / "mine.toml").write_text('environment = "fast"\ndiscounting = 0.5\n')
+    mapping = TINY | {"environments": ["fast", str(tmp_path / "mine.toml"), "inverted_pendulum"], "seeds": 2}
+    path = pretend(tmp_path / "sweep", mapping, lambda run: [{"step": 96, "eval/episode_reward": 1.0 + run.config.seed}])
+    scores = read_scores(path)
+    assert scores.settings == ("fast", str(tmp_path / "mine.toml"), "as configured")
+    assert {table.name for table in make_tables(scores)} == {"returns", "overall", "improvement"}
+    one = pretend(
+        tmp_path / "one",
+        mapping | {"environments": mapping["environments"][1:]},
+        lambda run: [{"step": 96, "eval/episode_reward": 1.0}],
+    )
+    assert write_report(path).is_file()
+    assert write_report(one).is_file()
+
+
+def test_runs_too_short_for_an_episode_are_drawn_as_the_evaluation_that_they_have(tmp_path):
+    path = pretend(
+        tmp_path / "sweep",
+        TINY | {"environments": ["fast"], "seeds": 2},
+        lambda run: [
+            {"step": 16, "training/kl": 0.1},
+            {"step": 16, "eval/episode_reward": 2.0},
+        ],
+    )
+    assert read_scores(path).runs[0].curve == ((16, 2.0),)
+    assert write_report(path).is_file()
+
+
+def test_values_that_are_nearly_equal_are_settings_of_their_own(tmp_path):
+    mapping = TINY | {"environments": ["fast"], "grid": {"discounting": [0.9999991, 0.9999992]}}
+    path = pretend(tmp_path / "sweep", mapping, lambda run: [{"step": 96, "eval/episode_reward": 1.0}])
+    assert read_scores(path).settings == ("discounting 0.9999991", "discounting 0.9999992")
 
 
 def test_where_a_report_cannot_be_made_one_line_says_why(swept, tmp_path):

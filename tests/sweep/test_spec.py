@@ -1,6 +1,5 @@
 """What a sweep file says, and what is said of one that cannot be used."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -74,7 +73,19 @@ def test_random_samples_lie_in_their_ranges_and_differ_by_seed_alone():
     # What else is drawn changes nothing.
     alone = [setting[KL] for setting in random_sweep({KL: fields[KL]}).settings]
     assert alone == [setting[KL] for setting in settings]
-    assert all(math.isclose(value, float(f"{value:.4g}")) for value in alone)
+    assert all(value == float(f"{value:.6g}") for value in alone)
+
+
+def test_whole_numbers_are_drawn_with_the_same_chance_up_to_both_ends():
+    fields = {"critic.num_epochs": {"low": 1, "high": 3}, "gae_lambda": {"low": 0.0, "high": 1.0}}
+    drawn = [setting["critic.num_epochs"] for setting in random_sweep(fields, num_samples=3000).settings]
+    assert set(drawn) == {1, 2, 3}
+    assert all(900 < drawn.count(value) < 1100 for value in (1, 2, 3))
+
+
+def test_what_has_been_drawn_before_is_trained_once():
+    settings = random_sweep({"policy.activation": ["tanh", "swish"]}).settings
+    assert sorted(setting["policy.activation"] for setting in settings) == ["swish", "tanh"]
 
 
 def test_samples_are_the_same_at_every_point_of_the_grid():
@@ -102,8 +113,10 @@ def drawn(field=KL, **interval):
         ({"grid": {KL: 0.1}}, f"grid.{KL}: got 0.1, allowed: a list"),
         ({"grid": {KL: [0.1, 0.1]}}, f"grid.{KL}: got .* allowed: values that differ"),
         ({"grid": {"trust_region": {"max_lk": [0.1]}}}, "grid.trust_region.max_lk: got .* did you mean trust_region.max_kl"),
-        ({"grid": {"seed": [1, 2]}}, "grid.seed: got .*, allowed: other fields; this one is given under seeds"),
-        ({"config": {"environment": "ant"}}, "config.environment: got 'ant', allowed: .* named under environments"),
+        ({"grid": {"seed": [1, 2]}}, "grid.seed: got .*, allowed: other fields; this one is given as seeds"),
+        ({"config": {"environment": "ant"}}, "config.environment: got 'ant', allowed: .* given as environments"),
+        ({"config": {"num_timesteps": 1}}, "config.num_timesteps: got 1, allowed: .* given as num_timesteps, in front"),
+        ({"grid": {"suite": ["brax"]}}, "grid.suite: got .*, allowed: other fields; this one is given under config"),
         ({"config": {"lambda": 1}}, "config.lambda: got 1, allowed: a known field"),
         ({"config": 3}, "config: got 3, allowed: a table"),
         ({"seeds": 0}, "seeds: got 0, allowed: a number of seeds >= 1, or a list"),

@@ -9,9 +9,18 @@ from trpo_jax.sweep.report.statistics import estimate, interquartile_mean, mean,
 
 
 def test_the_interquartile_mean_cuts_a_quarter_off_at_each_end():
-    assert interquartile_mean(np.array([1.0, 2, 3, 4, 100, -50, 7, 8])) == (2 + 3 + 4 + 7) / 4
+    assert interquartile_mean([np.array([1.0, 2, 3, 4, 100, -50, 7, 8])]) == (2 + 3 + 4 + 7) / 4
     many = np.random.default_rng(0).normal(size=(3, 40))
-    np.testing.assert_allclose(interquartile_mean(many), [np.sort(row)[10:30].mean() for row in many])
+    expected = [np.sort(row)[10:30].mean() for row in many]
+    np.testing.assert_allclose(interquartile_mean([many]), expected)
+    np.testing.assert_allclose(interquartile_mean([many[:, :15], many[:, 15:]]), expected)  # of all runs, whatever the strata
+
+
+def test_mean_and_median_over_several_strata_are_those_of_their_means():
+    strata = [np.array([1.0, 3.0]), np.array([10.0, 10.0, 40.0]), np.array([6.0])]
+    assert mean(strata) == (2 + 20 + 6) / 3
+    assert median(strata) == 6
+    assert median(strata[1:2]) == 10
 
 
 @pytest.mark.parametrize("statistic", [interquartile_mean, mean, median])
@@ -19,10 +28,10 @@ def test_of_one_environment_the_interval_is_scipys_percentile_bootstrap(statisti
     scores = np.random.default_rng(1).exponential(size=30)
     found = estimate({"ant": scores}, statistic)
     expected = scipy.stats.bootstrap(
-        (scores,), lambda x, axis: statistic(x), method="percentile", n_resamples=20_000, rng=np.random.default_rng(2)
+        (scores,), lambda x, axis: statistic([x]), method="percentile", n_resamples=20_000, rng=np.random.default_rng(2)
     ).confidence_interval
     spread = expected.high - expected.low
-    assert found.value == statistic(scores)
+    assert found.value == statistic([scores])
     np.testing.assert_allclose(found[1:], expected, atol=0.1 * spread)
 
 
@@ -30,6 +39,13 @@ def test_strata_are_resampled_each_by_itself():
     # Constant scores within every environment leave nothing to chance, however far environments lie apart.
     scores = {"ant": np.full(5, 1.0), "hopper": np.full(5, 9.0)}
     assert estimate(scores, mean) == (5.0, 5.0, 5.0)
+
+
+def test_where_nothing_varies_by_chance_no_interval_is_made_up():
+    found = estimate({"ant": np.array([1.0]), "hopper": np.array([3.0])})
+    assert found.value == 2.0
+    assert np.isnan(found.low)
+    assert np.isnan(found.high)
 
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says():

@@ -62,6 +62,47 @@ def test_on_several_devices_each_has_its_share_and_none_waits_for_runs_to_divide
             np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-5)
 
 
+class Stop(Exception):
+    pass
+
+
+def begin(program, folder, devices):
+    """Train three iterations, of which the second leaves a checkpoint."""
+
+    def stop(step, metrics):
+        if step == 48:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_together(program.runs, folder, devices, stop)
+
+
+def test_what_was_begun_goes_on_with_another_number_of_devices(tmp_path):
+    (program,) = plan(TINY | {"environments": ["fast"], "seeds": 3})
+    whole = train_together(program.runs, tmp_path / "whole", jax.devices()[:1])
+    begin(program, tmp_path / "parts", jax.devices()[:2])
+    steps = []
+    parts = train_together(program.runs, tmp_path / "parts", jax.devices()[:1], lambda step, metrics: steps.append(step))
+    assert steps == [48, 64, 80, 96]
+    for records, others in zip(parts, whole, strict=True):
+        for found, expected in zip(map(timeless, records), map(timeless, others), strict=True):
+            np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-5)
+
+
+# Orbax leaves coroutines unawaited when a read fails.
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_was_begun_and_cannot_be_read_is_trained_anew(tmp_path):
+    (program,) = plan(TINY | {"environments": ["fast"]})
+    whole = train_together(program.runs, tmp_path / "whole", jax.devices()[:1])
+    begin(program, tmp_path / "torn", jax.devices()[:1])
+    for path in (tmp_path / "torn" / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.warns(UserWarning, match="what was begun there is trained anew"):
+        again = train_together(program.runs, tmp_path / "torn", jax.devices()[:1])
+    assert list(map(timeless, again[0])) == list(map(timeless, whole[0]))
+
+
 @pytest.mark.brax
 def test_so_are_those_of_a_simulator(tmp_path):
     mapping = TINY | {"environments": ["inverted_pendulum"], "seeds": 2, "num_timesteps": 48}

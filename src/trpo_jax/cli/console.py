@@ -16,6 +16,14 @@ LINES_A_RUN = 20
 """Where stdout is no terminal, progress is printed about so often."""
 
 
+def say(line: str) -> None:
+    """Print a line, if anyone still reads."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
 class PlainConsole:
     """Progress as lines of text."""
 
@@ -61,11 +69,8 @@ class PlainConsole:
         self.say(f"look again with: trpo-jax evaluate {run_dir}")
 
     def say(self, line: str) -> None:
-        """Print a line, if anyone still reads."""
-        try:
-            print(line, flush=True)
-        except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        """Print a line."""
+        say(line)
 
     def _left(self, step: int) -> str:
         """Estimate from the pace since the first iteration, which compiled; it alone tells nothing."""

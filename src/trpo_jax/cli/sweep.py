@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,8 @@ import rich.table
 import tyro
 
 from trpo_jax.cli.arguments import parse
-from trpo_jax.cli.console import format_seconds
+from trpo_jax.cli.console import format_seconds, say
+from trpo_jax.cli.startup import cache_dir
 from trpo_jax.config import ConfigError
 
 DESCRIPTION = (
@@ -59,10 +61,11 @@ def sweep_command(arguments: list[str]) -> int:
     parsed = parse(SweepArguments, arguments, command="sweep", description=DESCRIPTION)
     for name in ("memory_limit", "runs_per_program", "cpus_per_program"):
         value = getattr(parsed, name)
-        if value is not None and not value > 0:
+        if value is not None and not (value > 0 and math.isfinite(value)):
             raise ConfigError(name, value, "a number > 0")
-    if parsed.gpus_per_program is not None and not parsed.gpus_per_program >= 0:
-        raise ConfigError("gpus_per_program", parsed.gpus_per_program, "a number >= 0")
+    gpus = parsed.gpus_per_program
+    if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
+        raise ConfigError("gpus_per_program", gpus, "a number from 0 to 1, or a whole number")
 
     from trpo_jax.sweep.plan import make_plan
     from trpo_jax.sweep.running import programs
@@ -99,6 +102,7 @@ def _executor(arguments: SweepArguments) -> Iterator[Any]:
         device=arguments.device,
         cpus_per_program=arguments.cpus_per_program,
         gpus_per_program=(1.0 if arguments.device == "gpu" else 0.0) if gpus is None else gpus,
+        cache_dir=os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir()),
     ) as executor:
         yield executor
 
@@ -161,14 +165,14 @@ class SweepConsole:
         self._names = [run.name for program in planned for run in program.runs]
         finished = self._num_finished()
         already = f", {finished} of them finished already" if finished else ""
-        self.say(f"{len(self._names)} runs in {_programs(len(planned))}{already}")
-        self.say(f"sweep folder {folder.path}")
+        say(f"{len(self._names)} runs in {_programs(len(planned))}{already}")
+        say(f"sweep folder {folder.path}")
 
     def start(self, job: Any) -> None:
         """Say which runs are trained next."""
         config, self._printed = job.runs[0].config, 0
         runs = f"{len(job.runs)} run{'s' * (len(job.runs) > 1)}"
-        self.say(f"{config.environment}: {runs} of {config.num_timesteps:,} steps; compiling …")
+        say(f"{config.environment}: {runs} of {config.num_timesteps:,} steps; compiling …")
 
     def iteration(self, job: Any, step: int, metrics: dict[str, Any]) -> None:
         """Report an iteration of all runs of a job."""
@@ -178,25 +182,21 @@ class SweepConsole:
             returns = [value for value in metrics["training/episode_reward"] if math.isfinite(value)]
             best = f"return {min(returns):.0f} to {max(returns):.0f}" if returns else "no episode has ended yet"
             speed = metrics["training/sps"] * len(job.runs)
-            self.say(f"{job.runs[0].config.environment}: step {step:,} of each, {best}, {speed:,.0f} steps/s")
+            say(f"{job.runs[0].config.environment}: step {step:,} of each, {best}, {speed:,.0f} steps/s")
 
     def finished(self, job: Any) -> None:
         """Say that a job's runs are finished."""
         done = self._num_finished()
-        self.say(f"{job.runs[0].config.environment}: {len(job.runs)} finished, {done} of {len(self._names)} in all")
+        say(f"{job.runs[0].config.environment}: {len(job.runs)} finished, {done} of {len(self._names)} in all")
 
     def interrupted(self) -> None:
         """Say what Ctrl-C or SIGTERM left behind."""
-        self.say(f"interrupted; {self._num_finished()} of {len(self._names)} runs finished; the same command goes on")
+        say(f"interrupted; {self._num_finished()} of {len(self._names)} runs finished; the same command goes on")
 
     def finish(self) -> None:
         """Say how it ended."""
-        self.say(f"done in {format_seconds(time.perf_counter() - self._started)}: {self._folder.results}")
-        self.say(f"look at it with: trpo-jax report {self._folder.path}")
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        print(line, flush=True)
+        say(f"done in {format_seconds(time.perf_counter() - self._started)}: {self._folder.results}")
+        say(f"look at it with: trpo-jax report {self._folder.path}")
 
     def _num_finished(self) -> int:
         return sum(self._folder.finished(name) is not None for name in self._names)

@@ -15,19 +15,21 @@ from trpo_jax.config import ConfigError
 from trpo_jax.sweep.fields import fields_of
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.training import Records
+from trpo_jax.training.checkpoint import has_checkpoints
 from trpo_jax.training.run_folder import LOCK, locked
-
-RETURN = "eval/episode_reward"
-"""The metric that a run is judged by; runs without evaluations by `TRAINING_RETURN`."""
-TRAINING_RETURN = "training/episode_reward"
 
 
 class Finished(NamedTuple):
     """What a finished run has left."""
 
-    records: Records
+    body: str
     result: dict[str, Any]
     """A row of the table: names and plain values."""
+
+    @property
+    def records(self) -> Records:
+        """Its metrics."""
+        return [json.loads(line) for line in self.body.splitlines()]
 
 
 class SweepFolder:
@@ -65,7 +67,7 @@ class SweepFolder:
         self.unfinished.mkdir(exist_ok=True)
 
     def _check_ours(self) -> None:
-        if not self.plan.is_file() and any(path.name != LOCK for path in self.path.iterdir()):
+        if not self.plan.is_file() and any(path.name not in (LOCK, "plan.json.new") for path in self.path.iterdir()):
             raise ConfigError("sweep_dir", str(self.path), "a folder of a sweep, a new or an empty one; nothing was changed")
 
     def planned(self) -> dict[str, dict[str, Any]]:
@@ -96,16 +98,16 @@ class SweepFolder:
         try:
             body, _, last = self._file(name).read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
             end = json.loads(last)
-            if end["digest"] != _digest(body):
-                return None
-            return Finished([json.loads(line) for line in body.splitlines()], end["result"])
+            result = end["result"]
+            whole = end["digest"] == _digest(body, result) and result["run"] == name
         except (OSError, ValueError, TypeError, KeyError):
             return None
+        return Finished(body, result) if whole else None
 
     def finish(self, name: str, records: Records, result: dict[str, Any]) -> None:
         """Write the file of a run, whole or not at all."""
         body = "\n".join(json.dumps(record) for record in records)
-        end = json.dumps({"result": result, "digest": _digest(body)})
+        end = json.dumps({"result": result, "digest": _digest(body, result)})
         _replace(self._file(name), f"{body}\n{end}\n")
 
     def write_results(self) -> None:
@@ -120,21 +122,22 @@ class SweepFolder:
         _replace(self.results, table.getvalue())
 
     def begun(self) -> list[tuple[Path, list[str]]]:
-        """Return what trainings have left unfinished: a folder, and the names of its runs."""
+        """Return what trainings have left unfinished, with a checkpoint to go on from: a folder, and the names of its runs."""
         found = []
         for path in sorted(self.unfinished.iterdir()):
             try:
-                found.append((path, [str(name) for name in json.loads((path / "runs.json").read_text(encoding="utf-8"))]))
+                names = [str(name) for name in json.loads((path / "runs.json").read_text(encoding="utf-8"))]
             except (OSError, ValueError, TypeError):
+                names = []
+            if names and has_checkpoints(path / "checkpoints"):
+                found.append((path, names))
+            else:
                 self.drop(path)
         return found
 
-    def begin_runs(self, names: Sequence[str]) -> Path:
-        """Return the folder for training runs together, the same for the same runs."""
-        path = self.unfinished / _digest("\n".join(names))[:16]
-        path.mkdir(exist_ok=True)
-        _replace(path / "runs.json", json.dumps(list(names)) + "\n")
-        return path
+    def place_of(self, names: Sequence[str]) -> Path:
+        """Return where runs are trained together: the same place for the same runs."""
+        return self.unfinished / hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
     def drop(self, path: Path) -> None:
         """Remove what is unfinished, since it has been finished or is of no use."""
@@ -155,12 +158,18 @@ def _described(run: Run) -> dict[str, Any]:
     }
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def begin_together(folder: Path, names: Sequence[str]) -> None:
+    """Make the folder for training runs together, and write down which they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "runs.json", json.dumps(list(names)) + "\n")
+
+
+def _digest(body: str, result: dict[str, Any]) -> str:
+    return hashlib.sha256(f"{body}\n{json.dumps(result)}".encode()).hexdigest()
 
 
 def _replace(path: Path, text: str) -> None:
-    """Put a text in a file's place, in one move, and see that it lies on the disk."""
+    """Put a text in a file's place, in one move."""
     new = path.with_name(path.name + ".new")
     try:
         with new.open("w", encoding="utf-8") as file:
@@ -168,6 +177,6 @@ def _replace(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
-    except OSError:
+    except BaseException:
         new.unlink(missing_ok=True)
         raise

@@ -1,7 +1,10 @@
 """How much memory runs take, and how many of them fit one program."""
 
+import contextlib
 import math
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 
@@ -33,12 +36,24 @@ def bytes_of_run(run: Run) -> int:
     return COPIES_OF_STATE * _bytes(state) + _bytes(starts) + samples * per_sample
 
 
-def free_bytes(device: jax.Device) -> int:
-    """Return the memory that programs may take on a device: a part of what is free there."""
-    statistics = device.memory_stats() or {}
+def free_bytes(devices: Sequence[jax.Device]) -> int:
+    """Return the memory that a program may take on each of some devices: a part of what is free there."""
+    statistics = devices[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         return int(PART_OF_MEMORY * (statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)))
-    return int(PART_OF_MEMORY * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count())
+    return int(PART_OF_MEMORY * _free_bytes_of_host() / len(devices))
+
+
+def _free_bytes_of_host() -> int:
+    """Return what this process may take: by Linux's account, within its control group's limit; else all there is."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free
 
 
 def divide(cell: Cell, bytes_each: int, limit: int, num_devices: int, most: int | None = None) -> list[tuple[Run, ...]]:
@@ -54,13 +69,16 @@ def divide(cell: Cell, bytes_each: int, limit: int, num_devices: int, most: int 
     Raises:
         ConfigError: not a single run fits.
     """
-    fitting = limit // bytes_each * num_devices
-    if fitting < 1:
+    on_each = limit // bytes_each
+    if on_each < 1:
         needed = f"at least {bytes_each / 2**30:.3g}, what one run of {cell.config.environment} is estimated to take"
         raise ConfigError("memory_limit", round(limit / 2**30, 3), needed)
-    size = min(fitting, most or fitting)
-    count = math.ceil(len(cell.runs) / size)
-    size = math.ceil(len(cell.runs) / count)
+    num_runs = len(cell.runs)
+    size = min(on_each * num_devices, most or num_runs)
+    size = math.ceil(num_runs / math.ceil(num_runs / size))
+    if num_devices <= size < num_runs:  # as many on every device, where that fits
+        even = math.ceil(size / num_devices) * num_devices
+        size = even if even <= min(on_each * num_devices, most or even) else size
     return [cell.runs[start : start + size] for start in range(0, len(cell.runs), size)]
 
 

@@ -47,9 +47,11 @@ def make_plan(sweep: Sweep) -> tuple[Run, ...]:
     """
     runs: dict[str, Run] = {}
     for source in sweep.environments:
-        base = resolve(with_fields(starting_config(source, sweep.config.get("suite", "brax")), sweep.config))
+        suite = with_fields(RunConfig(), {name: value for name, value in sweep.config.items() if name == "suite"}).suite
+        base = resolve(with_fields(starting_config(source, suite), sweep.config))
         for setting in sweep.settings:
-            config = resolve(with_fields(base, setting))
+            config = with_fields(base, setting)
+            config = resolve(config) if "backend" in setting else config
             for seed in sweep.seeds:
                 run = _run(source, setting, dataclasses.replace(config, seed=seed))
                 if run.name in runs:
@@ -71,7 +73,7 @@ def _run(source: str, setting: dict[str, Any], config: RunConfig) -> Run:
     fields = {name: float(value) if isinstance(kinds[name], float) else value for name, value in fields_of(config).items()}
     seed = fields.pop("seed")
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-    return Run(f"{config.environment}-{digest[:8]}-seed{seed}", source, setting, config)
+    return Run(f"{config.environment}-{digest[:12]}-seed{seed}", source, setting, config)
 
 
 def _program(config: RunConfig) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from trpo_jax.training.devices import put
@@ -25,25 +26,31 @@ RUNS = "runs"
 class Population:
     """An iteration of R runs as one program, in place of the `Pipeline` of one run: every array has a leading axis of R.
 
-    R is a multiple of the number of devices. Each device works on its own runs and never waits for others, whose
-    conjugate gradients and line searches may take longer.
+    Each device works on its own runs and never waits for others, whose conjugate gradients and line searches may take
+    longer. Where their number does not divide R, the last run is trained more than once, and what is saved holds it once:
+    so it may go on with another number of devices.
     """
 
     def __init__(self, iteration: Iteration, keys: jax.Array, hyperparameters: TRPOConfig, devices: Sequence[jax.Device]):
         """Take what the runs begin with: keys `[R]`, and a TRPOConfig whose float fields are `[R]`."""
         mesh = jax.make_mesh((len(devices),), (RUNS,), axis_types=(AxisType.Auto,), devices=devices)
         self._sharding = NamedSharding(mesh, PartitionSpec(RUNS))
-        self._beginning = jax.device_put((keys, hyperparameters), self._sharding)
+        self._num_runs, self._num_more = len(keys), -len(keys) % len(devices)
+        self._beginning = self._spread((keys, hyperparameters))
         self._init = Program(self._over_runs(iteration.init))
         self._update = Program(self._over_runs(iteration.update, donate=0))
         self._reset = self._over_runs(iteration.reset)
-        self._copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
+        self._strip = jax.jit(functools.partial(jax.tree.map, lambda leaf: jnp.copy(leaf[: self._num_runs])))
         self._evaluate: Program | None = None
         self._iteration = iteration
 
     @functools.cached_property
     def state_like(self) -> TrainState:
-        """A training state of `jax.ShapeDtypeStruct`."""
+        """A training state of R runs, of `jax.ShapeDtypeStruct`."""
+        return jax.eval_shape(self._strip, self._padded_like)
+
+    @functools.cached_property
+    def _padded_like(self) -> TrainState:
         return put(jax.eval_shape(jax.vmap(self._iteration.init), *self._beginning), self._sharding)
 
     def compile(self, *, to_init: bool) -> None:
@@ -51,9 +58,9 @@ class Population:
         compilers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         if to_init:
             self._init.compile(compilers, *self._beginning)
-        self._update.compile(compilers, self.state_like)
+        self._update.compile(compilers, self._padded_like)
         if self._evaluate is not None:
-            self._evaluate.compile(compilers, inference_params(self.state_like), self._beginning[0])
+            self._evaluate.compile(compilers, inference_params(self._padded_like), self._beginning[0])
         compilers.shutdown(wait=False)
 
     def init(self) -> TrainState:
@@ -69,8 +76,8 @@ class Population:
         return *self._update(state), {}
 
     def snapshot(self, state: TrainState) -> TrainState:
-        """Return a state that stays readable when the next iteration has started."""
-        return self._copy(state)
+        """Return the state of the R runs, which stays readable when the next iteration has started."""
+        return self._strip(state)
 
     def reset(self, state: TrainState) -> TrainState:
         """Draw all environments of every run afresh, by keys of their own that other draws do not notice."""
@@ -78,12 +85,23 @@ class Population:
 
     def place(self, host_state: TrainState) -> TrainState:
         """Put a state that `to_host` took back onto the devices."""
-        return place(host_state, self.state_like, self._sharding)
+        return place(jax.tree.map(self._pad, host_state), self._padded_like, self._sharding)
 
     def evaluator(self, evaluate: Callable[[Any, Any], Episodes]) -> Callable[[Any, Any], Episodes]:
         """Return a function that does for R runs what `evaluate` does for one: (params, keys) -> `Episodes` of `[R, E]`."""
         program = self._evaluate = Program(self._over_runs(evaluate))
-        return lambda params, keys: program(*jax.device_put((params, keys), self._sharding))
+        return lambda params, keys: program(jax.device_put(params, self._sharding), self._spread(keys))
+
+    def _spread(self, tree: Any) -> Any:
+        """Spread arrays of R runs over the devices."""
+        return jax.device_put(jax.tree.map(self._pad, tree), self._sharding)
+
+    def _pad(self, leaf: Any) -> Any:
+        """Repeat the last run, so that every device has as many."""
+        if not self._num_more:
+            return leaf
+        join = np.concatenate if isinstance(leaf, np.ndarray) else jnp.concatenate
+        return join([leaf, *[leaf[-1:]] * self._num_more])
 
     def _over_runs(self, function: Callable[..., Any], donate: int | tuple[int, ...] = ()) -> Callable[..., Any]:
         """Return a jitted function that does for R runs what `function` does for one."""

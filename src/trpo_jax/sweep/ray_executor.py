@@ -12,7 +12,6 @@ from typing import Any
 
 from trpo_jax.config import ConfigError
 from trpo_jax.sweep.running import Done, Job, Progress, choose_devices, train_job
-from trpo_jax.training.run_folder import locked
 
 RETRIES = 5
 """How often a task is started again whose worker has died."""
@@ -29,14 +28,23 @@ class RayExecutor:
     memory_limit = 4 * 2**30
     """How much memory workers have is not known here."""
 
-    def __init__(self, *, address: str | None, device: str, cpus_per_program: float, gpus_per_program: float):
+    def __init__(
+        self,
+        *,
+        address: str | None,
+        device: str,
+        cpus_per_program: float,
+        gpus_per_program: float,
+        cache_dir: str | None = None,
+    ):
         """Connect to a cluster; best before JAX is used, since Ray forks.
 
         Args:
             address: HOST:PORT, ray://HOST:PORT, or auto, of a cluster that runs; None starts one on this machine.
             device: what programs train on, as `choose_devices` has it.
             cpus_per_program: processors that a task asks for; it has JAX show as many as devices.
-            gpus_per_program: GPUs that a task asks for.
+            gpus_per_program: GPUs that a task asks for; without any, "auto" trains on processors.
+            cache_dir: where workers keep compiled programs.
 
         Raises:
             ConfigError: Ray is missing, the address is not that of a cluster, or the cluster has not what one task asks for.
@@ -47,7 +55,18 @@ class RayExecutor:
         except ConfigError:
             self._ray.shutdown()
             raise
-        task = self._ray.remote(num_cpus=cpus_per_program, num_gpus=gpus_per_program, max_retries=RETRIES, max_calls=1)
+        if device == "auto" and not gpus_per_program:
+            device = "cpu"  # a worker sees GPUs that it has not asked for, and would share them with all others
+        variables = {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
+        if cache_dir:
+            variables["JAX_COMPILATION_CACHE_DIR"] = cache_dir
+        task = self._ray.remote(
+            num_cpus=cpus_per_program,
+            num_gpus=gpus_per_program,
+            max_retries=RETRIES,
+            max_calls=1,
+            runtime_env={"env_vars": variables},
+        )
         self._train: Any = task(_train_remotely)
         self._arguments = device, max(1, int(cpus_per_program))
         self.num_devices = max(1, int(gpus_per_program or cpus_per_program))
@@ -61,7 +80,7 @@ class RayExecutor:
                 progress.start(job)
             while running:
                 (finished, *_), _ = self._ray.wait(list(running), num_returns=1)
-                done = self._ray.get(finished)
+                done = self._result(finished)
                 job = running.pop(finished)
                 deliver(job, done)
                 progress.finished(job)
@@ -76,12 +95,25 @@ class RayExecutor:
         """End a cluster of our own, and leave another."""
         self._ray.shutdown()
 
+    def _result(self, task: Any) -> Done:
+        """Return what a task has brought; raise what it raised as if it had been done here."""
+        try:
+            return self._ray.get(task)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self._ray.exceptions.RayError as error:
+            words = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                "executor", "ray", f"one whose workers live; one has died {RETRIES + 1} times ({words})"
+            ) from None
+
     def _check_room(self, wanted: dict[str, float]) -> None:
-        there = self._ray.cluster_resources()
-        for name, amount in wanted.items():
-            if amount > there.get(name, 0):
-                has = ", ".join(f"{there.get(each, 0):g} {each}" for each in wanted)
-                raise ConfigError(f"{name.lower()}s_per_program", amount, f"what the Ray cluster has: {has}")
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+            return
+        has = " or ".join(dict.fromkeys(", ".join(f"{node.get(name, 0):g} {name}" for name in wanted) for node in nodes))
+        name = "GPU" if wanted["GPU"] > max(node.get("GPU", 0) for node in nodes) else "CPU"
+        raise ConfigError(f"{name.lower()}s_per_program", wanted[name], f"what a node of the Ray cluster has: {has}")
 
 
 def _connect(address: str | None) -> ModuleType:
@@ -95,9 +127,12 @@ def _connect(address: str | None) -> ModuleType:
         _check_reachable(str(address))
     try:
         ray.init(
-            address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False if not address else None
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=None if address else False,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         words = " ".join(str(error).split())
         raise ConfigError("ray_address", address, f"the address of a Ray cluster that runs ({words})") from None
     return ray
@@ -121,10 +156,9 @@ def _train_remotely(job: Job, device: str, num_cores: int) -> Done:
 
 @contextlib.contextmanager
 def _folder_seen_here(folder: Path) -> Iterator[Path]:
-    """Give the job's own folder, locked, or one of this machine's where the worker does not see that."""
-    if folder.is_dir() and os.access(folder, os.W_OK):
-        with locked(folder, ConfigError("sweep_dir", str(folder), "a folder in which no other worker is training")):
-            yield folder
+    """Give the job's own folder, or one of this machine's where the sweep's is not seen from it."""
+    if folder.parent.is_dir() and os.access(folder.parent, os.W_OK):
+        yield folder
     else:
         with tempfile.TemporaryDirectory(prefix="trpo_jax-sweep-") as here:
             yield Path(here)

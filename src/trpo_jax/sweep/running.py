@@ -13,13 +13,16 @@ import jax
 
 from trpo_jax.config import ConfigError
 from trpo_jax.sweep.fields import fields_of
-from trpo_jax.sweep.folder import SweepFolder
+from trpo_jax.sweep.folder import SweepFolder, begin_together
 from trpo_jax.sweep.memory import bytes_of_run, divide, free_bytes
 from trpo_jax.sweep.plan import Run, cells_of
-from trpo_jax.sweep.training import Records, train_together
+from trpo_jax.sweep.training import RETURN, TRAINING_RETURN, Records, train_together
 from trpo_jax.training.devices import show_cores_as_devices
 from trpo_jax.training.loop import ProgressFn
+from trpo_jax.training.run_folder import locked
 
+PATIENCE = 120.0
+"""Seconds to wait for a worker of a sweep that was killed to let go of its runs."""
 VERSIONS = ("trpo-jax", "jax", "jaxlib", "flax", "brax", "mujoco")
 
 
@@ -130,21 +133,23 @@ def run_sweep(folder: SweepFolder, planned: Sequence[Program], executor: Executo
 
 
 def jobs_left(folder: SweepFolder, planned: Sequence[Program]) -> list[Job]:
-    """Return what is left: first what was begun together and is not finished, then the rest of each program."""
-    known = {run.name: run for program in planned for run in program.runs}
-    left = {name: run for name, run in known.items() if folder.finished(name) is None}
+    """Return what is left: first what was begun together and is not finished, then the rest of each program.
+
+    What was begun goes on in the company it began with, unless that is more than a program may now hold.
+    """
+    known = {run.name: (run, len(program.runs)) for program in planned for run in program.runs}
+    left = {name for name in known if folder.finished(name) is None}
     jobs = []
     for path, names in folder.begun():
-        if left.keys() & set(names) and set(names) <= known.keys():
-            jobs.append(Job(tuple(known[name] for name in names), path))
-            for name in names:
-                left.pop(name, None)
+        if left & set(names) and set(names) <= known.keys() and len(names) <= max(known[name][1] for name in names):
+            jobs.append(Job(tuple(known[name][0] for name in names), path))
+            left -= set(names)
         else:
             folder.drop(path)
     for program in planned:
         rest = tuple(run for run in program.runs if run.name in left)
         if rest:
-            jobs.append(Job(rest, folder.begin_runs([run.name for run in rest])))
+            jobs.append(Job(rest, folder.place_of([run.name for run in rest])))
     return jobs
 
 
@@ -158,7 +163,7 @@ def result(run: Run, records: Records, where: dict[str, Any], together: int) -> 
         "environment": run.config.environment,
         "source": run.source,
         "seed": run.config.seed,
-        "return": last.get("eval/episode_reward", last.get("training/episode_reward")),
+        "return": last.get(RETURN, last.get(TRAINING_RETURN)),
         "return_std": last.get("eval/episode_reward_std"),
         "steps": last.get("step", 0),
         "seconds": round(last.get("training/walltime", 0.0) + last.get("eval/walltime", 0.0), 3),
@@ -173,7 +178,7 @@ class LocalExecutor:
 
     def __init__(self, devices: Sequence[jax.Device]):
         self._devices = devices
-        self.num_devices, self.memory_limit = len(devices), free_bytes(devices[0])
+        self.num_devices, self.memory_limit = len(devices), free_bytes(devices)
 
     def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], progress: Progress) -> None:
         """Do all jobs."""
@@ -186,19 +191,32 @@ class LocalExecutor:
 def train_job(job: Job, devices: Sequence[jax.Device], progress_fn: ProgressFn | None = None) -> Done:
     """Do a job in this process, on some of its devices: no more than it has runs."""
     devices = devices[: len(job.runs)]
-    return Done(train_together(job.runs, job.folder, devices, progress_fn), where(devices))
+    where = provenance(devices)
+    begin_together(job.folder, [run.name for run in job.runs])
+    taken = ConfigError("sweep_dir", str(job.folder), "a folder in which no other worker is training")
+    with locked(job.folder, taken, patience=PATIENCE):
+        return Done(train_together(job.runs, job.folder, devices, progress_fn), where)
 
 
-def where(devices: Sequence[jax.Device]) -> dict[str, Any]:
+def provenance(devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Return what a result depends on besides its configuration."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
     return {
         "device": devices[0].device_kind,
         "num_devices": len(devices),
-        "git_commit": commit.stdout.strip(),
+        "git_commit": _git_commit(),
         "python": platform.python_version(),
         **{f"version.{name}": version(name) for name in VERSIONS},
-        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
+
+
+def _git_commit() -> str:
+    """Return the commit of this package's checkout, with "-dirty" where files differ from it; "" where it is installed."""
+    package = Path(__file__).resolve().parents[1]
+    git = functools.partial(subprocess.run, capture_output=True, text=True, cwd=package, check=False)
+    try:
+        top = git(["git", "rev-parse", "--show-toplevel"]).stdout.strip()
+        is_ours = bool(top) and package == Path(top).resolve() / "src" / package.name
+        return git(["git", "describe", "--always", "--dirty"]).stdout.strip() if is_ours else ""
+    except OSError:
+        return ""

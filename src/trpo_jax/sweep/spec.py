@@ -16,10 +16,8 @@ from trpo_jax.training.run_config import RunConfig
 KEYS = ("environments", "seeds", "num_timesteps", "config", "grid", "random", "traced")
 """What a sweep file may hold."""
 
-NOT_SWEPT = {
-    "environment": "named under environments",
-    "seed": "given under seeds",
-}
+ELSEWHERE = {"environment": "environments", "seed": "seeds", "num_timesteps": "num_timesteps"}
+"""Fields that a sweep file gives in a place of their own, and where."""
 
 
 class Sweep(NamedTuple):
@@ -85,14 +83,14 @@ def sweep_from_mapping(mapping: Mapping[str, Any]) -> Sweep:
     environments = _list("environments", mapping.get("environments"), str)
     tables = {name: _table(name, mapping.get(name, {})) for name in ("config", "grid", "random")}
     fixed = flat_fields(tables["config"])
+    _check_fields("config", fixed)
     if "num_timesteps" in mapping:
         fixed["num_timesteps"] = mapping["num_timesteps"]
-    _check_fields("config", fixed)
     grid = _grid(flat_fields(tables["grid"])) if "grid" in mapping else [{}]
     samples = _samples(tables["random"]) if "random" in mapping else [{}]
     for name in grid[0].keys() & samples[0].keys():
         raise ConfigError(f"random.fields.{name}", "a range", "fields that do not stand under grid, too")
-    settings = tuple(point | sample for point, sample in itertools.product(grid, samples))
+    settings = _distinct([point | sample for point, sample in itertools.product(grid, samples)])
     _check_traced(_list("traced", mapping["traced"], str) if "traced" in mapping else (), settings[0])
     return Sweep(environments, _seeds(mapping.get("seeds", 1)), fixed, settings)
 
@@ -137,13 +135,20 @@ def _draw(name: str, values: Any, random: RandomSamples) -> list[Any]:
     kind = type(fields_of(RunConfig())[name])
     if kind not in (int, float):
         raise ConfigError(where, dict(values), "a list of values, since the field is no number")
+    top = interval.high + (kind is int)  # whole numbers up to the highest, all with the same chance
     if interval.scale == "log":
         if interval.low <= 0:
             raise ConfigError(f"{where}.low", interval.low, 'a number > 0 where scale is "log"')
-        drawn = np.exp(rng.uniform(np.log(interval.low), np.log(interval.high), random.num_samples))
+        drawn = np.exp(rng.uniform(np.log(interval.low), np.log(top), random.num_samples))
     else:
-        drawn = rng.uniform(interval.low, interval.high, random.num_samples)
-    return [round(x) if kind is int else float(f"{x:.4g}") for x in drawn]
+        drawn = rng.uniform(interval.low, top, random.num_samples)
+    rounded = np.floor(drawn) if kind is int else [float(f"{x:.6g}") for x in drawn]
+    return [kind(x) for x in np.clip(rounded, interval.low, interval.high)]
+
+
+def _distinct(settings: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Leave out what has been drawn before."""
+    return tuple(setting for i, setting in enumerate(settings) if setting not in settings[:i])
 
 
 def _check_fields(where: str, table: Mapping[str, Any]) -> None:
@@ -152,8 +157,10 @@ def _check_fields(where: str, table: Mapping[str, Any]) -> None:
             check_known(name, value)
         except ConfigError as error:
             raise error.within(where) from None
-        if name in NOT_SWEPT:
-            raise ConfigError(f"{where}.{name}", value, f"other fields; this one is {NOT_SWEPT[name]}")
+        if name in ELSEWHERE and (name, where) != ("num_timesteps", "grid"):
+            raise ConfigError(f"{where}.{name}", value, f"other fields; this one is given as {ELSEWHERE[name]}, in front")
+        if name == "suite" and where != "config":
+            raise ConfigError(f"{where}.{name}", value, "other fields; this one is given under config")
 
 
 def _check_traced(names: Sequence[str], setting: Mapping[str, Any]) -> None:

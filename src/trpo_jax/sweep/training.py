@@ -1,6 +1,8 @@
 """Training runs of one program together, from start to end."""
 
 import json
+import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trpo_jax.config import ConfigError
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.population import Population
+from trpo_jax.training.checkpoint import CheckpointError
 from trpo_jax.training.evaluate import Episodes, make_evaluator
 from trpo_jax.training.loggers import finite
 from trpo_jax.training.loop import Callbacks, Loop, ProgressFn
 from trpo_jax.training.run import run_environment
 from trpo_jax.training.run_config import RunConfig
 from trpo_jax.training.run_folder import MetricsLog
+from trpo_jax.training.state import TrainState
 from trpo_jax.training.store import Progress, Store
 from trpo_jax.training.train import make_schedule
 from trpo_jax.training.trpo import TRPO, make_trpo
+
+RETURN, TRAINING_RETURN = "eval/episode_reward", "training/episode_reward"
+"""The metric that a run is judged by, and its substitute in runs without evaluations."""
+
+KEEP = 2
+"""Checkpoints of what is unfinished."""
 
 Records = list[dict[str, Any]]
 """Metrics of a run: dicts with "step" and metrics by name, in the order of steps, an evaluation after its iteration."""
@@ -41,26 +52,41 @@ def train_together(
         The metrics of each run.
 
     Raises:
-        ConfigError: a configuration that cannot be used. CheckpointError: the folder cannot be written, or holds what
-            cannot be read. KeyboardInterrupt and SystemExit pass through once all is saved.
+        ConfigError: a configuration that cannot be used. CheckpointError: the folder cannot be written. KeyboardInterrupt
+            and SystemExit pass through once all is saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = runs[0].config
     trpo = make_trpo(run_environment(config), config.trpo)
-    padded = [*runs, *[runs[-1]] * (-len(runs) % len(devices))]  # every device has as many
-    keys = jnp.stack([jax.random.split(jax.random.key(run.config.seed)) for run in padded])
-    hyperparameters = jax.tree.map(lambda *values: np.asarray(values, np.float32), *(run.config.trpo for run in padded))
+    keys = jnp.stack([jax.random.split(jax.random.key(run.config.seed)) for run in runs])
+    hyperparameters = jax.tree.map(lambda *values: np.asarray(values, np.float32), *(run.config.trpo for run in runs))
     population = Population(trpo.iteration, keys[:, 0], hyperparameters, devices)
     evaluator = population.evaluator(_evaluator(trpo, config)) if config.num_evals else None
     schedule = make_schedule(trpo, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
-    metrics, origin = folder / "metrics.jsonl", {"runs": [run.name for run in padded]}
-    with Store(folder / "checkpoints", resume=True, keep=1, origin=origin) as store, _Log(metrics, progress_fn) as log:
-        population.compile(to_init=not store.goes_on)
-        state, progress = store.load(population) if store.goes_on else (population.init(), Progress())
+    metrics = folder / "metrics.jsonl"
+    store, earlier = _open(folder / "checkpoints", {"runs": [run.name for run in runs]}, population)
+    with store, _Log(metrics, progress_fn) as log:
+        if earlier is None or earlier[1].iteration < schedule.num_iterations:
+            population.compile(to_init=earlier is None)
+        state, progress = earlier or (population.init(), Progress())
         callbacks = Callbacks(log.iteration, log.evaluation)
         loop = Loop(trpo, population, schedule, callbacks, store=store, evaluator=evaluator, eval_key=keys[:, 1])
         loop.run(state, progress)
     return _records_of_each(metrics, len(runs))
+
+
+def _open(folder: Path, origin: dict[str, Any], population: Population) -> tuple[Store, tuple[TrainState, Progress] | None]:
+    """Return a store and what it goes on from; checkpoints that cannot be used are dropped, and a warning says so."""
+    store = Store(folder, resume=True, keep=KEEP, origin=origin)
+    if not store.goes_on:
+        return store, None
+    try:
+        return store, store.load(population)
+    except (CheckpointError, ConfigError) as error:
+        warnings.warn(f"{error}; what was begun there is trained anew", stacklevel=2)
+        store.__exit__(None, None, None)
+        shutil.rmtree(folder)
+        return Store(folder, resume=True, keep=KEEP, origin=origin), None
 
 
 def _evaluator(trpo: TRPO, config: RunConfig) -> Callable[[Any, Any], Episodes]:

@@ -77,7 +77,7 @@ class Loop:
         self._progress, self._last_report = progress, time.perf_counter()
         with deferred_interrupts() as interrupts:
             if self.store is not None and not self.store.goes_on:
-                self._unsaved = state
+                self._unsaved = self.pipeline.snapshot(state)
                 self._save()
             if progress.iteration in self.schedule.evaluations:
                 self._evaluate(state)

@@ -151,7 +151,7 @@ def draw(runs: Sequence[RunCurves]) -> Any:
     Raises:
         ConfigError: matplotlib is missing.
     """
-    figure = new_figure(13, 6.2)
+    figure = new_figure(13.0, 6.2)
     grid = figure.add_gridspec(2, 4)
     large = figure.add_subplot(grid[:, :2])
     axes = [large, *(figure.add_subplot(grid[row, 2 + column], sharex=large) for row in (0, 1) for column in (0, 1))]

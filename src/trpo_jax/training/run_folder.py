@@ -41,9 +41,12 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, taken: Exception) -> Iterator[None]:
-    """Hold a folder's lock, which ends with the process at the latest; raise `taken` if another process holds it."""
-    lock = filelock.FileLock(folder / LOCK, blocking=False)
+def locked(folder: Path, taken: Exception, *, patience: float = 0.0) -> Iterator[None]:
+    """Hold a folder's lock, which ends with the process at the latest.
+
+    Raises `taken` if another process holds it, and still does so after `patience` seconds.
+    """
+    lock = filelock.FileLock(folder / LOCK, timeout=patience)
     try:
         lock.acquire()
     except filelock.Timeout:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from trpo_jax.sweep.report.scores import SweepScores, format_value, short_names
-from trpo_jax.sweep.report.statistics import NUM_RESAMPLES, estimate, interquartile_mean, performance_profile
-from trpo_jax.sweep.report.tables import best_setting, improvement_table, scores_by_value
+from trpo_jax.sweep.report.statistics import NUM_RESAMPLES, ends, estimate, interquartile_mean, performance_profile
+from trpo_jax.sweep.report.tables import improvement_table, scores_by_value
 from trpo_jax.training.plot import COLOURS, GREY, STEPS, finish_axis, new_figure
 
 COLUMNS = 3
@@ -26,8 +26,8 @@ def make_figures(scores: SweepScores) -> dict[str, tuple[str, Any]]:
     if len(scores.settings) > 1 or len(scores.environments) > 1:
         about = "Performance profiles: the part of runs whose normalized return is above a threshold, and 95 % bands."
         figures["profiles"] = (about, profiles(scores))
-    if len(scores.settings) > 1:
-        about = f"Probability that a run of the best setting ({best_setting(scores)}) scores higher, with 95 % intervals."
+    if len(scores.settings) > 1 and improvement_table(scores).rows:
+        about = f"Probability that a run of the best setting ({scores.ranking()[0]}) scores higher, with 95 % intervals."
         figures["improvement"] = (about, improvements(scores))
     swept = [
         field for field in dict.fromkeys(f for run in scores.runs for f in run.swept) if len(scores_by_value(scores, field)) > 1
@@ -40,11 +40,7 @@ def make_figures(scores: SweepScores) -> dict[str, tuple[str, Any]]:
 
 def shown_settings(scores: SweepScores) -> list[str]:
     """Return the settings that get a colour: the best ones, as many as there are colours."""
-
-    def overall(setting: str) -> float:
-        return float(interquartile_mean(np.concatenate(list(scores.of_setting(setting, normalized=True).values()))))
-
-    best = sorted(scores.settings, key=overall, reverse=True)[: len(COLOURS)]
+    best = scores.ranking()[: len(COLOURS)]
     return [setting for setting in scores.settings if setting in best]
 
 
@@ -65,16 +61,19 @@ def curves(scores: SweepScores) -> Any:
 
 def _draw_curve(axis: Any, runs: Sequence[Sequence[tuple[int, float]]], colour: str | None) -> None:
     """Draw the runs of one setting, over the steps that all of them have."""
-    steps = sorted(set.intersection(*(({step for step, _ in run}) for run in runs)))
-    values = np.array([[dict(run)[step] for step in steps] for run in runs])
-    if colour is None:
-        axis.plot(steps, interquartile_mean(values.T), lw=0.8, color=GREY, alpha=0.4)
+    curves = [dict(run) for run in runs]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    if not steps:
         return
-    axis.plot(steps, interquartile_mean(values.T), lw=1.8, color=colour)
+    values = np.array([[curve[step] for curve in curves] for step in steps])
+    if colour is None:
+        axis.plot(steps, interquartile_mean([values]), lw=0.8, color=GREY, alpha=0.4)
+        return
+    axis.plot(steps, interquartile_mean([values]), lw=1.8, color=colour, marker="" if len(steps) > 1 else "o")
     if len(runs) > 1:
         drawn = np.random.default_rng(0).integers(len(runs), size=(NUM_RESAMPLES // 4, len(runs)))
-        resampled = interquartile_mean(np.moveaxis(values[drawn], 1, -1))
-        axis.fill_between(steps, *np.quantile(resampled, (0.025, 0.975), axis=0), color=colour, alpha=0.18, lw=0)
+        resampled = interquartile_mean([np.moveaxis(values[:, drawn], 1, 0)])
+        axis.fill_between(steps, *np.quantile(resampled, ends(), axis=0), color=colour, alpha=0.18, lw=0)
 
 
 def profiles(scores: SweepScores) -> Any:
@@ -118,9 +117,8 @@ def sensitivity(scores: SweepScores, fields: Sequence[str]) -> Any:
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in points)
         places = [value for value, _ in points] if numbers else list(range(len(points)))
         middle, low, high = (np.array([getattr(each, end) for _, each in points]) for end in ("value", "low", "high"))
-        axis.errorbar(
-            places, middle, np.maximum((middle - low, high - middle), 0), fmt="o-", color=COLOURS[0], capsize=3, lw=1.5
-        )
+        bars = np.nan_to_num(np.maximum((middle - low, high - middle), 0))  # none for a single run
+        axis.errorbar(places, middle, bars, fmt="o-", color=COLOURS[0], capsize=3, lw=1.5)
         if numbers and min(places) > 0 and max(places) / min(places) > 5:
             axis.set_xscale("log")
             axis.minorticks_off()

@@ -60,7 +60,7 @@ def _summary(scores: SweepScores) -> str:
     seeds = len({run.seed for run in scores.runs})
     counts = {"environment": len(scores.environments), "setting": len(scores.settings), "seed": seeds}
     of = " × ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items())
-    return f"{len(scores.runs)} of {scores.num_planned} runs are finished: {of}."
+    return f"{scores.num_finished} of {scores.num_planned} runs are finished: {of}."
 
 
 def _markdown(title: str, scores: SweepScores, tables: Sequence[Table], figures: dict[str, str]) -> str:

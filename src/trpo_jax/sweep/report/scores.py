@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trpo_jax.config import ConfigError
-from trpo_jax.sweep.folder import RETURN, TRAINING_RETURN, SweepFolder
+from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.report.statistics import Scores, interquartile_mean
+from trpo_jax.sweep.training import RETURN, TRAINING_RETURN
 
 
 class ScoredRun(NamedTuple):
@@ -27,13 +28,16 @@ class ScoredRun(NamedTuple):
 
 
 class SweepScores(NamedTuple):
-    """All finished runs of a sweep."""
+    """All finished runs of a sweep that have a return."""
 
     runs: tuple[ScoredRun, ...]
+    num_finished: int
     num_planned: int
     environments: tuple[str, ...]
     """In the order of the sweep file; so are the settings."""
     settings: tuple[str, ...]
+    ranges: dict[str, tuple[float, float]]
+    """What stands for 0 and 1 on the normalized scale of each environment; see `range_of`."""
 
     def of_setting(self, setting: str, *, normalized: bool = False) -> Scores:
         """Return the scores of a setting by environment; environments where it has none are left out."""
@@ -43,23 +47,38 @@ class SweepScores(NamedTuple):
         """Return the scores of some runs by environment."""
         scores = {}
         for environment in self.environments:
-            values = np.array([run.score for run in runs if run.environment == environment], float)
-            if len(values):
-                low, high = self.range_of(environment) if normalized else (0.0, 1.0)
-                scores[environment] = (values - low) / (high - low)
+            values = [self.score(run, normalized=normalized) for run in runs if run.environment == environment]
+            if values:
+                scores[environment] = np.array(values)
         return scores
 
-    def range_of(self, environment: str) -> tuple[float, float]:
-        """Return what stands for 0 and 1 on the normalized scale of an environment.
+    def score(self, run: ScoredRun, *, normalized: bool) -> float:
+        """Return the score of a run."""
+        low, high = self.ranges[run.environment] if normalized else (0.0, 1.0)
+        return (run.score - low) / (high - low)
 
-        0 is the lowest return of any run's curve, which is that of an untrained policy or worse, 1 the interquartile mean
-        of the best setting. Where nothing lies between them, 1 is one unit higher.
+    def ranking(self) -> list[str]:
+        """Return the settings, the best first, by the interquartile mean of normalized scores.
+
+        Of settings of which not all were trained in every environment, those with more environments come first.
         """
-        runs = [run for run in self.runs if run.environment == environment]
-        low = min([value for run in runs for _, value in run.curve] + [run.score for run in runs])
-        by_setting = [[run.score for run in runs if run.setting == setting] for setting in self.settings]
-        high = max(float(interquartile_mean(np.array(values))) for values in by_setting if values)
-        return low, high if high > low else low + 1.0
+        scores = {setting: self.of_setting(setting, normalized=True) for setting in self.settings}
+        quality = {setting: (len(each), float(interquartile_mean(list(each.values())))) for setting, each in scores.items()}
+        return sorted(self.settings, key=lambda setting: quality[setting], reverse=True)
+
+
+def range_of(runs: Sequence[ScoredRun]) -> tuple[float, float]:
+    """Return what stands for 0 and 1 on the normalized scale of the environment of some runs.
+
+    0 is the lowest return of any run's curve, which is that of an untrained policy or worse, 1 the interquartile mean of
+    the best setting. Where nothing lies between them, 1 is one unit higher.
+    """
+    low = min([value for run in runs for _, value in run.curve] + [run.score for run in runs])
+    by_setting: dict[str, list[float]] = {}
+    for run in runs:
+        by_setting.setdefault(run.setting, []).append(run.score)
+    high = max(float(interquartile_mean([np.array(values)])) for values in by_setting.values())
+    return low, high if high > low else low + 1.0
 
 
 def read_scores(path: Path | str) -> SweepScores:
@@ -70,23 +89,34 @@ def read_scores(path: Path | str) -> SweepScores:
     """
     folder = SweepFolder(path)
     planned = folder.planned()
-    words = short_names([name for run in planned.values() for name in run["swept"]])
+    found = {name: folder.finished(name) for name in planned}
+    labels = _labels(list(planned.values()))
     runs = []
     for name, run in planned.items():
-        finished = folder.finished(name)
-        score = None if finished is None else finished.result["return"]
-        if finished is not None and score is not None:
-            setting = [f"{words[field]} {format_value(value)}" for field, value in run["swept"].items()]
-            of_environment = {each["source"] for each in planned.values() if each["environment"] == run["environment"]}
-            if len(of_environment) > 1:
-                setting = [Path(run["source"]).stem, *setting]
-            curve = _curve(finished.records)
-            identity = name, run["environment"], ", ".join(setting) or "as configured"
-            runs.append(ScoredRun(*identity, run["swept"], run["seed"], score, curve))
+        finished = found[name]
+        if finished is not None and (score := finished.result["return"]) is not None:
+            identity = name, run["environment"], labels[name], run["swept"], run["seed"]
+            runs.append(ScoredRun(*identity, score, _curve(finished.records)))
     if not runs:
         raise ConfigError("sweep_dir", str(path), "a sweep of which at least one run is finished and has ended an episode")
     environments, settings = (tuple(dict.fromkeys(getattr(run, of) for run in runs)) for of in ("environment", "setting"))
-    return SweepScores(tuple(runs), len(planned), environments, settings)
+    ranges = {name: range_of([run for run in runs if run.environment == name]) for name in environments}
+    num_finished = sum(each is not None for each in found.values())
+    return SweepScores(tuple(runs), num_finished, len(planned), environments, settings, ranges)
+
+
+def _labels(planned: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Put the setting of each run into words: swept values, and the source where an environment has several."""
+    words = short_names([field for run in planned for field in run["swept"]])
+    sources: dict[str, set[str]] = {}
+    for run in planned:
+        sources.setdefault(run["environment"], set()).add(run["source"])
+    labels = {}
+    for run in planned:
+        setting = [f"{words[field]} {format_value(value)}" for field, value in run["swept"].items()]
+        several = len(sources[run["environment"]]) > 1
+        labels[run["run"]] = ", ".join([run["source"], *setting] if several else setting) or "as configured"
+    return labels
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
@@ -96,13 +126,11 @@ def short_names(fields: Sequence[str]) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """Write a swept value."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """Write a swept value, with all its digits."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e6 else str(value)
 
 
 def _curve(records: Sequence[dict[str, Any]]) -> tuple[tuple[int, float], ...]:
-    for name in (RETURN, TRAINING_RETURN):
-        points = tuple((record["step"], record[name]) for record in records if name in record)
-        if len(points) > 1:
-            return points
-    return points
+    curves = [[(each["step"], each[name]) for each in records if name in each] for name in (RETURN, TRAINING_RETURN)]
+    evaluations, training = map(tuple, curves)
+    return evaluations if len(evaluations) > 1 or not training else training

@@ -1,12 +1,13 @@
 """What a few noisy runs say: aggregates with intervals, performance profiles, and who is better than whom.
 
-Scores come as a mapping from environment to an array `[n]`, a number a run. Environments are the strata of the bootstrap:
-runs are drawn again, with replacement, within each.
+Scores come as a mapping from strata, such as environments, to arrays `[n]`, a number a run. The bootstrap draws runs again,
+with replacement, within each stratum.
 
 Reference: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ Scores = Mapping[str, Float[np.ndarray, "_"]]
 Reduced = Float[np.ndarray, "..."] | np.floating
 """What is left without the last axis; numpy makes a scalar of no axes."""
 
-Statistic = Callable[[Float[np.ndarray, "... n"]], Reduced]
+Statistic = Callable[[Sequence[Float[np.ndarray, "... _"]]], Reduced]
+"""Of the runs of each stratum."""
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
@@ -27,47 +29,45 @@ _BATCH = 250
 
 
 class Estimate(NamedTuple):
-    """A statistic, and the percentile interval of its bootstrap distribution."""
+    """A statistic, and the percentile interval of its bootstrap distribution; NaN where there is but one run of each kind."""
 
     value: float
     low: float
     high: float
 
 
-def interquartile_mean(scores: Float[np.ndarray, "... n"]) -> Reduced:
-    """Return the mean of what is left when the lowest and the highest quarter are cut off, over the last axis."""
-    return stats.trim_mean(scores, 0.25, axis=-1)
+def interquartile_mean(strata: Sequence[Float[np.ndarray, "... _"]]) -> Reduced:
+    """Return the mean of what is left of all runs when the lowest and the highest quarter are cut off."""
+    return stats.trim_mean(np.concatenate(strata, axis=-1), 0.25, axis=-1)
 
 
-def mean(scores: Float[np.ndarray, "... n"]) -> Reduced:
-    """Return the mean over the last axis."""
-    return np.mean(scores, axis=-1)
+def mean(strata: Sequence[Float[np.ndarray, "... _"]]) -> Reduced:
+    """Return the mean over strata of the mean over runs."""
+    return np.mean([np.mean(each, axis=-1) for each in strata], axis=0)
 
 
-def median(scores: Float[np.ndarray, "... n"]) -> Reduced:
-    """Return the median over the last axis."""
-    return np.median(scores, axis=-1)
+def median(strata: Sequence[Float[np.ndarray, "... _"]]) -> Reduced:
+    """Return the median over strata of the mean over runs; of a single stratum the median over runs."""
+    if len(strata) == 1:
+        return np.median(strata[0], axis=-1)
+    return np.median([np.mean(each, axis=-1) for each in strata], axis=0)
 
 
-def estimate(
-    scores: Scores,
-    statistic: Statistic = interquartile_mean,
-    *,
-    seed: int = 0,
-) -> Estimate:
-    """Return a statistic of all runs of all environments, with its interval.
+def estimate(scores: Scores, statistic: Statistic = interquartile_mean, *, seed: int = 0) -> Estimate:
+    """Return a statistic of runs, with its interval.
 
     Args:
-        scores: of each environment; comparable between environments, if there are several.
-        statistic: `[..., n]` -> `[...]`.
+        scores: of each stratum; comparable between them, if there are several.
+        statistic: of the strata.
         seed: of the bootstrap.
     """
-    value = statistic(np.concatenate(list(scores.values())))
+    strata = list(scores.values())
+    value = float(statistic(strata))
+    if all(len(each) == 1 for each in strata):
+        return Estimate(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
-    resampled = [
-        statistic(np.concatenate([resample(each, size, rng) for each in scores.values()], axis=-1)) for size in _sizes()
-    ]
-    return Estimate(float(value), *_interval(np.concatenate(resampled)))
+    resampled = [statistic([resample(each, size, rng) for each in strata]) for size in _sizes()]
+    return Estimate(value, *_interval(np.concatenate(resampled)))
 
 
 def performance_profile(
@@ -83,7 +83,7 @@ def performance_profile(
 
     rng = np.random.default_rng(seed)
     resampled = np.concatenate([fractions([resample(each, size, rng) for each in scores.values()]) for size in _sizes()])
-    low, high = np.quantile(resampled, _ends(), axis=0)
+    low, high = np.quantile(resampled, ends(), axis=0)
     return fractions(list(scores.values())), low, high
 
 
@@ -114,10 +114,11 @@ def _sizes() -> list[int]:
     return [_BATCH] * (NUM_RESAMPLES // _BATCH)
 
 
-def _ends() -> tuple[float, float]:
+def ends() -> tuple[float, float]:
+    """Return the quantiles between which an interval lies."""
     return (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
 
 
 def _interval(resampled: Float[np.ndarray, "b"]) -> tuple[float, float]:
-    low, high = np.quantile(resampled, _ends())
+    low, high = np.quantile(resampled, ends())
     return float(low), float(high)

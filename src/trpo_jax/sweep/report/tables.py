@@ -2,11 +2,12 @@
 
 import csv
 import io
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_jax.sweep.report.scores import ScoredRun, SweepScores, format_value, short_names
+from trpo_jax.sweep.report.scores import SweepScores, format_value, short_names
 from trpo_jax.sweep.report.statistics import Estimate, Scores, Statistic, estimate, interquartile_mean, mean, median
 from trpo_jax.sweep.report.statistics import probability_of_improvement as improvement
 
@@ -48,9 +49,8 @@ def make_tables(scores: SweepScores) -> list[Table]:
     if len(scores.environments) > 1:
         tables.append(overall_table(scores))
     if len(scores.settings) > 1:
-        tables.append(improvement_table(scores))
-        tables += sensitivity_tables(scores)
-    return tables
+        tables += [improvement_table(scores), *sensitivity_tables(scores)]
+    return [table for table in tables if table.rows]
 
 
 def returns_table(scores: SweepScores) -> Table:
@@ -63,7 +63,10 @@ def returns_table(scores: SweepScores) -> Table:
                 here = {environment: of_setting[environment]}
                 estimates = {name: estimate(here, statistic) for name, statistic in STATISTICS.items()}
                 rows.append({"environment": environment, "setting": setting, "runs": len(here[environment])} | estimates)
-    about = "Return of each run's last evaluation, over seeds: statistic and 95 % interval of the bootstrap."
+    about = (
+        "Return of each run's last evaluation, over seeds: statistic and 95 % interval of the bootstrap, where there are "
+        "several seeds."
+    )
     return Table("returns", "Returns", about, tuple(rows))
 
 
@@ -77,24 +80,15 @@ def overall_table(scores: SweepScores) -> Table:
         rows.append({"setting": setting, "environments": len(normalized), "runs": runs} | estimates)
     about = (
         "Normalized returns over all environments: 0 is the lowest return seen in an environment, 1 the interquartile mean "
-        "of the best setting there. Intervals are those of the bootstrap stratified by environment."
+        "of the best setting there. IQM is that of all runs, mean and median are those of the environments' means. The "
+        "bootstrap draws within each environment."
     )
     return Table("overall", "All environments", about, tuple(rows))
 
 
-def best_setting(scores: SweepScores) -> str:
-    """Return the setting with the highest interquartile mean of normalized scores."""
-
-    def overall(setting: str) -> float:
-        values = np.concatenate(list(scores.of_setting(setting, normalized=True).values()))
-        return float(interquartile_mean(values))
-
-    return max(scores.settings, key=overall)
-
-
 def improvement_table(scores: SweepScores) -> Table:
     """Return the probability that a run of the best setting scores higher than one of each other."""
-    best = best_setting(scores)
+    best = scores.ranking()[0]
     rows = []
     for setting in scores.settings:
         ours, theirs = scores.of_setting(best), scores.of_setting(setting)
@@ -119,28 +113,37 @@ def sensitivity_tables(scores: SweepScores) -> list[Table]:
             for value, each in scores_by_value(scores, field)
         ]
         if len(rows) > 1:
-            about = f"Normalized returns at each value of {field}, over all values of other fields, environments and seeds."
+            about = (
+                f"Normalized returns at each value of {field}, over all values of other fields, environments and seeds. The "
+                "bootstrap draws seeds, and leaves the rest as it was designed."
+            )
             tables.append(Table(f"sensitivity-{word}", f"Sensitivity to {word}", about, tuple(rows)))
     return tables
 
 
 def scores_by_value(scores: SweepScores, field: str) -> list[tuple[Any, Scores]]:
-    """Return the normalized scores of the runs at each value of a field, numbers in rising order."""
+    """Return the normalized scores of the runs at each value of a field, numbers in rising order.
 
-    def at(value: Any) -> list[ScoredRun]:
-        return [run for run in scores.runs if field in run.swept and run.swept[field] == value]
-
-    values = [run.swept[field] for run in scores.runs if field in run.swept]
-    distinct = [value for i, value in enumerate(values) if value not in values[:i]]
-    if all(isinstance(value, int | float) for value in distinct):
-        distinct.sort()
-    return [(value, scores.select(at(value), normalized=True)) for value in distinct]
+    Strata are environments with the values of all other fields: only seeds differ within them.
+    """
+    by_value: dict[Any, dict[str, list[float]]] = {}
+    for run in scores.runs:
+        if field in run.swept:
+            value = run.swept[field]
+            others = {name: other for name, other in run.swept.items() if name != field}
+            strata = by_value.setdefault(tuple(value) if isinstance(value, list) else value, {})
+            strata.setdefault(f"{run.environment} {others}", []).append(scores.score(run, normalized=True))
+    values = list(by_value)
+    if all(isinstance(value, int | float) for value in values):
+        values.sort()
+    return [(value, {name: np.array(each) for name, each in by_value[value].items()}) for value in values]
 
 
 def show(value: Any) -> str:
     """Write a value of a table for people."""
     if isinstance(value, Estimate):
-        return f"{number(value.value)} ({number(value.low)} to {number(value.high)})"
+        interval = "" if math.isnan(value.low) else f" ({number(value.low)} to {number(value.high)})"
+        return number(value.value) + interval
     return format_value(value)
 
 
