@@ -200,6 +200,15 @@ def to_mapping(settings: Any) -> dict[str, Any]:
     return mapping
 
 
+def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a nested mapping holds by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in mapping.items():
+        inner = flatten(value) if isinstance(value, Mapping) else {"": value}
+        flat |= {f"{name}.{rest}".removesuffix("."): each for rest, each in inner.items()}
+    return flat
+
+
 def unknown_name(kind: str, name: str, known: list[str]) -> str:
     """Say in words what is allowed where `name` is not known: the nearest names first, else all of them."""
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -1,7 +1,11 @@
 """`trpo-jax sweep` and `trpo-jax report`, from a sweep file to a page."""
 
 import contextlib
+import csv
+import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +87,14 @@ def test_a_full_disk_is_one_clear_line_and_nothing_is_lost(limit, tmp_path, spaw
     # With room again, it goes on.
     assert main.run(["sweep", "mine.toml", "--sweep-dir", "sweep"]) == 0
     assert len(Path("sweep/results.csv").read_text().splitlines()) == 9
+
+
+def test_a_processors_cores_share_the_runs():
+    """In a process of its own, in which nothing has asked JAX for its devices yet."""
+    command = [sys.executable, "-m", "trpo_jax", "sweep", "mine.toml", "--runs-per-program", "2"]
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    Path("mine.toml").write_text(SWEEP.replace("[2, 3]", "[2]").replace("[0.8, 0.9]", "[0.8]"))
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    with Path("sweeps/mine/results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["num_devices"]) for row in rows] == [min(2, len(os.sched_getaffinity(0)))] * 2

@@ -3,9 +3,11 @@
 import json
 import time
 
+from trpo_jax.sweep.executor import LocalExecutor, choose_devices
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.plan import make_plan
-from trpo_jax.sweep.running import LocalExecutor, choose_devices, programs, run_sweep
+from trpo_jax.sweep.programs import plan_programs
+from trpo_jax.sweep.running import run_sweep
 from trpo_jax.sweep.spec import sweep_from_mapping
 
 TINY = {
@@ -52,7 +54,7 @@ def runs_of(mapping):
 
 def plan(mapping, **options):
     options = {"memory_limit": 2**30, "num_devices": 1} | options
-    return programs(runs_of(mapping), **options)
+    return plan_programs(runs_of(mapping), **options)
 
 
 def sweep(path, mapping, executor=None, *, progress=None, **options):

@@ -68,14 +68,14 @@ def sweep_command(arguments: list[str]) -> int:
         raise ConfigError("gpus_per_program", gpus, "a number from 0 to 1, or a whole number")
 
     from trpo_jax.sweep.plan import make_plan
-    from trpo_jax.sweep.running import programs
+    from trpo_jax.sweep.programs import plan_programs
     from trpo_jax.sweep.spec import read_sweep
 
     sweep = read_sweep(parsed.file)
     with _executor(parsed) as executor:
         runs = make_plan(sweep)
         limit = executor.memory_limit if parsed.memory_limit is None else round(parsed.memory_limit * 2**30)
-        planned = programs(runs, memory_limit=limit, num_devices=executor.num_devices, most=parsed.runs_per_program)
+        planned = plan_programs(runs, memory_limit=limit, num_devices=executor.num_devices, most=parsed.runs_per_program)
         if parsed.dry_run:
             show_plan(planned)
         else:
@@ -90,7 +90,7 @@ def _executor(arguments: SweepArguments) -> Iterator[Any]:
         for name, default in (("ray_address", None), ("cpus_per_program", 1.0), ("gpus_per_program", None)):
             if getattr(arguments, name) != default:
                 raise ConfigError(name, getattr(arguments, name), "nothing without --executor ray")
-        from trpo_jax.sweep.running import LocalExecutor, choose_devices
+        from trpo_jax.sweep.executor import LocalExecutor, choose_devices
 
         yield LocalExecutor(choose_devices(arguments.device))
         return

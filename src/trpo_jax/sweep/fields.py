@@ -1,11 +1,11 @@
 """A run's configuration as fields with dotted names, such as `trust_region.max_kl`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from trpo_jax.config import ConfigError, to_mapping, unknown_name
+from trpo_jax.config import ConfigError, flatten, to_mapping, unknown_name
 from trpo_jax.training.run_config import RunConfig, run_config_from_mapping
 from trpo_jax.training.trpo_config import TRPOConfig
 
@@ -14,7 +14,7 @@ def fields_of(run_config: RunConfig) -> dict[str, Any]:
     """Return every field and its value, a list for a tuple."""
     mapping = to_mapping(run_config)
     trpo = mapping.pop("trpo")
-    return dict(_flat(mapping | trpo))
+    return flatten(mapping | trpo)
 
 
 def with_fields(run_config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
@@ -58,11 +58,3 @@ def flat_fields(table: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
-
-
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

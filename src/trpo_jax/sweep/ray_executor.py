@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from trpo_jax.config import ConfigError
-from trpo_jax.sweep.running import Done, Job, Progress, choose_devices, train_job
+from trpo_jax.sweep.executor import Done, Job, Listener, choose_devices, train_job
 
 RETRIES = 5
 """How often a task is started again whose worker has died."""
@@ -71,19 +71,19 @@ class RayExecutor:
         self._arguments = device, max(1, int(cpus_per_program))
         self.num_devices = max(1, int(gpus_per_program or cpus_per_program))
 
-    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], progress: Progress) -> None:
+    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], listener: Listener) -> None:
         """Do all jobs; of progress within them nothing is told."""
         running = {}
         try:
             for job in jobs:
                 running[self._train.remote(job._replace(folder=job.folder.absolute()), *self._arguments)] = job
-                progress.start(job)
+                listener.start(job)
             while running:
                 (finished, *_), _ = self._ray.wait(list(running), num_returns=1)
                 done = self._result(finished)
                 job = running.pop(finished)
                 deliver(job, done)
-                progress.finished(job)
+                listener.finished(job)
         finally:
             for task in running:
                 self._ray.cancel(task, force=True)

@@ -1,7 +1,6 @@
 """What a sweep file says: environments, settings and seeds."""
 
 import itertools
-import tomllib
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from trpo_jax.config import ConfigError, config, from_mapping, setting, unknown_name
 from trpo_jax.sweep.fields import check_known, fields_of, flat_fields, traced_fields
-from trpo_jax.training.run_config import RunConfig
+from trpo_jax.training.run_config import RunConfig, read_toml
 
 KEYS = ("environments", "seeds", "num_timesteps", "config", "grid", "random", "traced")
 """What a sweep file may hold."""
@@ -63,12 +62,7 @@ def read_sweep(path: Path | str) -> Sweep:
         ConfigError: no such file, not TOML, an unknown key or field, an empty grid, a wrong value, or a static field
             under `traced`. Environments and the values of fields are looked at when the sweep is planned.
     """
-    try:
-        mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("sweep file", str(path), f"a readable TOML file ({getattr(error, 'strerror', error)})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError("sweep file", str(path), f"valid TOML ({error})") from None
+    mapping = read_toml(path, "sweep file")
     try:
         return sweep_from_mapping(mapping)
     except ConfigError as error:

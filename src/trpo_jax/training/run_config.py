@@ -45,19 +45,21 @@ def read_run_config(path: Path | str) -> RunConfig:
     Raises:
         ConfigError: no such file, not TOML, an unknown key, a wrong type, or a value out of range.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("config file", str(path), f"a readable TOML file ({getattr(error, 'strerror', error)})") from None
-    try:
-        mapping = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError("config file", str(path), f"valid TOML ({error})") from None
+    mapping = read_toml(path, "config file")
     try:
         return run_config_from_mapping(mapping)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.field}", error.got, error.allowed) from None
+
+
+def read_toml(path: Path | str, name: str) -> dict[str, Any]:
+    """Parse a TOML file, which errors call by a name; raises ConfigError where it is missing or no TOML."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(name, str(path), f"a readable TOML file ({getattr(error, 'strerror', error)})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(name, str(path), f"valid TOML ({error})") from None
 
 
 def run_config_from_mapping(mapping: dict[str, Any], defaults: RunConfig = RunConfig()) -> RunConfig:  # noqa: B008

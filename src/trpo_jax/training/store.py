@@ -1,13 +1,13 @@
 """Where a training keeps its checkpoints, and how it goes on from them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
 
-from trpo_jax.config import ConfigError
+from trpo_jax.config import ConfigError, flatten
 from trpo_jax.training.checkpoint import Checkpoint, CheckpointError, Checkpoints, has_checkpoints, load_checkpoint, read_record
 from trpo_jax.training.pipeline import Iterations, host_like, to_host
 from trpo_jax.training.processes import any_process, from_first_process
@@ -119,15 +119,7 @@ def check_same(started: Mapping[str, Any], wanted: Mapping[str, Any], what: str)
         wanted: what it is to go on with.
         what: names the training in the error.
     """
-    was, now = dict(_flat(started)), dict(_flat(wanted))
+    was, now = flatten(started), flatten(wanted)
     for field in sorted(was.keys() | now.keys()):
         if was.get(field) != now.get(field):
             raise ConfigError(field.removeprefix("config."), now.get(field), f"{was.get(field)!r}, with which {what} began")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

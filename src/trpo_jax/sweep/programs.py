@@ -1,15 +1,16 @@
-"""How much memory runs take, and how many of them fit one program."""
+"""Which runs share a program: as many of a cell as its devices' memory takes."""
 
 import contextlib
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from trpo_jax.config import ConfigError
-from trpo_jax.sweep.plan import Cell, Run
+from trpo_jax.sweep.plan import Cell, Run, cells_of
 from trpo_jax.training.run import run_environment
 from trpo_jax.training.trpo import make_trpo
 
@@ -19,6 +20,30 @@ COPIES_OF_BATCH = 4
 """As collected, arranged in rows, shuffled for the critic, and its derivatives."""
 PART_OF_MEMORY = 0.5
 """Of what a device has free, what a program may take where nothing else is said."""
+
+
+class PlannedProgram(NamedTuple):
+    """Runs that a sweep trains together."""
+
+    runs: tuple[Run, ...]
+    bytes_each: int
+    """Memory that each of them is estimated to take."""
+
+
+def plan_programs(runs: Sequence[Run], *, memory_limit: int, num_devices: int, most: int | None = None) -> list[PlannedProgram]:
+    """Divide runs among programs.
+
+    Args:
+        runs: see `make_plan`.
+        memory_limit: bytes that a program may take on each device.
+        num_devices: that a program's runs are spread over.
+        most: runs that a program may hold.
+
+    Raises:
+        ConfigError: not a single run fits.
+    """
+    each = [(cell, bytes_of_run(cell.runs[0])) for cell in cells_of(runs)]
+    return [PlannedProgram(part, size) for cell, size in each for part in divide(cell, size, memory_limit, num_devices, most)]
 
 
 def bytes_of_run(run: Run) -> int:

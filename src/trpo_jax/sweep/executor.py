@@ -1,0 +1,131 @@
+"""Who trains the programs of a sweep, and what a job and its outcome are."""
+
+import functools
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from trpo_jax.config import ConfigError
+from trpo_jax.sweep.folder import begin_together
+from trpo_jax.sweep.plan import Run
+from trpo_jax.sweep.programs import free_bytes
+from trpo_jax.sweep.training import Records, train_together
+from trpo_jax.training.devices import show_cores_as_devices
+from trpo_jax.training.loop import ProgressFn
+from trpo_jax.training.run_folder import locked
+
+PATIENCE = 120.0
+"""Seconds to wait for a worker of a sweep that was killed to let go of its runs."""
+VERSIONS = ("trpo-jax", "jax", "jaxlib", "flax", "brax", "mujoco")
+
+
+class Job(NamedTuple):
+    """Runs to train in one program."""
+
+    runs: tuple[Run, ...]
+    folder: Path
+    """For what is unfinished."""
+
+
+class Done(NamedTuple):
+    """What a job has brought."""
+
+    records: tuple[Records, ...]
+    where: dict[str, Any]
+    """Device, versions and commit that it ran with."""
+
+
+@runtime_checkable  # for callers that check types as they run
+class Listener(Protocol):
+    """Told how jobs go on."""
+
+    def start(self, job: Job) -> None: ...
+
+    def iteration(self, job: Job, step: int, metrics: dict[str, Any]) -> None: ...
+
+    def finished(self, job: Job) -> None: ...
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Works through jobs, wherever it does."""
+
+    num_devices: int
+    """That each program's runs are spread over."""
+    memory_limit: int
+    """Bytes that a program may take on each of them, where nothing else is said."""
+
+    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], listener: Listener) -> None:
+        """Do all jobs; hand over each when it is done."""
+        ...
+
+
+def choose_devices(kind: str = "auto", num_cores: int | None = None) -> list[jax.Device]:
+    """Return this process's devices of a kind; a processor's cores, all or so many, count as devices.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if kind in ("auto", "cpu"):
+        show_cores_as_devices(max_devices=num_cores)
+    if kind == "auto":
+        return jax.local_devices()
+    try:
+        return jax.local_devices(backend=kind)
+    except RuntimeError:
+        raise ConfigError("device", kind, f"one that JAX sees here: {jax.local_devices()[0].platform}") from None
+
+
+class LocalExecutor:
+    """Does jobs in this process, one after another."""
+
+    def __init__(self, devices: Sequence[jax.Device]):
+        self._devices = devices
+        self.num_devices, self.memory_limit = len(devices), free_bytes(devices)
+
+    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], listener: Listener) -> None:
+        """Do all jobs."""
+        for job in jobs:
+            listener.start(job)
+            deliver(job, train_job(job, self._devices, functools.partial(listener.iteration, job)))
+            listener.finished(job)
+
+
+def train_job(job: Job, devices: Sequence[jax.Device], progress_fn: ProgressFn | None = None) -> Done:
+    """Do a job in this process, on some of its devices: no more than it has runs."""
+    devices = devices[: len(job.runs)]
+    where = provenance(devices)
+    begin_together(job.folder, [run.name for run in job.runs])
+    taken = ConfigError("sweep_dir", str(job.folder), "a folder in which no other worker is training")
+    with locked(job.folder, taken, patience=PATIENCE):
+        return Done(train_together(job.runs, job.folder, devices, progress_fn), where)
+
+
+def provenance(devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """Return what a result depends on besides its configuration."""
+    return {
+        "device": devices[0].device_kind,
+        "num_devices": len(devices),
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        **{f"version.{name}": version(name) for name in VERSIONS},
+        "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _git_commit() -> str:
+    """Return the commit of this package's checkout, with "-dirty" where files differ from it; "" where it is installed."""
+    package = Path(__file__).resolve().parents[1]
+    git = functools.partial(subprocess.run, capture_output=True, text=True, cwd=package, check=False)
+    try:
+        top = git(["git", "rev-parse", "--show-toplevel"]).stdout.strip()
+        is_ours = bool(top) and package == Path(top).resolve() / "src" / package.name
+        return git(["git", "describe", "--always", "--dirty"]).stdout.strip() if is_ours else ""
+    except OSError:
+        return ""
