@@ -15,7 +15,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from trpo_jax.sweep.ray_executor import RayExecutor  # noqa: E402
 
 # Long enough to be killed in; two programs, for two workers.
-MAPPING = TINY | {"environments": ["fast"], "seeds": 4, "num_timesteps": 16 * 200}
+MAPPING = TINY | {"environments": ["fast"], "seeds": 4, "num_timesteps": 16 * 120}
+MAPPING |= {"config": TINY["config"] | {"checkpoint_interval": 10}}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ class Killer(Silent):
         deadline = time.monotonic() + 90
         while self.killed is None and time.monotonic() < deadline:
             lines = [path.read_text().count("\n") for path in self.unfinished.glob("*/metrics.jsonl")]
-            if lines and 20 < max(lines) < 150 and workers():
+            if lines and 20 < max(lines) < 90 and workers():
                 self.killed = workers()[0]
                 subprocess.run(["kill", f"-{int(signal.SIGKILL)}", str(self.killed)], check=True)
             time.sleep(0.02)

@@ -2,11 +2,12 @@
 
 import json
 import random
+import shutil
 import time
 
 import pytest
 
-from sweep.sweeps import SIX_RUNS, TWO_CELLS, records, sweep, sweep_slowly
+from sweep.sweeps import SIX_RUNS, records, sweep, sweep_slowly
 from trpo_jax.sweep.folder import SweepFolder
 
 
@@ -37,8 +38,7 @@ def test_a_finished_sweep_has_nothing_left_to_do(undisturbed):
 
 
 def test_only_a_torn_run_is_trained_again_and_comes_out_the_same(undisturbed, tmp_path):
-    path = tmp_path / "sweep"
-    sweep(path, SIX_RUNS)
+    path = shutil.copytree(undisturbed, tmp_path / "sweep")
     whole = records(path)
     torn = sorted(whole)[2]
     file = path / "runs" / f"{torn}.jsonl"
@@ -50,11 +50,14 @@ def test_only_a_torn_run_is_trained_again_and_comes_out_the_same(undisturbed, tm
 
 
 def test_later_seeds_are_trained_and_earlier_ones_are_not(undisturbed, tmp_path):
-    path = tmp_path / "sweep"
-    sweep(path, TWO_CELLS)
-    more = sweep(path, TWO_CELLS | {"seeds": 3})
-    assert [len(names) for names in more] == [2, 2]
-    assert all(name.endswith("-seed2") for names in more for name in names)
+    path = shutil.copytree(undisturbed, tmp_path / "sweep")
+    before = records(path)
+    (more,) = sweep(path, SIX_RUNS | {"seeds": 3})
+    assert len(more) == 3
+    assert all(name.endswith("-seed2") for name in more)
+    after = records(path)
+    assert len(after) == 9
+    assert {name: after[name] for name in before} == before
 
 
 def test_killed_at_ten_random_moments_every_run_is_finished_once_and_as_if_undisturbed(tmp_path, spawn):
