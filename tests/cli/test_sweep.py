@@ -40,7 +40,7 @@ def in_a_folder_with_a_sweep_file(tmp_path, monkeypatch):
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(capsys, tmp_path):
     assert main.run(["sweep", "mine.toml", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "8 runs in 2 programs, 512 environment steps in all" in printed
+    assert "8 runs in 2 cells and 2 programs, 512 environment steps in all" in printed
     assert printed.count("fast (spring)") == 2
     assert printed.count("2 values of gae_lambda,") == 2
     assert "trust_region.cg_iterations = 3" in printed

@@ -38,13 +38,16 @@ class Silent:
     def __init__(self, seconds_an_iteration=0.0):
         self.begun, self._seconds = [], seconds_an_iteration
 
+    def begin(self, num_finished, num_runs):
+        pass
+
     def start(self, job):
         self.begun.append([run.name for run in job.runs])
 
     def iteration(self, job, step, metrics):
         time.sleep(self._seconds)
 
-    def finished(self, job):
+    def finished(self, job, num_finished):
         pass
 
 

@@ -26,7 +26,7 @@ def test_a_finished_run_is_read_back_and_stands_in_the_table(begun):
     begun.finish(second, RECORDS, {"run": second, "return": 4.0, "new": "column"})
     assert begun.finished(first).records == RECORDS
     assert begun.finished(first).result == {"run": first, "return": 3.0}
-    begun.write_results()
+    begun.write_results([begun.finished(name).result for name in (first, second)])
     with begun.results.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [{"run": first, "return": "3.0", "new": ""}, {"run": second, "return": "4.0", "new": "column"}]

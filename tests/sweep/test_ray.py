@@ -36,7 +36,7 @@ pytestmark = [
 
 
 def executor(address, **options):
-    return RayExecutor(**{"address": address, "device": "cpu", "cpus_per_program": 1.0, "gpus_per_program": 0.0} | options)
+    return RayExecutor(**{"address": address, "device": "cpu"} | options)
 
 
 def workers():
@@ -51,6 +51,11 @@ class Killer(Silent):
     def __init__(self, unfinished):
         super().__init__()
         self.unfinished, self.killed = unfinished, None
+        self.steps = []
+
+    def iteration(self, job, step, metrics):
+        assert len(metrics["training/episode_reward"]) == len(job.runs)
+        self.steps.append(step)
 
     def start(self, job):
         super().start(job)
@@ -70,6 +75,8 @@ def test_every_run_is_finished_once_though_a_worker_is_killed(cluster, tmp_path)
         sweep(tmp_path / "there", MAPPING, ours, progress=killer, most=2)
     assert killer.killed is not None
     assert len(killer.begun) == 2
+    assert killer.steps  # progress is told, too
+    assert all(0 < step <= MAPPING["num_timesteps"] for step in killer.steps)
     assert records(tmp_path / "there") == records(tmp_path / "here")
     assert len((tmp_path / "there" / "results.csv").read_text().splitlines()) == 5
 
@@ -77,6 +84,11 @@ def test_every_run_is_finished_once_though_a_worker_is_killed(cluster, tmp_path)
 def test_what_the_cluster_has_not_got_is_named(cluster):
     with pytest.raises(ConfigError, match=r"gpus_per_program: got 1\.0, allowed: what a node .* has: 1 CPU, 0 GPU$"):
         executor(cluster.address, gpus_per_program=1.0)
+
+
+def test_a_tpu_that_no_node_has_is_named(cluster):
+    with pytest.raises(ConfigError, match=r"tpus_per_program: got 4, allowed: what a node .* has: 1 CPU, 0 TPU$"):
+        executor(cluster.address, device="tpu", tpus_per_program=4)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:1", "nowhere.invalid:6379"])

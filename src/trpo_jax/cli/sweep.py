@@ -54,6 +54,8 @@ class SweepArguments:
     """Processors that each program asks Ray for."""
     gpus_per_program: float | None = None
     """GPUs that each program asks Ray for; by default 1 with --device gpu, else 0."""
+    tpus_per_program: int | None = None
+    """TPU chips that each program asks Ray for; by default 1 with --device tpu, else 0."""
 
 
 def sweep_command(arguments: list[str]) -> int:
@@ -66,18 +68,18 @@ def sweep_command(arguments: list[str]) -> int:
     gpus = parsed.gpus_per_program
     if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
         raise ConfigError("gpus_per_program", gpus, "a number from 0 to 1, or a whole number")
+    if parsed.tpus_per_program is not None and parsed.tpus_per_program < 0:
+        raise ConfigError("tpus_per_program", parsed.tpus_per_program, "a whole number")
 
-    from trpo_jax.sweep.plan import make_plan
+    from trpo_jax.sweep.plan import plan_file
     from trpo_jax.sweep.programs import plan_programs
-    from trpo_jax.sweep.spec import read_sweep
 
-    sweep = read_sweep(parsed.file)
+    runs = plan_file(parsed.file)
     with _executor(parsed) as executor:
-        runs = make_plan(sweep)
         limit = executor.memory_limit if parsed.memory_limit is None else round(parsed.memory_limit * 2**30)
         planned = plan_programs(runs, memory_limit=limit, num_devices=executor.num_devices, most=parsed.runs_per_program)
         if parsed.dry_run:
-            show_plan(planned)
+            show_plan(planned, executor.num_devices)
         else:
             _sweep(parsed, runs, planned, executor)
     return 0
@@ -87,8 +89,8 @@ def sweep_command(arguments: list[str]) -> int:
 def _executor(arguments: SweepArguments) -> Iterator[Any]:
     """Give what trains the programs: this process, on all devices of the kind asked for, or Ray."""
     if arguments.executor == "local":
-        for name, default in (("ray_address", None), ("cpus_per_program", 1.0), ("gpus_per_program", None)):
-            if getattr(arguments, name) != default:
+        for name in ("ray_address", "cpus_per_program", "gpus_per_program", "tpus_per_program"):
+            if getattr(arguments, name) != getattr(SweepArguments, name):
                 raise ConfigError(name, getattr(arguments, name), "nothing without --executor ray")
         from trpo_jax.sweep.executor import LocalExecutor, choose_devices
 
@@ -96,12 +98,13 @@ def _executor(arguments: SweepArguments) -> Iterator[Any]:
         return
     from trpo_jax.sweep.ray_executor import RayExecutor
 
-    gpus = arguments.gpus_per_program
+    gpus, tpus = arguments.gpus_per_program, arguments.tpus_per_program
     with RayExecutor(
         address=arguments.ray_address,
         device=arguments.device,
         cpus_per_program=arguments.cpus_per_program,
-        gpus_per_program=(1.0 if arguments.device == "gpu" else 0.0) if gpus is None else gpus,
+        gpus_per_program=float(arguments.device == "gpu") if gpus is None else gpus,
+        tpus_per_program=int(arguments.device == "tpu") if tpus is None else tpus,
         cache_dir=os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir()),
     ) as executor:
         yield executor
@@ -114,35 +117,43 @@ def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any
     folder = SweepFolder(arguments.sweep_dir or Path("sweeps") / Path(arguments.file).stem)
     with folder.locked():
         folder.begin(runs)
-        console = SweepConsole(folder, planned)
+        console = SweepConsole(folder.path, num_programs=len(planned))
         try:
             run_sweep(folder, planned, executor, console)
         except (KeyboardInterrupt, SystemExit):
             console.interrupted()
             raise
-    console.finish()
+    console.finish(folder.results)
 
 
-def show_plan(planned: Sequence[Any]) -> None:
-    """Print the programs of a sweep."""
+def show_plan(planned: Sequence[Any], num_devices: int) -> None:
+    """Print the cells and programs of a sweep; runs of one cell could share a program if memory were larger."""
+    from trpo_jax.sweep.plan import cells_of
+
+    cells = {run.name: number for number, cell in enumerate(cells_of(_runs(planned)), 1) for run in cell.runs}
     table = rich.table.Table()
-    for name in ("program", "environment", "steps a run", "runs", "values", "memory, MiB"):
+    for name in ("program", "cell", "environment", "steps a run", "runs", "values", "MiB a device"):
         table.add_column(name, justify="left" if name in ("environment", "values") else "right")
     for number, program in enumerate(planned, 1):
         config = program.runs[0].config
-        memory = len(program.runs) * program.bytes_each / 2**20
+        memory = math.ceil(len(program.runs) / num_devices) * program.bytes_each / 2**20
         environment = f"{config.environment} ({config.backend})"
-        row = str(number), environment, f"{config.num_timesteps:,}", str(len(program.runs)), _values(program.runs)
-        table.add_row(*row, f"{memory:,.3g}" if memory < 1000 else f"{memory:,.0f}")
+        row = str(number), str(cells[program.runs[0].name]), environment, f"{config.num_timesteps:,}", str(len(program.runs))
+        table.add_row(*row, _values(program.runs), f"{memory:,.3g}" if memory < 1000 else f"{memory:,.0f}")
     console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
-    num_runs = sum(len(program.runs) for program in planned)
-    steps = sum(run.config.num_timesteps for program in planned for run in program.runs)
-    console.print(f"{num_runs} runs in {_programs(len(planned))}, {steps:,} environment steps in all", markup=False)
+    runs = _runs(planned)
+    steps = sum(run.config.num_timesteps for run in runs)
+    counts = f"{_count('cell', len(set(cells.values())))} and {_count('program', len(planned))}"
+    console.print(f"{_count('run', len(runs))} in {counts}, {steps:,} environment steps in all", markup=False)
 
 
-def _programs(count: int) -> str:
-    return f"{count} program{'s' * (count > 1)}"
+def _runs(planned: Sequence[Any]) -> list[Any]:
+    return [run for program in planned for run in program.runs]
+
+
+def _count(name: str, count: int) -> str:
+    return f"{count} {name}{'s' * (count > 1)}"
 
 
 def _values(runs: Sequence[Any]) -> str:
@@ -152,7 +163,7 @@ def _values(runs: Sequence[Any]) -> str:
         values = list(dict.fromkeys(str(run.swept[name]) for run in runs))
         words.append(f"{name} = {values[0]}" if len(values) == 1 else f"{len(values)} values of {name}")
     seeds = len({run.config.seed for run in runs})
-    return ", ".join([*words, f"{seeds} seed{'s' * (seeds > 1)}"])
+    return ", ".join([*words, _count("seed", seeds)])
 
 
 class SweepConsole:
@@ -160,43 +171,45 @@ class SweepConsole:
 
     LINES_A_PROGRAM = 10
 
-    def __init__(self, folder: Any, planned: Sequence[Any]):
-        self._folder, self._started, self._printed = folder, time.perf_counter(), 0
-        self._names = [run.name for program in planned for run in program.runs]
-        finished = self._num_finished()
-        already = f", {finished} of them finished already" if finished else ""
-        say(f"{len(self._names)} runs in {_programs(len(planned))}{already}")
-        say(f"sweep folder {folder.path}")
+    def __init__(self, path: Path, *, num_programs: int):
+        self._path, self._num_programs = path, num_programs
+        self._started = time.perf_counter()
+        self._num_finished = self._num_runs = 0
+        self._printed: dict[Path, int] = {}
+
+    def begin(self, num_finished: int, num_runs: int) -> None:
+        """Say what there is to do."""
+        self._num_finished, self._num_runs = num_finished, num_runs
+        already = f", {num_finished} of them finished already" if num_finished else ""
+        say(f"{_count('run', num_runs)} in {_count('program', self._num_programs)}{already}")
+        say(f"sweep folder {self._path}")
 
     def start(self, job: Any) -> None:
         """Say which runs are trained next."""
-        config, self._printed = job.runs[0].config, 0
-        runs = f"{len(job.runs)} run{'s' * (len(job.runs) > 1)}"
-        say(f"{config.environment}: {runs} of {config.num_timesteps:,} steps; compiling …")
+        config = job.runs[0].config
+        say(f"{config.environment}: {_count('run', len(job.runs))} of {config.num_timesteps:,} steps; compiling …")
 
     def iteration(self, job: Any, step: int, metrics: dict[str, Any]) -> None:
         """Report an iteration of all runs of a job."""
         total = max(job.runs[0].config.num_timesteps, 1)
-        if step * self.LINES_A_PROGRAM // total > self._printed or step >= total:
-            self._printed = step * self.LINES_A_PROGRAM // total
+        part = step * self.LINES_A_PROGRAM // total
+        if part > self._printed.get(job.folder, 0) or step >= total:
+            self._printed[job.folder] = part
             returns = [value for value in metrics["training/episode_reward"] if math.isfinite(value)]
             best = f"return {min(returns):.0f} to {max(returns):.0f}" if returns else "no episode has ended yet"
             speed = metrics["training/sps"] * len(job.runs)
             say(f"{job.runs[0].config.environment}: step {step:,} of each, {best}, {speed:,.0f} steps/s")
 
-    def finished(self, job: Any) -> None:
+    def finished(self, job: Any, num_finished: int) -> None:
         """Say that a job's runs are finished."""
-        done = self._num_finished()
-        say(f"{job.runs[0].config.environment}: {len(job.runs)} finished, {done} of {len(self._names)} in all")
+        self._num_finished = num_finished
+        say(f"{job.runs[0].config.environment}: {len(job.runs)} finished, {num_finished} of {self._num_runs} in all")
 
     def interrupted(self) -> None:
         """Say what Ctrl-C or SIGTERM left behind."""
-        say(f"interrupted; {self._num_finished()} of {len(self._names)} runs finished; the same command goes on")
+        say(f"interrupted; {self._num_finished} of {self._num_runs} runs finished; the same command goes on")
 
-    def finish(self) -> None:
+    def finish(self, results: Path) -> None:
         """Say how it ended."""
-        say(f"done in {format_seconds(time.perf_counter() - self._started)}: {self._folder.results}")
-        say(f"look at it with: trpo-jax report {self._folder.path}")
-
-    def _num_finished(self) -> int:
-        return sum(self._folder.finished(name) is not None for name in self._names)
+        say(f"done in {format_seconds(time.perf_counter() - self._started)}: {results}")
+        say(f"look at it with: trpo-jax report {self._path}")

@@ -43,13 +43,23 @@ class Done(NamedTuple):
 
 @runtime_checkable  # for callers that check types as they run
 class Listener(Protocol):
-    """Told how jobs go on."""
+    """Told how a sweep goes on."""
 
-    def start(self, job: Job) -> None: ...
+    def begin(self, num_finished: int, num_runs: int) -> None:
+        """Hear how many of the runs are finished already."""
+        ...
 
-    def iteration(self, job: Job, step: int, metrics: dict[str, Any]) -> None: ...
+    def start(self, job: Job) -> None:
+        """Hear that a job is begun."""
+        ...
 
-    def finished(self, job: Job) -> None: ...
+    def iteration(self, job: Job, step: int, metrics: dict[str, Any]) -> None:
+        """Hear how far the runs of a job have come; the metrics of each stand in lists."""
+        ...
+
+    def finished(self, job: Job, num_finished: int) -> None:
+        """Hear that a job is done, and how many runs of the sweep are finished now."""
+        ...
 
 
 @runtime_checkable
@@ -94,7 +104,6 @@ class LocalExecutor:
         for job in jobs:
             listener.start(job)
             deliver(job, train_job(job, self._devices, functools.partial(listener.iteration, job)))
-            listener.finished(job)
 
 
 def train_job(job: Job, devices: Sequence[jax.Device], progress_fn: ProgressFn | None = None) -> Done:

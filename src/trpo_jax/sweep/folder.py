@@ -110,10 +110,8 @@ class SweepFolder:
         end = json.dumps({"result": result, "digest": _digest(body, result)})
         _replace(self._file(name), f"{body}\n{end}\n")
 
-    def write_results(self) -> None:
-        """Write the table anew, of all runs that are planned and finished."""
-        finished = (self.finished(name) for name in self.planned())
-        rows = [run.result for run in finished if run is not None]
+    def write_results(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write the table anew, of these rows."""
         names = dict.fromkeys(name for row in rows for name in row)
         table = io.StringIO()
         writer = csv.DictWriter(table, list(names), lineterminator="\n")

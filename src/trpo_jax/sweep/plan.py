@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from trpo_jax.config import ConfigError
 from trpo_jax.sweep.fields import fields_of, with_fields
-from trpo_jax.sweep.spec import Sweep
+from trpo_jax.sweep.spec import Sweep, errors_in, read_sweep
 from trpo_jax.training.run import resolve
 from trpo_jax.training.run_config import RunConfig, starting_config
 
@@ -46,8 +47,8 @@ def make_plan(sweep: Sweep) -> tuple[Run, ...]:
             are the same.
     """
     runs: dict[str, Run] = {}
+    suite = with_fields(RunConfig(), {name: value for name, value in sweep.config.items() if name == "suite"}).suite
     for source in sweep.environments:
-        suite = with_fields(RunConfig(), {name: value for name, value in sweep.config.items() if name == "suite"}).suite
         base = resolve(with_fields(starting_config(source, suite), sweep.config))
         for setting in sweep.settings:
             config = with_fields(base, setting)
@@ -58,6 +59,13 @@ def make_plan(sweep: Sweep) -> tuple[Run, ...]:
                     raise ConfigError("sweep", run.name, "settings that differ from each other, once every value is put in")
                 runs[run.name] = run
     return tuple(runs.values())
+
+
+def plan_file(path: Path | str) -> tuple[Run, ...]:
+    """Read a sweep file and return its runs. Raises ConfigError, with the file's name, as `read_sweep` and `make_plan`."""
+    sweep = read_sweep(path)
+    with errors_in(path):
+        return make_plan(sweep)
 
 
 def cells_of(runs: Sequence[Run]) -> tuple[Cell, ...]:

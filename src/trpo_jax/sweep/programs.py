@@ -42,8 +42,12 @@ def plan_programs(runs: Sequence[Run], *, memory_limit: int, num_devices: int, m
     Raises:
         ConfigError: not a single run fits.
     """
-    each = [(cell, bytes_of_run(cell.runs[0])) for cell in cells_of(runs)]
-    return [PlannedProgram(part, size) for cell, size in each for part in divide(cell, size, memory_limit, num_devices, most)]
+    planned = []
+    for cell in cells_of(runs):
+        size = bytes_of_run(cell.runs[0])
+        parts = divide(cell, size, limit=memory_limit, num_devices=num_devices, most=most)
+        planned += [PlannedProgram(part, size) for part in parts]
+    return planned
 
 
 def bytes_of_run(run: Run) -> int:
@@ -81,7 +85,7 @@ def _free_bytes_of_host() -> int:
     return free
 
 
-def divide(cell: Cell, bytes_each: int, limit: int, num_devices: int, most: int | None = None) -> list[tuple[Run, ...]]:
+def divide(cell: Cell, bytes_each: int, *, limit: int, num_devices: int, most: int | None = None) -> list[tuple[Run, ...]]:
     """Divide the runs of a cell among programs of about the same size.
 
     Args:

@@ -12,10 +12,13 @@ from typing import Any
 
 from trpo_jax.config import ConfigError
 from trpo_jax.sweep.executor import Done, Job, Listener, choose_devices, train_job
+from trpo_jax.sweep.training import last_record
 
 RETRIES = 5
 """How often a task is started again whose worker has died."""
 CONNECT_SECONDS = 5.0
+SECONDS_BETWEEN_LOOKS = 1.0
+"""At what workers have written of their progress."""
 
 
 class RayExecutor:
@@ -33,8 +36,9 @@ class RayExecutor:
         *,
         address: str | None,
         device: str,
-        cpus_per_program: float,
-        gpus_per_program: float,
+        cpus_per_program: float = 1.0,
+        gpus_per_program: float = 0.0,
+        tpus_per_program: int = 0,
         cache_dir: str | None = None,
     ):
         """Connect to a cluster; best before JAX is used, since Ray forks.
@@ -43,7 +47,8 @@ class RayExecutor:
             address: HOST:PORT, ray://HOST:PORT, or auto, of a cluster that runs; None starts one on this machine.
             device: what programs train on, as `choose_devices` has it.
             cpus_per_program: processors that a task asks for; it has JAX show as many as devices.
-            gpus_per_program: GPUs that a task asks for; without any, "auto" trains on processors.
+            gpus_per_program: GPUs that a task asks for.
+            tpus_per_program: TPU chips that a task asks for; without these and those, "auto" trains on processors.
             cache_dir: where workers keep compiled programs.
 
         Raises:
@@ -51,11 +56,11 @@ class RayExecutor:
         """
         self._ray = _connect(address)
         try:
-            self._check_room({"CPU": cpus_per_program, "GPU": gpus_per_program})
+            self._check_room({"CPU": cpus_per_program, "GPU": gpus_per_program, "TPU": tpus_per_program})
         except ConfigError:
             self._ray.shutdown()
             raise
-        if device == "auto" and not gpus_per_program:
+        if device == "auto" and not (gpus_per_program or tpus_per_program):
             device = "cpu"  # a worker sees GPUs that it has not asked for, and would share them with all others
         variables = {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
         if cache_dir:
@@ -63,27 +68,31 @@ class RayExecutor:
         task = self._ray.remote(
             num_cpus=cpus_per_program,
             num_gpus=gpus_per_program,
+            resources={"TPU": tpus_per_program} if tpus_per_program else None,
             max_retries=RETRIES,
             max_calls=1,
             runtime_env={"env_vars": variables},
         )
         self._train: Any = task(_train_remotely)
         self._arguments = device, max(1, int(cpus_per_program))
-        self.num_devices = max(1, int(gpus_per_program or cpus_per_program))
+        self.num_devices = max(1, int(tpus_per_program or gpus_per_program or cpus_per_program))
 
     def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], listener: Listener) -> None:
-        """Do all jobs; of progress within them nothing is told."""
-        running = {}
+        """Do all jobs; progress within them is told where this process sees what workers write on the way."""
+        running: dict[Any, Job] = {}
         try:
             for job in jobs:
                 running[self._train.remote(job._replace(folder=job.folder.absolute()), *self._arguments)] = job
                 listener.start(job)
             while running:
-                (finished, *_), _ = self._ray.wait(list(running), num_returns=1)
-                done = self._result(finished)
-                job = running.pop(finished)
-                deliver(job, done)
-                listener.finished(job)
+                finished, _ = self._ray.wait(list(running), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
+                for task in finished:
+                    done = self._result(task)
+                    deliver(running.pop(task), done)
+                for job in running.values():
+                    progress = last_record(job.folder)
+                    if progress:
+                        listener.iteration(job, *progress)
         finally:
             for task in running:
                 self._ray.cancel(task, force=True)
@@ -111,8 +120,9 @@ class RayExecutor:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
             return
-        has = " or ".join(dict.fromkeys(", ".join(f"{node.get(name, 0):g} {name}" for name in wanted) for node in nodes))
-        name = "GPU" if wanted["GPU"] > max(node.get("GPU", 0) for node in nodes) else "CPU"
+        asked = [name for name, amount in wanted.items() if amount]
+        has = " or ".join(dict.fromkeys(", ".join(f"{node.get(name, 0):g} {name}" for name in asked) for node in nodes))
+        name = next((name for name in reversed(asked) if wanted[name] > max(node.get(name, 0) for node in nodes)), asked[0])
         raise ConfigError(f"{name.lower()}s_per_program", wanted[name], f"what a node of the Ray cluster has: {has}")
 
 

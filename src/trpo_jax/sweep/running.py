@@ -23,26 +23,44 @@ def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], executor: 
     Raises:
         What training raises; all that was finished before is kept.
     """
+    results = Results(folder, planned, listener)
+    executor(jobs_left(folder, planned, frozenset(results.rows)), results.add, listener)
 
-    def deliver(job: Job, done: Done) -> None:
+
+class Results:
+    """The rows of the table, kept at hand while a sweep runs, so that finished runs are read only once."""
+
+    def __init__(self, folder: SweepFolder, planned: Sequence[PlannedProgram], listener: Listener):
+        """Read what is finished, and write the table of it."""
+        self._folder, self._listener = folder, listener
+        self._names = [run.name for program in planned for run in program.runs]
+        found = {name: folder.finished(name) for name in self._names}
+        self.rows = {name: finished.result for name, finished in found.items() if finished is not None}
+        self._write()
+        listener.begin(len(self.rows), len(self._names))
+
+    def add(self, job: Job, done: Done) -> None:
+        """Keep what a job has brought, and write the table anew."""
         for run, records in zip(job.runs, done.records, strict=True):
-            if folder.finished(run.name) is None:
-                folder.finish(run.name, records, result(run, records, done.where, len(job.runs)))
-        folder.write_results()
-        folder.drop(job.folder)
+            if run.name not in self.rows:
+                row = result(run, records, done.where, len(job.runs))
+                self._folder.finish(run.name, records, row)
+                self.rows[run.name] = row
+        self._write()
+        self._folder.drop(job.folder)
+        self._listener.finished(job, len(self.rows))
 
-    jobs = jobs_left(folder, planned)
-    folder.write_results()
-    executor(jobs, deliver, listener)
+    def _write(self) -> None:
+        self._folder.write_results([self.rows[name] for name in self._names if name in self.rows])
 
 
-def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram]) -> list[Job]:
+def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], finished: frozenset[str]) -> list[Job]:
     """Return what is left: first what was begun together and is not finished, then the rest of each program.
 
     What was begun goes on in the company it began with, unless that is more than a program may now hold.
     """
     known = {run.name: (run, len(program.runs)) for program in planned for run in program.runs}
-    left = {name for name in known if folder.finished(name) is None}
+    left = known.keys() - finished
     jobs = []
     for path, names in folder.begun():
         if left & set(names) and set(names) <= known.keys() and len(names) <= max(known[name][1] for name in names):

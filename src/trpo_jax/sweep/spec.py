@@ -1,8 +1,9 @@
 """What a sweep file says: environments, settings and seeds."""
 
+import contextlib
 import itertools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,11 +30,6 @@ class Sweep(NamedTuple):
     """Values by dotted field, put over each environment's configuration."""
     settings: tuple[dict[str, Any], ...]
     """Values by dotted field, put over that; one dict a setting, all with the same fields."""
-
-    @property
-    def swept(self) -> tuple[str, ...]:
-        """The fields in which settings differ."""
-        return tuple(self.settings[0])
 
 
 @config
@@ -63,8 +59,15 @@ def read_sweep(path: Path | str) -> Sweep:
             under `traced`. Environments and the values of fields are looked at when the sweep is planned.
     """
     mapping = read_toml(path, "sweep file")
-    try:
+    with errors_in(path):
         return sweep_from_mapping(mapping)
+
+
+@contextlib.contextmanager
+def errors_in(path: Path | str) -> Iterator[None]:
+    """Have a ConfigError name the file that it is about."""
+    try:
+        yield
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.field}", error.got, error.allowed) from None
 

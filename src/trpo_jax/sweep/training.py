@@ -1,5 +1,6 @@
 """Training runs of one program together, from start to end."""
 
+import contextlib
 import json
 import shutil
 import warnings
@@ -28,6 +29,9 @@ from trpo_jax.training.trpo import TRPO, make_trpo
 
 RETURN, TRAINING_RETURN = "eval/episode_reward", "training/episode_reward"
 """The metric that a run is judged by, and its substitute in runs without evaluations."""
+
+METRICS = "metrics.jsonl"
+"""Where in their folder the metrics of all runs of a program stand while it is trained."""
 
 KEEP = 2
 """Checkpoints of what is unfinished."""
@@ -63,7 +67,7 @@ def train_together(
     population = Population(trpo.iteration, keys[:, 0], hyperparameters, devices)
     evaluator = population.evaluator(_evaluator(trpo, config)) if config.num_evals else None
     schedule = make_schedule(trpo, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / METRICS
     store, earlier = _open(folder / "checkpoints", {"runs": [run.name for run in runs]}, population)
     with store, _Log(metrics, progress_fn) as log:
         if earlier is None or earlier[1].iteration < schedule.num_iterations:
@@ -75,6 +79,20 @@ def train_together(
     return _records_of_each(metrics, len(runs))
 
 
+def last_record(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Return steps and metrics of the last iteration that a training in a folder has written down, if there is one."""
+    try:
+        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):  # the last may be half written
+            record = json.loads(line)
+            if TRAINING_RETURN in record:
+                return record.pop("step"), record
+    return None
+
+
 def _open(folder: Path, origin: dict[str, Any], population: Population) -> tuple[Store, tuple[TrainState, Progress] | None]:
     """Return a store and what it goes on from; checkpoints that cannot be used are dropped, and a warning says so."""
     store = Store(folder, resume=True, keep=KEEP, origin=origin)
@@ -84,7 +102,8 @@ def _open(folder: Path, origin: dict[str, Any], population: Population) -> tuple
         return store, store.load(population)
     except (CheckpointError, ConfigError) as error:
         warnings.warn(f"{error}; what was begun there is trained anew", stacklevel=2)
-        store.__exit__(None, None, None)
+        with store:
+            pass  # its writer lets go of the folder
         shutil.rmtree(folder)
         return Store(folder, resume=True, keep=KEEP, origin=origin), None
 
@@ -118,9 +137,10 @@ class _Log:
 
 def _records_of_each(path: Path, num_runs: int) -> tuple[Records, ...]:
     together = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return tuple([_record_of(record, index) for record in together] for index in range(num_runs))
 
-    def of_run(index: int, record: dict[str, Any]) -> dict[str, Any]:
-        own = {name: value[index] if isinstance(value, list) else value for name, value in record.items()}
-        return {"step": own.pop("step")} | finite(own)
 
-    return tuple([of_run(index, record) for record in together] for index in range(num_runs))
+def _record_of(record: dict[str, Any], index: int) -> dict[str, Any]:
+    """Return what a record of all runs says of one."""
+    own = {name: value[index] if isinstance(value, list) else value for name, value in record.items()}
+    return {"step": own.pop("step")} | finite(own)

@@ -39,17 +39,17 @@ def write_report(sweep_dir: Path | str, out: Path | str | None = None) -> Path:
     scores = read_scores(sweep_dir)
     folder = Path(sweep_dir) / "report" if out is None else Path(out)
     tables, figures = make_tables(scores), make_figures(scores)
+    drawings = {name: (about, _svg(figure, name)) for name, (about, figure) in figures.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for table in tables:
             (folder / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
         for name, (_, figure) in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150)
-            (folder / f"{name}.svg").write_text(_svg(figure, name), encoding="utf-8")
+            (folder / f"{name}.svg").write_text(drawings[name][1], encoding="utf-8")
         title = f"Sweep {Path(sweep_dir).absolute().name}"
         abouts = {name: about for name, (about, _) in figures.items()}
         (folder / "report.md").write_text(_markdown(title, scores, tables, abouts), encoding="utf-8")
-        drawings = {name: (about, _svg(figure, name)) for name, (about, figure) in figures.items()}
         (folder / "report.html").write_text(_page(title, scores, tables, drawings), encoding="utf-8")
     except OSError as error:
         raise ConfigError("out", str(folder), f"a folder that can be written ({error.strerror})") from None

@@ -1,6 +1,6 @@
 """What a sweep's finished runs have scored, arranged by environment and setting."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,10 +99,23 @@ def read_scores(path: Path | str) -> SweepScores:
             runs.append(ScoredRun(*identity, score, _curve(finished.records)))
     if not runs:
         raise ConfigError("sweep_dir", str(path), "a sweep of which at least one run is finished and has ended an episode")
+    num_finished = sum(each is not None for each in found.values())
+    return gather(runs, num_finished=num_finished, num_planned=len(planned))
+
+
+def gather(runs: Sequence[ScoredRun], *, num_finished: int | None = None, num_planned: int | None = None) -> SweepScores:
+    """Arrange runs by environment and setting, in the order of their first appearance.
+
+    Args:
+        runs: at least one.
+        num_finished: runs that have ended, with those that have no return; None: these.
+        num_planned: runs that there are to be; None: these.
+    """
     environments, settings = (tuple(dict.fromkeys(getattr(run, of) for run in runs)) for of in ("environment", "setting"))
     ranges = {name: range_of([run for run in runs if run.environment == name]) for name in environments}
-    num_finished = sum(each is not None for each in found.values())
-    return SweepScores(tuple(runs), num_finished, len(planned), environments, settings, ranges)
+    num_finished = len(runs) if num_finished is None else num_finished
+    num_planned = len(runs) if num_planned is None else num_planned
+    return SweepScores(tuple(runs), num_finished, num_planned, environments, settings, ranges)
 
 
 def _labels(planned: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -113,10 +126,15 @@ def _labels(planned: Sequence[dict[str, Any]]) -> dict[str, str]:
         sources.setdefault(run["environment"], set()).add(run["source"])
     labels = {}
     for run in planned:
-        setting = [f"{words[field]} {format_value(value)}" for field, value in run["swept"].items()]
-        several = len(sources[run["environment"]]) > 1
-        labels[run["run"]] = ", ".join([run["source"], *setting] if several else setting) or "as configured"
+        setting = setting_in_words({words[field]: value for field, value in run["swept"].items()})
+        source = run["source"] if len(sources[run["environment"]]) > 1 else ""
+        labels[run["run"]] = ", ".join(filter(None, [source, setting])) or "as configured"
     return labels
+
+
+def setting_in_words(swept: Mapping[str, Any]) -> str:
+    """Name a setting by its swept fields and their values."""
+    return ", ".join(f"{field} {format_value(value)}" for field, value in swept.items())
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
