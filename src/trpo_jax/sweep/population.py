@@ -1,8 +1,6 @@
 """Many runs of one program: iterations and evaluations under vmap, each device with a share of the runs."""
 
-import concurrent.futures
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,16 +13,21 @@ from trpo_jax.training.devices import put
 from trpo_jax.training.evaluate import Episodes
 from trpo_jax.training.iteration import Iteration
 from trpo_jax.training.pipeline import place
-from trpo_jax.training.program import Program
+from trpo_jax.training.program import Program, compile_stages, side_by_side
+from trpo_jax.training.stages import Stages, run_stages, timed_stages
 from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.trpo_config import TRPOConfig
 
 RUNS = "runs"
 """Name of the mesh axis that runs are spread over."""
 
+OLDER_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
+"""Of loops, on a CPU. The newer ones of jaxlib 0.10 work for many minutes on some that are left of Brax's swimmer when
+shard_map has been partitioned; those of jaxlib 0.12 do not, and know no others."""
+
 
 class Population:
-    """An iteration of R runs as one program, in place of the `Pipeline` of one run: every array has a leading axis of R.
+    """Iterations of R runs at once, in place of the `Pipeline` of one run: every array has a leading axis of R.
 
     Each device works on its own runs and never waits for others, whose conjugate gradients and line searches may take
     longer. Where their number does not divide R, the last run is trained more than once, and what is saved holds it once:
@@ -32,17 +35,25 @@ class Population:
     """
 
     def __init__(self, iteration: Iteration, keys: jax.Array, hyperparameters: TRPOConfig, devices: Sequence[jax.Device]):
-        """Take what the runs begin with: keys `[R]`, and a TRPOConfig whose float fields are `[R]`."""
+        """Take what the runs begin with: typed keys `[R]`, and a TRPOConfig whose float fields are `[R]`."""
         mesh = jax.make_mesh((len(devices),), (RUNS,), axis_types=(AxisType.Auto,), devices=devices)
         self._sharding = NamedSharding(mesh, PartitionSpec(RUNS))
         self._num_runs, self._num_more = len(keys), -len(keys) % len(devices)
-        self._beginning = self._spread((keys, hyperparameters))
-        self._init = Program(self._over_runs(iteration.init))
-        self._update = Program(self._over_runs(iteration.update, donate=0))
-        self._reset = self._over_runs(iteration.reset)
+        self._compiler_options = OLDER_EMITTERS if devices[0].platform == "cpu" and jax.__version_info__ < (0, 11) else None
+        draw_keys, begin_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        self._draw_keys, self._begin_keys, self._hyperparameters = self._spread((draw_keys, begin_keys, hyperparameters))
+        next_keys, draw, collect, improve, fit = iteration.stages
+        self._stages: Any = Stages(
+            next_keys=Program(self._over_runs(next_keys)),
+            draw=Program(self._over_runs(draw)),
+            collect=Program(self._over_runs(collect, donate=1)),
+            improve=Program(self._over_runs(improve)),
+            fit=Program(self._over_runs(fit)),
+        )
+        self._begin = Program(self._over_runs(iteration.begin))
+        self._restart, self._fold_in = self._over_runs(iteration.restart), self._over_runs(jax.random.fold_in)
         self._strip = jax.jit(functools.partial(jax.tree.map, lambda leaf: jnp.copy(leaf[: self._num_runs])))
         self._evaluate: Program | None = None
-        self._iteration = iteration
 
     @functools.cached_property
     def state_like(self) -> TrainState:
@@ -51,29 +62,30 @@ class Population:
 
     @functools.cached_property
     def _padded_like(self) -> TrainState:
-        return put(jax.eval_shape(jax.vmap(self._iteration.init), *self._beginning), self._sharding)
+        starts = self._stages.draw.describe(self._draw_keys)
+        return put(self._begin.describe(self._begin_keys, starts, self._hyperparameters), self._sharding)
 
     def compile(self, *, to_init: bool) -> None:
-        """Trace all programs, and begin to compile them side by side; that of `init` only where it is to be called."""
-        compilers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-        if to_init:
-            self._init.compile(compilers, *self._beginning)
-        self._update.compile(compilers, self._padded_like)
-        if self._evaluate is not None:
-            self._evaluate.compile(compilers, inference_params(self._padded_like), self._beginning[0])
-        compilers.shutdown(wait=False)
+        """Trace all programs, and begin to compile them side by side, those that `init` needs first, if it is to be called."""
+        with side_by_side() as compilers:
+            if to_init:
+                starts = self._stages.draw.compile(compilers, self._draw_keys)
+                self._begin.compile(compilers, self._begin_keys, starts, self._hyperparameters)
+            if self._evaluate is not None:
+                self._evaluate.compile(compilers, inference_params(self._padded_like), self._draw_keys)
+            compile_stages(self._stages, compilers, self._padded_like)
 
     def init(self) -> TrainState:
         """Draw networks and environments of every run."""
-        return self._init(*self._beginning)
+        return self._begin(self._begin_keys, self._stages.draw(self._draw_keys), self._hyperparameters)
 
     def update(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Start one iteration; return the state and the metrics `[R]` to be. The old state is used up."""
-        return self._update(state)
+        """Start one iteration; return the state and the metrics `[R]` to be. `state.rollout` is used up."""
+        return run_stages(self._stages, state)
 
     def timed_update(self, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, float]]:
-        """Do as `update`: there are no stages to time."""
-        return *self._update(state), {}
+        """Do as `update`, but wait for each stage; return also each one's part of the time, as metrics."""
+        return timed_stages(self._stages, state)
 
     def snapshot(self, state: TrainState) -> TrainState:
         """Return the state of the R runs, which stays readable when the next iteration has started."""
@@ -81,7 +93,8 @@ class Population:
 
     def reset(self, state: TrainState) -> TrainState:
         """Draw all environments of every run afresh, by keys of their own that other draws do not notice."""
-        return self._reset(state)
+        starts = self._stages.draw(self._fold_in(state.key, state.iteration))
+        return state._replace(rollout=self._restart(starts))
 
     def place(self, host_state: TrainState) -> TrainState:
         """Put a state that `to_host` took back onto the devices."""
@@ -107,4 +120,4 @@ class Population:
         """Return a jitted function that does for R runs what `function` does for one."""
         spec = self._sharding.spec
         mapped = jax.shard_map(jax.vmap(function), mesh=self._sharding.mesh, in_specs=spec, out_specs=spec, check_vma=False)
-        return jax.jit(mapped, donate_argnums=donate)
+        return jax.jit(mapped, donate_argnums=donate, compiler_options=self._compiler_options)

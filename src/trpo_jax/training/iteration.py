@@ -79,10 +79,6 @@ class Iteration:
         )
         return strong(state)
 
-    def reset(self, state: TrainState) -> TrainState:
-        """Draw all environments afresh, by a key of their own that other draws do not notice."""
-        return state._replace(rollout=self.restart(self.draw(jax.random.fold_in(state.key, state.iteration))))
-
     def restart(self, starts: EnvironmentState) -> RolloutState:
         """Put environments at the first of their initial states."""
         environments = jax.tree.map(lambda leaf: leaf[0], starts)

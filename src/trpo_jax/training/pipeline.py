@@ -2,8 +2,6 @@
 
 import concurrent.futures
 import functools
-import os
-import time
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,8 +16,8 @@ from trpo_jax.training.devices import are_cores_of_one_processor, put
 from trpo_jax.training.iteration import Iteration
 from trpo_jax.training.keys import as_typed_key
 from trpo_jax.training.metrics import Metrics
-from trpo_jax.training.program import Program
-from trpo_jax.training.stages import Stages, run_stages
+from trpo_jax.training.program import Program, compile_stages, side_by_side
+from trpo_jax.training.stages import Stages, run_stages, timed_stages
 from trpo_jax.training.state import TrainState
 
 ENVIRONMENTS = "environments"
@@ -107,9 +105,8 @@ class Pipeline:
 
         A process that ends waits for those that are being compiled.
         """
-        compilers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-        run_stages(Stages(*(functools.partial(stage.compile, compilers) for stage in self._stages)), self.state_like)
-        compilers.shutdown(wait=False)
+        with side_by_side() as compilers:
+            compile_stages(self._stages, compilers, self.state_like)
 
     def init(self, key: jax.Array) -> TrainState:
         """Draw networks and environments, as `Iteration.init` does."""
@@ -133,10 +130,7 @@ class Pipeline:
 
     def timed_update(self, state: TrainState) -> tuple[TrainState, Metrics, dict[str, float]]:
         """Do as `update`, but wait for each stage; return also each one's part of the time, as metrics."""
-        stopwatch = _Stopwatch()
-        stopwatch("keys", state)
-        new, metrics = run_stages(self._stages, state, stopwatch)
-        return new, metrics, stopwatch.shares()
+        return timed_stages(self._stages, state)
 
     def place(self, host_state: TrainState) -> TrainState:
         """Put a state that `to_host` took back onto the devices."""
@@ -179,21 +173,3 @@ def _as_key_like(like: Any, data: jax.Array) -> jax.Array:
 
 def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-class _Stopwatch:
-    """Waits for each result and takes the time since the last."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._last = 0.0
-
-    def __call__(self, name: str, result: Any) -> Any:
-        jax.block_until_ready(result)
-        now = time.perf_counter()
-        self._seconds[name], self._last = now - self._last, now
-        return result
-
-    def shares(self) -> dict[str, float]:
-        seconds = {name: self._seconds[name] for name in ("rollout", "policy", "critic")}
-        return {f"training/time_share_{name}": value / sum(seconds.values()) for name, value in seconds.items()}

@@ -1,12 +1,17 @@
 """A program that is compiled ahead of its first call, beside others."""
 
 import concurrent.futures
-from collections.abc import Mapping
+import contextlib
+import functools
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from trpo_jax.training.devices import put
+from trpo_jax.training.stages import Stages, run_stages
+from trpo_jax.training.state import TrainState
 
 
 class Program:
@@ -39,6 +44,10 @@ class Program:
             self._compiled, self._described = compilers.submit(lowered.compile), lowered.out_info
         return self._described
 
+    def describe(self, *arguments: Any) -> Any:
+        """Return what it returns, as `jax.ShapeDtypeStruct`, without compiling it."""
+        return jax.eval_shape(self._function, *self._moved(arguments))
+
     def __call__(self, *arguments: Any) -> Any:
         """Start it."""
         arguments = self._moved(arguments)
@@ -49,3 +58,16 @@ class Program:
 
     def _moved(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(put(each, self._move[i]) if i in self._move else each for i, each in enumerate(arguments))
+
+
+def compile_stages(stages: Any, compilers: concurrent.futures.Executor, state_like: TrainState) -> None:
+    """Trace an iteration's stages, each a `Program`, and let compilers go on; `state_like` describes what the first takes."""
+    run_stages(Stages(*(functools.partial(stage.compile, compilers) for stage in stages)), state_like)
+
+
+@contextlib.contextmanager
+def side_by_side() -> Iterator[concurrent.futures.Executor]:
+    """Give compilers, as many as there are processors, and do not wait for them. A process that ends does."""
+    compilers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    yield compilers
+    compilers.shutdown(wait=False)

@@ -1,5 +1,6 @@
 """The order of an iteration's stages, whatever runs them: one program, or one for each."""
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,6 +39,14 @@ def run_stages(
     return new, metrics | policy_metrics | critic_metrics
 
 
+def timed_stages(stages: Stages, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, float]]:
+    """Do as `run_stages`, but wait for each stage; return also each one's part of the time, as metrics."""
+    stopwatch = _Stopwatch()
+    stopwatch("keys", state)
+    new, metrics = run_stages(stages, state, stopwatch)
+    return new, metrics, stopwatch.shares()
+
+
 class Keys(NamedTuple):
     """One for each purpose."""
 
@@ -51,3 +60,21 @@ class Keys(NamedTuple):
 def next_keys(key: Key[Array, ""], iteration: Int[Array, ""]) -> tuple[Keys, Int[Array, ""]]:
     """Return the keys of an iteration, and the count with it."""
     return Keys(*jax.random.split(key, 5)), iteration + 1
+
+
+class _Stopwatch:
+    """Waits for each result and takes the time since the last."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._last = 0.0
+
+    def __call__(self, name: str, result: Any) -> Any:
+        jax.block_until_ready(result)
+        now = time.perf_counter()
+        self._seconds[name], self._last = now - self._last, now
+        return result
+
+    def shares(self) -> dict[str, float]:
+        seconds = {name: self._seconds[name] for name in ("rollout", "policy", "critic")}
+        return {f"training/time_share_{name}": value / sum(seconds.values()) for name, value in seconds.items()}

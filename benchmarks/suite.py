@@ -1,0 +1,151 @@
+"""One set of hyperparameters on several environments, several seeds, beside Brax's PPO at the same steps and at the same time.
+
+    python benchmarks/suite.py [--folder runs/suite] [--json FILE] [--figure FILE.svg]
+
+Ours is configs/sweeps/one_setting.toml, PPO's is `brax_ppo.ONE_SETTING`; both were chosen by searches as large as each other
+(configs/sweeps/one_setting_search.toml, ppo_search.py). Returns are those of deterministic evaluations at the end. "Same time":
+first both are timed alone, on all cores, compilation and evaluations left out; then PPO's learning curves are read at the
+environment steps that it has done by the time that ours ends (linear between evaluations). Intervals are those of the bootstrap
+over seeds, 95 %. What the folder holds already is not trained again; delete it to measure anew.
+"""
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+import report
+from brax_ppo import ONE_SETTING, Settings, Stopwatch, steady_stretch
+from ppo_runs import PPORun, train_all
+from time_to_return import take
+from trpo_jax.sweep.plan import Run, plan_file
+from trpo_jax.sweep.report.figures import curves
+from trpo_jax.sweep.report.scores import ScoredRun, gather, read_scores
+from trpo_jax.sweep.report.statistics import Estimate, estimate, mean, probability_of_improvement
+from trpo_jax.training.devices import num_cores_to_use
+
+OURS, PPO = "trpo_jax", "Brax PPO"
+SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "one_setting.toml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Compare one setting of ours with one of PPO's."""
+
+    sweep: str = str(SWEEP)
+    """Sweep file of ours, with one setting."""
+    timed_stretches: int = 5
+    """Stretches between evaluations that each algorithm's speed is the median of; the first three compile."""
+    folder: str = "runs/suite"
+    """For the sweep, for what PPO's trainings leave, and for compiled programs."""
+    json: str | None = None
+    """Where to write the result."""
+    figure: str | None = None
+    """Where to write the learning curves, as SVG or PNG."""
+
+
+def main(arguments: Arguments, ppo_settings: Settings = ONE_SETTING) -> None:
+    plan = plan_file(arguments.sweep)
+    first = {run.config.environment: run for run in reversed(plan)}
+    speeds = {name: measure_speeds(run, ppo_settings, arguments.timed_stretches) for name, run in first.items()}
+    folder = Path(arguments.folder)
+    ours = train_ours(arguments.sweep, folder / "trpo_jax")
+    theirs = train_all([ppo_run(run, ppo_settings, speeds[run.config.environment]) for run in plan], folder / "ppo")
+    rows = [
+        compare(
+            [run for run in ours if run.environment == name],
+            [run for run in theirs if run.environment == name],
+            steps=run.config.num_timesteps,
+            speeds=speeds[name],
+        )
+        for name, run in first.items()
+    ]
+    report.publish("one setting on every environment", rows, arguments.json)
+    if arguments.figure:
+        curves(gather([*ours, *theirs])).savefig(arguments.figure)
+
+
+def measure_speeds(run: Run, ppo_settings: Settings, num_stretches: int) -> dict[str, float]:
+    """Return the environment steps a second of both, each alone on all cores; compilation and evaluations left out."""
+    config = run.config
+    stretch = config.num_timesteps // (config.num_evals - 1)
+    ways: dict[str, Settings | None] = {OURS: None, PPO: ppo_settings}
+    speeds = {}
+    for name, settings in ways.items():
+        stopwatch = Stopwatch()
+        num_envs = config.trpo.num_envs if settings is None else settings["num_envs"]
+        options = {"num_timesteps": stretch * num_stretches, "num_evals": num_stretches + 1, "seed": 0}
+        num_devices = num_cores_to_use(num_envs, os.cpu_count() or 1)
+        take(stopwatch, config.environment, config.backend, config.trpo, settings, num_devices=num_devices, **options)
+        speeds[name] = stretch / steady_stretch(stopwatch.stretches)
+    print(config.environment, {name: f"{speed:,.0f} steps/s" for name, speed in speeds.items()}, flush=True)
+    return speeds
+
+
+def train_ours(sweep: str, folder: Path) -> list[ScoredRun]:
+    """Run the sweep in a process of its own."""
+    subprocess.run([sys.executable, "-m", "trpo_jax", "sweep", sweep, "--sweep-dir", str(folder)], check=True)
+    return [run._replace(setting=OURS, swept={}) for run in read_scores(folder).runs]
+
+
+def ppo_run(run: Run, settings: Settings, speeds: dict[str, float]) -> PPORun:
+    """Return the counterpart of a run of ours: as many stretches between evaluations, or more where PPO does them sooner."""
+    config = run.config
+    num_stretches = config.num_evals - 1
+    stretch = config.num_timesteps // num_stretches
+    num_stretches = max(num_stretches, math.ceil(steps_in_same_time(config.num_timesteps, speeds) / stretch))
+    steps = stretch * num_stretches
+    return PPORun(config.environment, PPO, {}, settings, config.seed, steps, num_stretches + 1, config.num_eval_envs)
+
+
+def steps_in_same_time(steps: int, speeds: dict[str, float]) -> float:
+    """Return the environment steps that PPO does in the time that ours takes for some."""
+    return steps * speeds[PPO] / speeds[OURS]
+
+
+def compare(ours: Sequence[ScoredRun], theirs: Sequence[ScoredRun], *, steps: int, speeds: dict[str, float]) -> dict[str, Any]:
+    """Return a row of the table."""
+    environment = ours[0].environment
+    returns = {
+        OURS: returns_at(ours, steps),
+        f"{PPO}, same steps": returns_at(theirs, steps),
+        f"{PPO}, same time": returns_at(theirs, steps_in_same_time(steps, speeds)),
+    }
+    better = {
+        f"P({OURS} > {name})": in_words(probability_of_improvement({environment: returns[OURS]}, {environment: values}), 2)
+        for name, values in returns.items()
+        if name != OURS
+    }
+    return {
+        "environment": environment,
+        "steps": steps,
+        "seeds": len(ours),
+        **{name: in_words(estimate({environment: values}, mean)) for name, values in returns.items()},
+        **better,
+        **{f"{name}, steps/s": round(speed) for name, speed in speeds.items()},
+        **{f"{name}, each seed": ", ".join(f"{value:.4g}" for value in values) for name, values in returns.items()},
+    }
+
+
+def returns_at(runs: Sequence[ScoredRun], steps: float) -> np.ndarray:
+    """Return where each learning curve is after so many steps."""
+    return np.array([np.interp(steps, *zip(*run.curve, strict=True)) for run in runs])
+
+
+def in_words(value: Estimate, digits: int = 4) -> str:
+    """Write an estimate with its interval."""
+    return f"{value.value:.{digits}g} ({value.low:.{digits}g} to {value.high:.{digits}g})"
+
+
+if __name__ == "__main__":
+    parsed = tyro.cli(Arguments, description=__doc__)
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    main(parsed)

@@ -1,0 +1,82 @@
+"""One setting beside PPO's: what is compared with what, at the same steps and at the same time."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import brax_ppo
+import ppo_runs
+import ppo_search
+import suite
+from trpo_jax.sweep.plan import plan_file
+from trpo_jax.sweep.report.scores import ScoredRun
+
+SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
+SPEEDS = {suite.OURS: 2000.0, suite.PPO: 1000.0}
+
+
+def scored(setting, seed, curve):
+    return ScoredRun(f"hopper-{seed}", "hopper", setting, {}, seed, curve[-1][1], curve)
+
+
+def test_ppo_is_read_where_it_stands_when_ours_ends():
+    ours = [scored(suite.OURS, seed, ((0, 0.0), (400, 100.0 + seed))) for seed in range(3)]
+    theirs = [scored(suite.PPO, seed, ((0, 0.0), (200, 20.0), (400, 80.0 + 30 * seed))) for seed in range(3)]
+    row = suite.compare(ours, theirs, steps=400, speeds=SPEEDS)
+    assert row["trpo_jax, each seed"] == "100, 101, 102"
+    assert row["Brax PPO, same steps, each seed"] == "80, 110, 140"
+    assert row["Brax PPO, same time, each seed"] == "20, 20, 20"  # half as fast, so after half the steps
+    assert row["trpo_jax"].startswith("101 (100")
+    assert row["Brax PPO, same time"] == "20 (20 to 20)"
+    assert row["P(trpo_jax > Brax PPO, same steps)"].startswith("0.33")
+    assert row["P(trpo_jax > Brax PPO, same time)"] == "1 (1 to 1)"
+
+
+def test_where_ppo_is_faster_it_trains_for_longer():
+    run = plan_file(SWEEPS / "one_setting.toml")[0]
+    stretch = run.config.num_timesteps // (run.config.num_evals - 1)
+    slower, faster = (suite.ppo_run(run, brax_ppo.ONE_SETTING, {suite.OURS: 1.0, suite.PPO: speed}) for speed in (0.5, 1.5))
+    assert (slower.num_timesteps, slower.num_evals) == (run.config.num_timesteps, run.config.num_evals)
+    assert faster.num_timesteps == stretch * (faster.num_evals - 1) == 1.5 * run.config.num_timesteps
+
+
+def test_our_one_setting_is_one_whatever_an_environment_ships_with():
+    runs = plan_file(SWEEPS / "one_setting.toml")
+    assert len({run.config.environment for run in runs}) == 7
+    assert {run.config.seed for run in runs} == set(range(5))
+    assert len({repr(run.config.trpo) for run in runs}) == 1
+    assert all(run.config.num_timesteps <= 1_000_000 for run in runs)
+
+
+def test_both_were_searched_equally_hard():
+    ours = plan_file(SWEEPS / "one_setting_search.toml")
+    theirs = list(itertools.product(ppo_search.Arguments.environments, *ppo_search.GRID.values()))
+    assert len(ours) == len(theirs)
+    assert {run.config.environment for run in ours} == set(ppo_search.Arguments.environments)
+    assert {(run.config.seed, run.config.num_timesteps) for run in ours} == {
+        (ppo_search.Arguments.seed, ppo_search.Arguments.num_timesteps)
+    }
+    found = {name: brax_ppo.ONE_SETTING[name] for name in ppo_search.GRID}
+    assert all(value in ppo_search.GRID[name] for name, value in found.items())
+    chosen = plan_file(SWEEPS / "one_setting.toml")[0].config
+    assert any(dataclasses.replace(run.config.trpo) == chosen.trpo for run in ours)
+
+
+@pytest.mark.brax
+def test_ppo_is_trained_by_seeds_and_what_is_done_is_not_done_again(tmp_path, capsys):
+    small = {"num_envs": 16, "batch_size": 16, "num_minibatches": 1, "unroll_length": 8}
+    settings = {**brax_ppo.SMALL_SCALE, **small}
+    runs = [ppo_runs.PPORun("fast", "PPO", {}, settings, seed, 512, 3, 2) for seed in (0, 1)]
+    first = ppo_runs.train_all(runs, tmp_path)
+    assert [[step for step, _ in run.curve] for run in first] == [[0, 256, 512]] * 2
+    assert [(run.environment, run.seed, run.score) for run in first] == [
+        ("fast", seed, first[seed].curve[-1][1]) for seed in (0, 1)
+    ]
+    assert capsys.readouterr().out.count("PPO") >= 2
+    assert ppo_runs.train_all(runs, tmp_path) == first
+    assert capsys.readouterr().out == ""
+    np.testing.assert_array_equal(json.loads((tmp_path / f"{runs[0].name}.json").read_text()), first[0].curve)
