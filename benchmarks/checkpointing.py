@@ -54,14 +54,11 @@ def measure(name: str, arguments: Arguments) -> dict:
         seconds = report.alternate(runs, rounds=arguments.rounds)
         store.wait()
         size = sum(path.stat().st_size for path in max(Path(folder).iterdir()).rglob("*") if path.is_file())
-    ratio = report.ratio(seconds["with"], seconds["without"])
     return {
         "environment": name,
         "checkpoint, MB": size / 1e6,
         "iteration, ms": statistics.median(seconds["without"]) / arguments.iterations * 1e3,
-        "ratio": ratio["median"],
-        "ratio min": ratio["min"],
-        "ratio max": ratio["max"],
+        **report.ratio_columns(seconds["with"], seconds["without"]),
     }
 
 

@@ -56,13 +56,10 @@ def measure(name: str, arguments: Arguments) -> dict:
     with worker(name, 1, arguments) as one, worker(name, arguments.devices, arguments) as several:
         rounds = [(one(), several()) for _ in range(arguments.rounds + 1)][1:]  # the first warms up
     alone, spread = zip(*rounds, strict=True)
-    ratio = report.ratio(spread, alone)
     return {
         "environment": name,
         "one device, ms an iteration": statistics.median(alone) / arguments.iterations * 1e3,
-        "ratio": ratio["median"],
-        "ratio min": ratio["min"],
-        "ratio max": ratio["max"],
+        **report.ratio_columns(spread, alone),
     }
 
 

@@ -49,16 +49,13 @@ def main(arguments: Arguments) -> None:
                 returns[name] = ways[name](Path(folder), arguments)
                 seconds[name].append(time.perf_counter() - start)
         print({name: round(values[-1], 1) for name, values in seconds.items()}, flush=True)
-    ratio = report.ratio(seconds["packed"], seconds["separate"])
     row = {
         "environment": arguments.environment,
         "runs": arguments.runs,
         "steps of each": arguments.num_timesteps,
         "packed, s": statistics.median(seconds["packed"]),
         "separate, s": statistics.median(seconds["separate"]),
-        "ratio": ratio["median"],
-        "ratio min": ratio["min"],
-        "ratio max": ratio["max"],
+        **report.ratio_columns(seconds["packed"], seconds["separate"]),
         "packed return": statistics.mean(returns["packed"]),
         "separate return": statistics.mean(returns["separate"]),
     }

@@ -38,6 +38,12 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str,
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
+def ratio_columns(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
+    """Return the entries of a table's row that say `ratio`."""
+    found = ratio(numerator, denominator)
+    return {"ratio": found["median"], "ratio min": found["min"], "ratio max": found["max"]}
+
+
 def publish(title: str, rows: Sequence[Mapping[str, Any]], path: str | None) -> None:
     """Print rows as a table and, given a path, write them as JSON."""
     show(title, rows)

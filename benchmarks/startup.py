@@ -45,14 +45,11 @@ def main(arguments: Arguments) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name in seconds:
                 seconds[name].append(seconds_to_first_update(arguments.environment, Path(folder), name))
-    ratio = report.ratio(seconds["warm"], seconds["cold"])
     row = {
         "environment": arguments.environment,
         "cold, s": statistics.median(seconds["cold"]),
         "warm, s": statistics.median(seconds["warm"]),
-        "ratio": ratio["median"],
-        "ratio min": ratio["min"],
-        "ratio max": ratio["max"],
+        **report.ratio_columns(seconds["warm"], seconds["cold"]),
     } | median_split(arguments)
     report.publish("start to first update", [row], arguments.json)
 

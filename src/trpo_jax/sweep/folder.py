@@ -5,7 +5,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from trpo_jax.sweep.fields import fields_of
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.training import Records
 from trpo_jax.training.checkpoint import has_checkpoints
+from trpo_jax.training.files import NEW, write_whole
 from trpo_jax.training.run_folder import LOCK, locked
 
 
@@ -62,12 +62,12 @@ class SweepFolder:
                 allowed = f"a sweep that has the runs of this folder, {missing[0]} among them; or a new folder"
                 raise ConfigError("sweep_dir", str(self.path), allowed)
         self._check_ours()
-        _replace(self.plan, json.dumps(list(new.values()), indent=1) + "\n")
+        write_whole(self.plan, json.dumps(list(new.values()), indent=1) + "\n")
         self.runs.mkdir(exist_ok=True)
         self.unfinished.mkdir(exist_ok=True)
 
     def _check_ours(self) -> None:
-        if not self.plan.is_file() and any(path.name not in (LOCK, "plan.json.new") for path in self.path.iterdir()):
+        if not self.plan.is_file() and any(path.name not in (LOCK, f"plan.json{NEW}") for path in self.path.iterdir()):
             raise ConfigError("sweep_dir", str(self.path), "a folder of a sweep, a new or an empty one; nothing was changed")
 
     def planned(self) -> dict[str, dict[str, Any]]:
@@ -108,7 +108,7 @@ class SweepFolder:
         """Write the file of a run, whole or not at all."""
         body = "\n".join(json.dumps(record) for record in records)
         end = json.dumps({"result": result, "digest": _digest(body, result)})
-        _replace(self._file(name), f"{body}\n{end}\n")
+        write_whole(self._file(name), f"{body}\n{end}\n")
 
     def write_results(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write the table anew, of these rows."""
@@ -117,7 +117,7 @@ class SweepFolder:
         writer = csv.DictWriter(table, list(names), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        _replace(self.results, table.getvalue())
+        write_whole(self.results, table.getvalue())
 
     def begun(self) -> list[tuple[Path, list[str]]]:
         """Return what trainings have left unfinished, with a checkpoint to go on from: a folder, and the names of its runs."""
@@ -159,22 +159,8 @@ def _described(run: Run) -> dict[str, Any]:
 def begin_together(folder: Path, names: Sequence[str]) -> None:
     """Make the folder for training runs together, and write down which they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "runs.json", json.dumps(list(names)) + "\n")
+    write_whole(folder / "runs.json", json.dumps(list(names)) + "\n")
 
 
 def _digest(body: str, result: dict[str, Any]) -> str:
     return hashlib.sha256(f"{body}\n{json.dumps(result)}".encode()).hexdigest()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put a text in a file's place, in one move."""
-    new = path.with_name(path.name + ".new")
-    try:
-        with new.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise

@@ -9,6 +9,7 @@ import tomli_w
 import tyro
 
 from trpo_jax.config import ConfigError, config, from_mapping, setting, to_mapping, unknown_name
+from trpo_jax.training.files import write_whole
 from trpo_jax.training.trpo_config import TRPOConfig
 
 
@@ -77,9 +78,7 @@ def write_run_config(path: Path | str, run_config: RunConfig) -> None:
     """Write a configuration as TOML that `read_run_config` reads back to an equal one, whole or not at all."""
     mapping = to_mapping(run_config)
     trpo = mapping.pop("trpo")
-    new = Path(path).with_suffix(".new")
-    new.write_text(tomli_w.dumps(mapping | trpo), encoding="utf-8")
-    new.replace(path)
+    write_whole(path, tomli_w.dumps(mapping | trpo))
 
 
 def starting_config(target: str, suite: str = "brax") -> RunConfig:

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import filelock
 
 from trpo_jax.config import ConfigError
+from trpo_jax.training.files import write_whole
 from trpo_jax.training.loggers import finite
 from trpo_jax.training.run_config import RunConfig, read_run_config, write_run_config
 
@@ -163,7 +164,5 @@ def _whole_lines(path: Path) -> list[str]:
 def _rewrite(path: Path, lines: list[str]) -> TextIO:
     """Put lines in a file's place, in one move, and open it to append."""
     if path.exists():
-        new = path.with_suffix(".new")
-        new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        new.replace(path)
+        write_whole(path, "".join(f"{line}\n" for line in lines))
     return path.open("a", encoding="utf-8", buffering=1)

@@ -1,0 +1,23 @@
+"""Files are written whole or not at all."""
+
+import os
+
+import pytest
+
+from trpo_jax.training.files import write_whole
+
+
+def test_a_write_that_fails_leaves_the_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "plan.json"
+    write_whole(path, "first")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "second")
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("plan.json", "first")]
+    monkeypatch.undo()
+    write_whole(path, "third")
+    assert path.read_text() == "third"
