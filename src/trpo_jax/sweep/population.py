@@ -23,7 +23,7 @@ RUNS = "runs"
 
 OLDER_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 """Of loops, on a CPU. The newer ones of jaxlib 0.10 work for many minutes on some that are left of Brax's swimmer when
-shard_map has been partitioned; those of jaxlib 0.12 do not, and know no others."""
+shard_map has been partitioned; those of jaxlib 0.12 do not, and know no others. For what simulates only: learning is slower."""
 
 
 class Population:
@@ -39,14 +39,14 @@ class Population:
         mesh = jax.make_mesh((len(devices),), (RUNS,), axis_types=(AxisType.Auto,), devices=devices)
         self._sharding = NamedSharding(mesh, PartitionSpec(RUNS))
         self._num_runs, self._num_more = len(keys), -len(keys) % len(devices)
-        self._compiler_options = OLDER_EMITTERS if devices[0].platform == "cpu" and jax.__version_info__ < (0, 11) else None
+        self._are_cpus = devices[0].platform == "cpu"
         draw_keys, begin_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         self._draw_keys, self._begin_keys, self._hyperparameters = self._spread((draw_keys, begin_keys, hyperparameters))
         next_keys, draw, collect, improve, fit = iteration.stages
         self._stages: Any = Stages(
             next_keys=Program(self._over_runs(next_keys)),
-            draw=Program(self._over_runs(draw)),
-            collect=Program(self._over_runs(collect, donate=1)),
+            draw=Program(self._over_runs(draw, simulates=True)),
+            collect=Program(self._over_runs(collect, donate=1, simulates=True)),
             improve=Program(self._over_runs(improve)),
             fit=Program(self._over_runs(fit)),
         )
@@ -102,7 +102,7 @@ class Population:
 
     def evaluator(self, evaluate: Callable[[Any, Any], Episodes]) -> Callable[[Any, Any], Episodes]:
         """Return a function that does for R runs what `evaluate` does for one: (params, keys) -> `Episodes` of `[R, E]`."""
-        program = self._evaluate = Program(self._over_runs(evaluate))
+        program = self._evaluate = Program(self._over_runs(evaluate, simulates=True))
         return lambda params, keys: program(jax.device_put(params, self._sharding), self._spread(keys))
 
     def _spread(self, tree: Any) -> Any:
@@ -116,8 +116,11 @@ class Population:
         join = np.concatenate if isinstance(leaf, np.ndarray) else jnp.concatenate
         return join([leaf, *[leaf[-1:]] * self._num_more])
 
-    def _over_runs(self, function: Callable[..., Any], donate: int | tuple[int, ...] = ()) -> Callable[..., Any]:
+    def _over_runs(
+        self, function: Callable[..., Any], *, donate: int | tuple[int, ...] = (), simulates: bool = False
+    ) -> Callable[..., Any]:
         """Return a jitted function that does for R runs what `function` does for one."""
+        older = simulates and self._are_cpus and jax.__version_info__ < (0, 11)
         spec = self._sharding.spec
         mapped = jax.shard_map(jax.vmap(function), mesh=self._sharding.mesh, in_specs=spec, out_specs=spec, check_vma=False)
-        return jax.jit(mapped, donate_argnums=donate, compiler_options=self._compiler_options)
+        return jax.jit(mapped, donate_argnums=donate, compiler_options=OLDER_EMITTERS if older else None)
