@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 
 from brax_ppo import Settings, train_ppo
+from time_to_return import Course
 from trpo_jax import make_trpo
 from trpo_jax.environments.brax import resolve_backend
 from trpo_jax.sweep.report.scores import ScoredRun
-from trpo_jax.training.evaluate import make_evaluator
+from trpo_jax.training.files import write_whole
 
 
 class PPORun(NamedTuple):
@@ -56,28 +58,19 @@ def train_all(runs: Sequence[PPORun], folder: Path) -> list[ScoredRun]:
 def _train(run: PPORun, folder: Path) -> float:
     """Train and evaluate in this process; write the curve, and return its end."""
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
-    trpo = make_trpo(run.environment)
-    curve: list[tuple[int, float]] = []
-    evaluate: Any = None
-
-    def visit(steps: int, make_policy: Any, params: Any) -> None:
-        nonlocal evaluate
-        if evaluate is None:
-            evaluate = make_evaluator(trpo.environment, make_policy, num_episodes=run.episodes, deterministic=True)
-        curve.append((int(steps), float(evaluate(params, jax.random.key(run.seed)).episode_return.mean())))
-
+    environment = make_trpo(run.environment).environment
+    course = Course(environment, target=math.inf, episodes=run.episodes, eval_seed=run.seed)
     train_ppo(
         run.environment,
         run.num_timesteps,
         run.settings,
         seed=run.seed,
         num_evals=run.num_evals,
-        policy_params_fn=visit,
+        policy_params_fn=course,
         backend=resolve_backend(run.environment),
     )
-    new = _curve_file(folder, run).with_suffix(".new")
-    new.write_text(json.dumps(curve) + "\n", encoding="utf-8")
-    new.replace(_curve_file(folder, run))
+    curve = [(point["steps"], point["return"]) for point in course.points]
+    write_whole(_curve_file(folder, run), json.dumps(curve) + "\n")
     return curve[-1][1]
 
 

@@ -25,14 +25,13 @@ import tyro
 import report
 from brax_ppo import ONE_SETTING, Settings, Stopwatch, steady_stretch
 from ppo_runs import PPORun, train_all
-from time_to_return import take
+from time_to_return import OURS, PPO, take
 from trpo_jax.sweep.plan import Run, plan_file
 from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.scores import ScoredRun, gather, read_scores
 from trpo_jax.sweep.report.statistics import Estimate, estimate, mean, probability_of_improvement
 from trpo_jax.training.devices import num_cores_to_use
 
-OURS, PPO = "trpo_jax", "Brax PPO"
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "one_setting.toml"
 
 

@@ -64,19 +64,21 @@ class Course(Stopwatch):
         target: mean return that ends the training.
         episodes: played an evaluation.
         time_limit: seconds of training and evaluations after which the training ends too.
+        eval_seed: of the evaluations' episodes.
     """
 
-    def __init__(self, environment: Any, *, target: float, episodes: int, time_limit: float = float("inf")):
+    def __init__(self, environment: Any, *, target: float, episodes: int, time_limit: float = float("inf"), eval_seed: int = 0):
         super().__init__()
         self.environment, self.target, self.episodes = environment, target, episodes
         self.points: list[dict[str, float]] = []
         self._evaluate: Any = None
+        self._eval_key = jax.random.key(eval_seed)
         self._deadline = time.perf_counter() + time_limit
 
     def visit(self, steps: int, make_policy: Any, params: Any) -> None:
         if self._evaluate is None:
             self._evaluate = make_evaluator(self.environment, make_policy, num_episodes=self.episodes, deterministic=True)
-        mean_return = float(self._evaluate(params, jax.random.key(0)).episode_return.mean())
+        mean_return = float(self._evaluate(params, self._eval_key).episode_return.mean())
         self.points.append({"steps": steps, "seconds": sum(self.stretches), "return": mean_return})
         if steps and (self.arrived or time.perf_counter() > self._deadline):
             raise Ended

@@ -4,11 +4,13 @@ A configuration is a frozen dataclass and a pytree at once: its float fields are
 by `vmap` or swept in one program; every other field is static and selects a program of its own.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -30,6 +32,15 @@ class ConfigError(ValueError):
     def within(self, prefix: str) -> "ConfigError":
         """Return the same error with the field named from one level further out."""
         return ConfigError(f"{prefix}.{self.field}", self.got, self.allowed)
+
+
+@contextlib.contextmanager
+def errors_in(path: Path | str) -> Iterator[None]:
+    """Have a ConfigError name the file that it is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.field}", error.got, error.allowed) from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Programs as tasks of a Ray cluster of several processes, one of which is killed."""
 
+import itertools
 import signal
 import subprocess
 import time
@@ -55,7 +56,7 @@ class Killer(Silent):
 
     def iteration(self, job, step, metrics):
         assert len(metrics["training/episode_reward"]) == len(job.runs)
-        self.steps.append(step)
+        self.steps.append((job.folder, step))
 
     def start(self, job):
         super().start(job)
@@ -76,7 +77,10 @@ def test_every_run_is_finished_once_though_a_worker_is_killed(cluster, tmp_path)
     assert killer.killed is not None
     assert len(killer.begun) == 2
     assert killer.steps  # progress is told, too
-    assert all(0 < step <= MAPPING["num_timesteps"] for step in killer.steps)
+    assert all(0 < step <= MAPPING["num_timesteps"] for _, step in killer.steps)
+    for folder in {folder for folder, _ in killer.steps}:
+        steps = [step for where, step in killer.steps if where == folder]
+        assert all(one != next_one for one, next_one in itertools.pairwise(steps))  # each iteration once
     assert records(tmp_path / "there") == records(tmp_path / "here")
     assert len((tmp_path / "there" / "results.csv").read_text().splitlines()) == 5
 

@@ -80,6 +80,7 @@ class RayExecutor:
     def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], listener: Listener) -> None:
         """Do all jobs; progress within them is told where this process sees what workers write on the way."""
         running: dict[Any, Job] = {}
+        told: dict[Any, int] = {}
         try:
             for job in jobs:
                 running[self._train.remote(job._replace(folder=job.folder.absolute()), *self._arguments)] = job
@@ -89,9 +90,10 @@ class RayExecutor:
                 for task in finished:
                     done = self._result(task)
                     deliver(running.pop(task), done)
-                for job in running.values():
+                for task, job in running.items():
                     progress = last_record(job.folder)
-                    if progress:
+                    if progress and progress[0] != told.get(task):
+                        told[task] = progress[0]
                         listener.iteration(job, *progress)
         finally:
             for task in running:

@@ -1,6 +1,6 @@
 """Running a sweep: what is left to do, by an executor, until every run is finished."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from trpo_jax.sweep.executor import Done, Executor, Job, Listener
@@ -24,7 +24,7 @@ def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], executor: 
         What training raises; all that was finished before is kept.
     """
     results = Results(folder, planned, listener)
-    executor(jobs_left(folder, planned, frozenset(results.rows)), results.add, listener)
+    executor(jobs_left(folder, planned, finished=results.rows.keys()), results.add, listener)
 
 
 class Results:
@@ -54,7 +54,7 @@ class Results:
         self._folder.write_results([self.rows[name] for name in self._names if name in self.rows])
 
 
-def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], finished: frozenset[str]) -> list[Job]:
+def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], *, finished: Set[str]) -> list[Job]:
     """Return what is left: first what was begun together and is not finished, then the rest of each program.
 
     What was begun goes on in the company it began with, unless that is more than a program may now hold.

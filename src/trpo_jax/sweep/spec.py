@@ -1,15 +1,14 @@
 """What a sweep file says: environments, settings and seeds."""
 
-import contextlib
 import itertools
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from trpo_jax.config import ConfigError, config, from_mapping, setting, unknown_name
+from trpo_jax.config import ConfigError, config, errors_in, from_mapping, setting, unknown_name
 from trpo_jax.sweep.fields import check_known, fields_of, flat_fields, traced_fields
 from trpo_jax.training.run_config import RunConfig, read_toml
 
@@ -61,15 +60,6 @@ def read_sweep(path: Path | str) -> Sweep:
     mapping = read_toml(path, "sweep file")
     with errors_in(path):
         return sweep_from_mapping(mapping)
-
-
-@contextlib.contextmanager
-def errors_in(path: Path | str) -> Iterator[None]:
-    """Have a ConfigError name the file that it is about."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error.field}", error.got, error.allowed) from None
 
 
 def sweep_from_mapping(mapping: Mapping[str, Any]) -> Sweep:

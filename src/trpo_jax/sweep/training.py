@@ -1,6 +1,5 @@
 """Training runs of one program together, from start to end."""
 
-import contextlib
 import json
 import shutil
 import warnings
@@ -21,7 +20,7 @@ from trpo_jax.training.loggers import finite
 from trpo_jax.training.loop import Callbacks, Loop, ProgressFn
 from trpo_jax.training.run import run_environment
 from trpo_jax.training.run_config import RunConfig
-from trpo_jax.training.run_folder import MetricsLog
+from trpo_jax.training.run_folder import MetricsLog, metrics_record
 from trpo_jax.training.state import TrainState
 from trpo_jax.training.store import Progress, Store
 from trpo_jax.training.train import make_schedule
@@ -82,14 +81,12 @@ def train_together(
 def last_record(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """Return steps and metrics of the last iteration that a training in a folder has written down, if there is one."""
     try:
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        lines = (folder / METRICS).read_bytes().splitlines()
     except OSError:
         return None
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError):  # the last may be half written
-            record = json.loads(line)
-            if TRAINING_RETURN in record:
-                return record.pop("step"), record
+    for record in filter(None, map(metrics_record, reversed(lines))):
+        if TRAINING_RETURN in record:
+            return record.pop("step"), record
     return None
 
 

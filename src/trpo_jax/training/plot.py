@@ -1,6 +1,5 @@
 """Learning curves of runs, by matplotlib."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from trpo_jax.config import ConfigError
-from trpo_jax.training.run_folder import open_run_folder
+from trpo_jax.training.run_folder import metrics_record, open_run_folder
 
 FORMATS = (".png", ".pdf", ".svg")
 # Okabe and Ito's palette, which people with any common form of colour blindness tell apart.
@@ -117,7 +116,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
     except OSError as error:
         raise ConfigError("metrics", str(path), f"a file that a training wrote ({error.strerror})") from None
     values: dict[str, dict[float, float]] = {}
-    for record in filter(None, map(_record, lines)):
+    for record in filter(None, map(metrics_record, lines)):
         step = record.pop("step")
         for name, value in record.items():
             values.setdefault(name, {})[step] = value
@@ -125,15 +124,6 @@ def read_curves(path: Path) -> dict[str, Curve]:
         raise ConfigError("metrics", str(path), "a file with at least one whole line; has the run finished an iteration?")
     rising = {name: sorted(by_step.items()) for name, by_step in values.items()}
     return {name: Curve(*np.asarray(points, float).T) for name, points in rising.items()}
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """Parse a line of metrics.jsonl; None for a torn one."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and "step" in record else None
 
 
 def moving_average(value: Float[np.ndarray, "K"], window: int) -> Float[np.ndarray, "K"]:

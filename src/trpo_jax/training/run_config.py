@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 import tyro
 
-from trpo_jax.config import ConfigError, config, from_mapping, setting, to_mapping, unknown_name
+from trpo_jax.config import ConfigError, config, errors_in, from_mapping, setting, to_mapping, unknown_name
 from trpo_jax.training.files import write_whole
 from trpo_jax.training.trpo_config import TRPOConfig
 
@@ -47,10 +47,8 @@ def read_run_config(path: Path | str) -> RunConfig:
         ConfigError: no such file, not TOML, an unknown key, a wrong type, or a value out of range.
     """
     mapping = read_toml(path, "config file")
-    try:
+    with errors_in(path):
         return run_config_from_mapping(mapping)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error.field}", error.got, error.allowed) from None
 
 
 def read_toml(path: Path | str, name: str) -> dict[str, Any]:

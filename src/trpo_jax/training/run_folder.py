@@ -151,14 +151,17 @@ def _place(record: dict[str, Any]) -> tuple[int, bool]:
 def _whole_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            json.loads(line)["step"]
-        except (ValueError, TypeError, KeyError):
-            continue
-        lines.append(line)
-    return lines
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if metrics_record(line) is not None]
+
+
+def metrics_record(line: str | bytes) -> dict[str, Any] | None:
+    """Parse a line of metrics.jsonl; None for a torn one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "step" in record else None
 
 
 def _rewrite(path: Path, lines: list[str]) -> TextIO:
