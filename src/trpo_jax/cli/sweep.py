@@ -74,8 +74,8 @@ def sweep_command(arguments: list[str]) -> int:
     from trpo_jax.sweep.plan import plan_file
     from trpo_jax.sweep.programs import plan_programs
 
-    runs = plan_file(parsed.file)
-    with _executor(parsed) as executor:
+    with _executor(parsed) as executor:  # first of all: to plan is to use JAX, which decides then what its devices are
+        runs = plan_file(parsed.file)
         limit = executor.memory_limit if parsed.memory_limit is None else round(parsed.memory_limit * 2**30)
         planned = plan_programs(runs, memory_limit=limit, num_devices=executor.num_devices, most=parsed.runs_per_program)
         if parsed.dry_run:
@@ -128,9 +128,6 @@ def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any
 
 def show_plan(planned: Sequence[Any], num_devices: int) -> None:
     """Print the cells and programs of a sweep; runs of one cell could share a program if memory were larger."""
-    from trpo_jax.sweep.plan import cells_of
-
-    cells = {run.name: number for number, cell in enumerate(cells_of(_runs(planned)), 1) for run in cell.runs}
     table = rich.table.Table()
     for name in ("program", "cell", "environment", "steps a run", "runs", "values", "MiB a device"):
         table.add_column(name, justify="left" if name in ("environment", "values") else "right")
@@ -138,18 +135,14 @@ def show_plan(planned: Sequence[Any], num_devices: int) -> None:
         config = program.runs[0].config
         memory = math.ceil(len(program.runs) / num_devices) * program.bytes_each / 2**20
         environment = f"{config.environment} ({config.backend})"
-        row = str(number), str(cells[program.runs[0].name]), environment, f"{config.num_timesteps:,}", str(len(program.runs))
+        row = str(number), str(program.cell), environment, f"{config.num_timesteps:,}", str(len(program.runs))
         table.add_row(*row, _values(program.runs), f"{memory:,.3g}" if memory < 1000 else f"{memory:,.0f}")
     console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
-    runs = _runs(planned)
+    runs = [run for program in planned for run in program.runs]
     steps = sum(run.config.num_timesteps for run in runs)
-    counts = f"{_count('cell', len(set(cells.values())))} and {_count('program', len(planned))}"
+    counts = f"{_count('cell', planned[-1].cell)} and {_count('program', len(planned))} on {_count('device', num_devices)}"
     console.print(f"{_count('run', len(runs))} in {counts}, {steps:,} environment steps in all", markup=False)
-
-
-def _runs(planned: Sequence[Any]) -> list[Any]:
-    return [run for program in planned for run in program.runs]
 
 
 def _count(name: str, count: int) -> str:

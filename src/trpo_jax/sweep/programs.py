@@ -28,6 +28,8 @@ class PlannedProgram(NamedTuple):
     runs: tuple[Run, ...]
     bytes_each: int
     """Memory that each of them is estimated to take."""
+    cell: int
+    """Which of the sweep's cells they are of, from 1 on."""
 
 
 def plan_programs(runs: Sequence[Run], *, memory_limit: int, num_devices: int, most: int | None = None) -> list[PlannedProgram]:
@@ -43,10 +45,10 @@ def plan_programs(runs: Sequence[Run], *, memory_limit: int, num_devices: int, m
         ConfigError: not a single run fits.
     """
     planned = []
-    for cell in cells_of(runs):
+    for number, cell in enumerate(cells_of(runs), 1):
         size = bytes_of_run(cell.runs[0])
         parts = divide(cell, size, limit=memory_limit, num_devices=num_devices, most=most)
-        planned += [PlannedProgram(part, size) for part in parts]
+        planned += [PlannedProgram(part, size, number) for part in parts]
     return planned
 
 
