@@ -1,9 +1,9 @@
-"""Which one setting of Brax's PPO serves several environments: a grid around `SMALL_SCALE`, a seed each.
+"""Which one setting of Brax's PPO serves several environments: a grid around `SMALL_SCALE`, one around its best, a seed each.
 
     python benchmarks/ppo_search.py [--folder runs/ppo_search] [--json FILE]
 
-The counterpart of configs/sweeps/one_setting_search.toml: as many settings, on the same environments, with the same seed and
-steps. What the folder holds already is not trained again.
+The counterpart of configs/sweeps/one_setting_search.toml and one_setting_search_2.toml: as many settings, on the same
+environments, with the same seed and steps. What the folder holds already is not trained again.
 """
 
 import dataclasses
@@ -19,7 +19,24 @@ from ppo_runs import PPORun, train_all
 from trpo_jax.sweep.report.scores import gather, setting_in_words
 from trpo_jax.sweep.report.statistics import mean
 
-GRID = {"learning_rate": [1e-3, 2e-3], "discounting": [0.97, 0.99], "reward_scaling": [1.0, 10.0]}
+GRIDS: tuple[dict[str, list[float]], ...] = (
+    {"learning_rate": [1e-3, 2e-3], "discounting": [0.97, 0.99], "reward_scaling": [1.0, 10.0]},
+    {
+        "learning_rate": [1e-3],
+        "discounting": [0.99],
+        "reward_scaling": [1.0],
+        "unroll_length": [20],
+        "num_minibatches": [8],  # as many samples in all of them
+        "num_updates_per_batch": [4, 8],
+        "gae_lambda": [0.9, 0.95],
+    },
+)
+"""Two rounds; the second begins where the first arrived."""
+
+
+def searched() -> list[dict[str, float]]:
+    """Return in what each setting that is tried differs from `SMALL_SCALE`."""
+    return [dict(zip(grid, values, strict=True)) for grid in GRIDS for values in itertools.product(*grid.values())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +68,11 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    settings = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
     common = arguments.seed, arguments.num_timesteps, arguments.num_evals, arguments.episodes
     runs = [
         PPORun(environment, setting_in_words(swept), swept, {**SMALL_SCALE, **swept}, *common)
         for environment in arguments.environments
-        for swept in settings
+        for swept in searched()
     ]
     scores = gather(train_all(runs, Path(arguments.folder)))
     rows: list[dict[str, Any]] = []

@@ -52,15 +52,14 @@ def test_our_one_setting_is_one_whatever_an_environment_ships_with():
 
 
 def test_both_were_searched_equally_hard():
-    ours = plan_file(SWEEPS / "one_setting_search.toml")
-    theirs = list(itertools.product(ppo_search.Arguments.environments, *ppo_search.GRID.values()))
-    assert len(ours) == len(theirs)
+    ours = [run for number in ("", "_2") for run in plan_file(SWEEPS / f"one_setting_search{number}.toml")]
+    theirs = list(itertools.product(ppo_search.Arguments.environments, ppo_search.searched()))
+    assert len({run.name for run in ours}) == len(ours) == len(theirs)
     assert {run.config.environment for run in ours} == set(ppo_search.Arguments.environments)
     assert {(run.config.seed, run.config.num_timesteps) for run in ours} == {
         (ppo_search.Arguments.seed, ppo_search.Arguments.num_timesteps)
     }
-    found = {name: brax_ppo.ONE_SETTING[name] for name in ppo_search.GRID}
-    assert all(value in ppo_search.GRID[name] for name, value in found.items())
+    assert brax_ppo.ONE_SETTING in [{**brax_ppo.SMALL_SCALE, **swept} for swept in ppo_search.searched()]
     chosen = plan_file(SWEEPS / "one_setting.toml")[0].config
     assert any(run.config.trpo == chosen.trpo for run in ours)
 

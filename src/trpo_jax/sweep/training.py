@@ -1,6 +1,7 @@
 """Training runs of one program together, from start to end."""
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ RETURN, TRAINING_RETURN = "eval/episode_reward", "training/episode_reward"
 
 METRICS = "metrics.jsonl"
 """Where in their folder the metrics of all runs of a program stand while it is trained."""
+
+TAIL = 2**20
+"""Bytes at the end of that file in which its last record is looked for, every second or so."""
 
 KEEP = 2
 """Checkpoints of what is unfinished."""
@@ -81,7 +85,9 @@ def train_together(
 def last_record(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """Return steps and metrics of the last iteration that a training in a folder has written down, if there is one."""
     try:
-        lines = (folder / METRICS).read_bytes().splitlines()
+        with (folder / METRICS).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().splitlines()
     except OSError:
         return None
     for record in filter(None, map(metrics_record, reversed(lines))):
