@@ -105,8 +105,7 @@ def _open(folder: Path, origin: dict[str, Any], population: Population) -> tuple
         return store, store.load(population)
     except (CheckpointError, ConfigError) as error:
         warnings.warn(f"{error}; what was begun there is trained anew", stacklevel=2)
-        with store:
-            pass  # its writer lets go of the folder
+        store.close()
         shutil.rmtree(folder)
         return Store(folder, resume=True, keep=KEEP, origin=origin), None
 

@@ -106,6 +106,10 @@ class Store:
     def __enter__(self) -> "Store":
         return self
 
+    def close(self) -> None:
+        """Let go of the directory."""
+        self.__exit__(None, None, None)
+
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._writer is not None:
             self._writer.__exit__(kind, error, traceback)
