@@ -26,8 +26,8 @@ format: $(VENV)/.installed-dev     ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-bench    ## measure: policy update, its peers and costs, throughput, checkpoints, devices, start-up, returns, time to a return (about an hour)
-	for name in policy_update sb3_contrib_update curvature_costs throughput checkpointing devices startup returns time_to_return; do \
+bench: $(VENV)/.installed-bench    ## measure: policy update, its peers and costs, throughput, checkpoints, devices, start-up, returns, time to a return, packing (over an hour)
+	for name in policy_update sb3_contrib_update curvature_costs throughput checkpointing devices startup returns time_to_return packing; do \
 	  $(BIN)/python benchmarks/$$name.py --json docs/benchmarks/$${name}_cpu.json || exit 1; \
 	done
 

@@ -76,10 +76,11 @@ def main(arguments: Arguments) -> None:
     ]
     scores = gather(train_all(runs, Path(arguments.folder)))
     rows: list[dict[str, Any]] = []
-    for setting in scores.ranking():
+    for setting in scores.settings:
         returns = {name: float(values.mean()) for name, values in scores.of_setting(setting).items()}
         normalized = list(scores.of_setting(setting, normalized=True).values())
         rows.append({"setting": setting, "normalized": float(mean(normalized)), **returns})
+    rows.sort(key=lambda row: row["normalized"], reverse=True)
     report.publish(f"Brax PPO, {arguments.num_timesteps:,} steps", rows, arguments.json)
 
 

@@ -6,10 +6,11 @@ Ours is configs/sweeps/one_setting.toml, PPO's is `brax_ppo.ONE_SETTING`; both w
 (configs/sweeps/one_setting_search{,_2}.toml, ppo_search.py). Returns are those of deterministic evaluations at the end. "Same
 time": first both are timed alone, on all cores, compilation and evaluations left out; then PPO's learning curves are read at
 the environment steps that it has done by the time that ours ends (linear between evaluations). Intervals are those of the
-bootstrap over seeds, 95 %. What the folder holds already is not trained again; delete it to measure anew.
+bootstrap over seeds, 95 %. What the folder holds already, speeds too, is not measured again; delete it to measure anew.
 """
 
 import dataclasses
+import json
 import math
 import os
 import subprocess
@@ -26,11 +27,14 @@ import report
 from brax_ppo import ONE_SETTING, Settings, Stopwatch, steady_stretch
 from ppo_runs import PPORun, train_all
 from time_to_return import OURS, PPO, take
+from trpo_jax.config import ConfigError
+from trpo_jax.environments.brax import resolve_backend
 from trpo_jax.sweep.plan import Run, plan_file
 from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.scores import ScoredRun, gather, read_scores
 from trpo_jax.sweep.report.statistics import Estimate, estimate, mean, probability_of_improvement
 from trpo_jax.training.devices import num_cores_to_use
+from trpo_jax.training.files import write_whole
 
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "one_setting.toml"
 
@@ -41,8 +45,8 @@ class Arguments:
 
     sweep: str = str(SWEEP)
     """Sweep file of ours, with one setting."""
-    timed_stretches: int = 5
-    """Stretches between evaluations that each algorithm's speed is the median of; the first three compile."""
+    timed_stretches: int = 3
+    """Stretches between evaluations that each algorithm's speed is the median of, after two in which it compiles."""
     folder: str = "runs/suite"
     """For the sweep, for what PPO's trainings leave, and for compiled programs."""
     json: str | None = None
@@ -53,9 +57,11 @@ class Arguments:
 
 def main(arguments: Arguments, ppo_settings: Settings = ONE_SETTING) -> None:
     plan = plan_file(arguments.sweep)
+    check_comparable(plan)
     first = {run.config.environment: run for run in reversed(plan)}
-    speeds = {name: measure_speeds(run, ppo_settings, arguments.timed_stretches) for name, run in first.items()}
     folder = Path(arguments.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    speeds = {name: known_speeds(folder, run, ppo_settings, arguments.timed_stretches) for name, run in first.items()}
     ours = train_ours(arguments.sweep, folder / "trpo_jax")
     theirs = train_all([ppo_run(run, ppo_settings, speeds[run.config.environment]) for run in plan], folder / "ppo")
     rows = [
@@ -72,10 +78,30 @@ def main(arguments: Arguments, ppo_settings: Settings = ONE_SETTING) -> None:
         curves(gather([*ours, *theirs])).savefig(arguments.figure)
 
 
+def check_comparable(plan: Sequence[Run]) -> None:
+    """Raise ConfigError for a sweep of several settings, or on other physics than PPO's runs have."""
+    environments = {run.config.environment for run in plan}
+    settings = {(run.config.environment, repr(run.config.trpo)) for run in plan}
+    if len(settings) > len(environments):
+        raise ConfigError("sweep", f"{len(settings)} settings of {len(environments)} environments", "one of each")
+    for run in plan:
+        if run.config.backend != resolve_backend(run.config.environment):
+            raise ConfigError("backend", run.config.backend, f"{resolve_backend(run.config.environment)}, on which PPO trains")
+
+
+def known_speeds(folder: Path, run: Run, ppo_settings: Settings, num_stretches: int) -> dict[str, float]:
+    """Return what the folder holds of the speeds on an environment, or measure them and keep them there."""
+    file = folder / f"speeds-{run.config.environment}.json"
+    if not file.is_file():
+        write_whole(file, json.dumps(measure_speeds(run, ppo_settings, num_stretches)) + "\n")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def measure_speeds(run: Run, ppo_settings: Settings, num_stretches: int) -> dict[str, float]:
     """Return the environment steps a second of both, each alone on all cores; compilation and evaluations left out."""
     config = run.config
     stretch = config.num_timesteps // (config.num_evals - 1)
+    num_stretches += 2
     ways: dict[str, Settings | None] = {OURS: None, PPO: ppo_settings}
     speeds = {}
     for name, settings in ways.items():

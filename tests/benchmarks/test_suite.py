@@ -1,5 +1,6 @@
 """One setting beside PPO's: what is compared with what, at the same steps and at the same time."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ import brax_ppo
 import ppo_runs
 import ppo_search
 import suite
+from trpo_jax import ConfigError
 from trpo_jax.sweep.plan import plan_file
 from trpo_jax.sweep.report.scores import ScoredRun
 
@@ -62,6 +64,24 @@ def test_both_were_searched_equally_hard():
     assert brax_ppo.ONE_SETTING in [{**brax_ppo.SMALL_SCALE, **swept} for swept in ppo_search.searched()]
     chosen = plan_file(SWEEPS / "one_setting.toml")[0].config
     assert any(run.config.trpo == chosen.trpo for run in ours)
+
+
+def test_what_cannot_be_compared_is_refused():
+    suite.check_comparable(plan_file(SWEEPS / "one_setting.toml"))
+    with pytest.raises(ConfigError, match="sweep: got .84 settings of 7 environments., allowed: one of each"):
+        suite.check_comparable([run for number in ("", "_2") for run in plan_file(SWEEPS / f"one_setting_search{number}.toml")])
+    run = plan_file(SWEEPS / "one_setting.toml")[0]
+    other = run._replace(config=dataclasses.replace(run.config, backend="generalized"))
+    with pytest.raises(ConfigError, match="backend: got 'generalized', allowed: spring, on which PPO trains"):
+        suite.check_comparable([other])
+
+
+def test_speeds_are_measured_once(tmp_path, monkeypatch):
+    run = plan_file(SWEEPS / "one_setting.toml")[0]
+    monkeypatch.setattr(suite, "measure_speeds", lambda *_: SPEEDS)
+    assert suite.known_speeds(tmp_path, run, brax_ppo.ONE_SETTING, 1) == SPEEDS
+    monkeypatch.delattr(suite, "measure_speeds")
+    assert suite.known_speeds(tmp_path, run, brax_ppo.ONE_SETTING, 1) == SPEEDS
 
 
 @pytest.mark.brax

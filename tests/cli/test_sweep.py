@@ -39,7 +39,7 @@ def in_a_folder_with_a_sweep_file(tmp_path, monkeypatch):
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(capsys, tmp_path):
     assert main.run(["sweep", "mine.toml", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "8 runs in 2 cells and 2 programs on 8 devices, 512 environment steps in all" in printed
+    assert "8 runs in 2 cells and 2 programs, 512 environment steps in all" in printed
     assert printed.count("fast (spring)") == 2
     assert printed.count("2 values of gae_lambda,") == 2
     assert "trust_region.cg_iterations = 3" in printed
@@ -94,5 +94,5 @@ def test_a_processors_cores_share_the_runs():
     command = [sys.executable, "-m", "trpo_jax", "sweep", "mine.toml", "--dry-run"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    cores = len(os.sched_getaffinity(0))
-    assert f"2 programs on {cores} device{'s' * (cores > 1)}, " in printed
+    (row, _) = (line.split("│") for line in printed.splitlines() if "inverted_pendulum" in line)
+    assert int(row[7]) == min(len(os.sched_getaffinity(0)), 4)  # of four runs

@@ -50,6 +50,9 @@ class Silent:
     def finished(self, job, num_finished):
         pass
 
+    def failed(self, job, error):
+        pass
+
 
 def runs_of(mapping):
     return make_plan(sweep_from_mapping(mapping))
@@ -65,7 +68,7 @@ def sweep(path, mapping, executor=None, *, progress=None, **options):
     folder, planned, progress = SweepFolder(path), plan(mapping, **options), progress or Silent()
     with folder.locked():
         folder.begin(runs_of(mapping))
-        run_sweep(folder, planned, executor or LocalExecutor(choose_devices()[:1]), progress)
+        run_sweep(folder, planned, executor=executor or LocalExecutor(choose_devices()[:1]), listener=progress)
     return progress.begun
 
 

@@ -51,11 +51,15 @@ def test_a_torn_or_changed_file_is_none_of_a_finished_run(begun):
     assert begun.finished(other) is None
 
 
-def test_more_runs_may_be_planned_later_but_none_left_out(begun, tmp_path):
+def test_more_runs_may_be_planned_later_but_none_that_is_finished_left_out(begun, tmp_path):
     more = runs_of(SIX_RUNS | {"seeds": 3})
     begun.begin(more)
     assert len(begun.planned()) == 9
-    with pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a sweep that has the runs of this folder, fast-"):
+    begun.begin(runs_of(SIX_RUNS))
+    assert len(begun.planned()) == 6
+    begun.begin(more)
+    begun.finish(more[-1].name, [{"step": 0}], {"run": more[-1].name})
+    with pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a sweep that has the finished runs of this .*-seed2"):
         begun.begin(runs_of(SIX_RUNS))
     assert len(begun.planned()) == 9
 

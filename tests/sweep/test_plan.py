@@ -6,7 +6,7 @@ from sweep.sweeps import SIX_RUNS, TINY, TWO_CELLS, plan, runs_of
 from trpo_jax import ConfigError
 from trpo_jax.sweep.fields import fields_of, traced_fields
 from trpo_jax.sweep.plan import cells_of
-from trpo_jax.sweep.programs import bytes_of_run
+from trpo_jax.sweep.programs import bytes_of_run, free_bytes_of_host
 from trpo_jax.training.run_config import RunConfig
 
 
@@ -86,3 +86,21 @@ def test_programs_hold_as_many_runs_as_fit_and_are_of_about_one_size():
     assert sizes(most=5, memory_limit=each) == [1] * 6
     with pytest.raises(ConfigError, match=r"memory_limit: got 0.*, allowed: at least .* one run of fast"):
         sizes(memory_limit=each - 1)
+
+
+def test_a_program_knows_how_many_runs_it_may_hold():
+    each = bytes_of_run(cells(SIX_RUNS)[0].runs[0])
+    assert {program.capacity for program in plan(SIX_RUNS, memory_limit=4 * each, num_devices=2)} == {8}
+    assert {program.capacity for program in plan(SIX_RUNS, memory_limit=4 * each, most=5)} == {4}
+    assert {program.capacity for program in plan(SIX_RUNS, most=5)} == {5}
+
+
+def test_a_control_groups_limit_counts_and_what_it_holds_of_files_is_free(tmp_path):
+    of_machine = free_bytes_of_host(tmp_path)
+    assert of_machine > 10**7
+    (tmp_path / "memory.max").write_text("10000000\n")
+    (tmp_path / "memory.current").write_text("9000000\n")
+    (tmp_path / "memory.stat").write_text("anon 2000000\nfile 7000000\ninactive_file 6000000\nactive_file 1000000\n")
+    assert free_bytes_of_host(tmp_path) == 7_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes_of_host(tmp_path) == pytest.approx(of_machine, rel=0.2)

@@ -7,8 +7,10 @@ import time
 
 import pytest
 
-from sweep.sweeps import SIX_RUNS, records, sweep, sweep_slowly
-from trpo_jax.sweep.folder import SweepFolder
+from sweep.sweeps import SIX_RUNS, TWO_CELLS, Silent, plan, records, sweep, sweep_slowly
+from trpo_jax.sweep import executor
+from trpo_jax.sweep.folder import SweepFolder, begin_together
+from trpo_jax.sweep.running import jobs_left
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,65 @@ def test_later_seeds_are_trained_and_earlier_ones_are_not(undisturbed, tmp_path)
     after = records(path)
     assert len(after) == 9
     assert {name: after[name] for name in before} == before
+
+
+def test_a_program_that_fails_keeps_no_other_from_being_trained(tmp_path, monkeypatch):
+    train = executor.train_together
+    told = []
+
+    class Told(Silent):
+        def failed(self, job, error):
+            told.append((len(job.runs), str(error)))
+
+    def train_or_fail(runs, *arguments, **options):
+        if runs[0].config.trpo.critic.num_epochs == 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+        return train(runs, *arguments, **options)
+
+    monkeypatch.setattr(executor, "train_together", train_or_fail)
+    with pytest.raises(ExceptionGroup, match="1 of 2 programs failed, the others are finished") as error:
+        sweep(tmp_path, TWO_CELLS, progress=Told())
+    assert [str(each) for each in error.value.exceptions] == ["RESOURCE_EXHAUSTED"]
+    assert told == [(4, "RESOURCE_EXHAUSTED")]
+    assert len(records(tmp_path)) == 4
+    monkeypatch.setattr(executor, "train_together", train)
+    (tried_again,) = sweep(tmp_path, TWO_CELLS)
+    assert len(tried_again) == 4
+    assert len(records(tmp_path)) == 8
+
+
+def test_a_full_disk_ends_a_sweep_at_once(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(executor, "train_together", fail)
+    progress = Silent()
+    with pytest.raises(OSError, match="No space left"):
+        sweep(tmp_path, TWO_CELLS, progress=progress)
+    assert len(progress.begun) == 1
+
+
+def begun_together(path, names):
+    """Leave what runs leave that are trained together, checkpoint and all."""
+    folder = SweepFolder(path)
+    together = folder.place_of(names)
+    begin_together(together, names)
+    (together / "checkpoints" / "16").mkdir(parents=True)
+    return folder, together
+
+
+def test_what_was_begun_goes_on_together_as_long_as_a_program_may_hold_as_many(tmp_path):
+    names = [run.name for program in plan(SIX_RUNS) for run in program.runs]
+    SweepFolder(tmp_path).begin([run for program in plan(SIX_RUNS) for run in program.runs])
+    folder, together = begun_together(tmp_path, names[:4])
+    jobs = jobs_left(folder, plan(SIX_RUNS, most=4), finished=set())  # anew they would be three and three
+    assert [len(job.runs) for job in jobs] == [4, 2]
+    assert jobs[0].folder == together
+    assert [len(job.runs) for job in jobs_left(folder, plan(SIX_RUNS, most=4), finished=set(names[:3]))] == [4, 2]
+    with pytest.warns(UserWarning, match="4 runs that were begun together are begun anew: a program may hold fewer runs now"):
+        jobs = jobs_left(folder, plan(SIX_RUNS, most=3), finished=set())
+    assert [len(job.runs) for job in jobs] == [3, 3]
+    assert not together.exists()
 
 
 def test_killed_at_ten_random_moments_every_run_is_finished_once_and_as_if_undisturbed(tmp_path, spawn):

@@ -44,8 +44,16 @@ def test_strata_are_resampled_each_by_itself():
 def test_where_nothing_varies_by_chance_no_interval_is_made_up():
     found = estimate({"ant": np.array([1.0]), "hopper": np.array([3.0])})
     assert found.value == 2.0
-    assert np.isnan(found.low)
-    assert np.isnan(found.high)
+    assert np.isnan(found[1:]).all()
+    single = {"ant": np.array([1.0]), "hopper": np.array([3.0])}
+    chance = statistics.probability_of_improvement(single, {"ant": np.array([0.0]), "hopper": np.array([4.0])})
+    assert chance.value == 0.5
+    assert np.isnan(chance[1:]).all()
+    several = statistics.probability_of_improvement(single, {"ant": np.array([0.0, 2.0]), "hopper": np.array([4.0])})
+    assert several.low < several.value < several.high
+    part, *interval = statistics.performance_profile(single, np.array([2.0]))
+    assert part == 0.5
+    assert np.isnan(interval).all()
 
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says():

@@ -24,10 +24,14 @@ def alone(run):
         num_eval_envs=config.num_eval_envs,
         deterministic_eval=config.deterministic_eval,
         iteration_fn=lambda step, metrics: rows.append({"step": step} | metrics),
-        progress_fn=lambda step, metrics: rows.append({"step": step} | metrics),
+        progress_fn=lambda step, metrics: rows.append({"step": step} | of_evaluation(metrics)),
         max_devices_per_host=1,
     )
     return rows
+
+
+def of_evaluation(metrics):
+    return {name: value for name, value in metrics.items() if name.startswith("eval/")}
 
 
 def assert_like_alone(runs, together, rtol):
@@ -35,7 +39,8 @@ def assert_like_alone(runs, together, rtol):
         by_itself = alone(run)
         assert len(records) == len(by_itself)
         for found, expected in zip(records, by_itself, strict=True):
-            found = timeless(found)
+            found, expected = timeless(found), {name: value for name, value in timeless(expected).items() if np.isfinite(value)}
+            assert found.keys() == expected.keys()
             np.testing.assert_allclose(
                 list(found.values()), [expected[name] for name in found], rtol=rtol, atol=rtol, err_msg=run.name
             )
@@ -43,7 +48,7 @@ def assert_like_alone(runs, together, rtol):
 
 def test_the_metrics_of_a_packed_run_are_those_of_the_run_alone(tmp_path):
     (program,) = plan(TINY | GRID | {"environments": ["fast"], "seeds": 2})
-    together = train_together(program.runs, tmp_path, jax.devices()[:1])
+    together = train_together(program.runs, tmp_path, devices=jax.devices()[:1])
     assert len(together) == 8
     assert_like_alone(program.runs[:2] + program.runs[-1:], together[:2] + together[-1:], 1e-4)
     assert {"training/kl", "training/explained_variance"} <= together[0][1].keys()
@@ -54,8 +59,8 @@ def test_the_metrics_of_a_packed_run_are_those_of_the_run_alone(tmp_path):
 
 def test_on_several_devices_each_has_its_share_and_none_waits_for_runs_to_divide(tmp_path):
     (program,) = plan(TINY | {"environments": ["fast"], "seeds": 3})
-    one = train_together(program.runs, tmp_path / "one", jax.devices()[:1])
-    two = train_together(program.runs, tmp_path / "two", jax.devices()[:2])
+    one = train_together(program.runs, tmp_path / "one", devices=jax.devices()[:1])
+    two = train_together(program.runs, tmp_path / "two", devices=jax.devices()[:2])
     assert len(two) == 3
     for records, others in zip(one, two, strict=True):
         for found, expected in zip(map(timeless, records), map(timeless, others), strict=True):
@@ -74,16 +79,18 @@ def begin(program, folder, devices):
             raise Stop
 
     with pytest.raises(Stop):
-        train_together(program.runs, folder, devices, stop)
+        train_together(program.runs, folder, devices=devices, progress_fn=stop)
 
 
 def test_what_was_begun_goes_on_with_another_number_of_devices(tmp_path):
     (program,) = plan(TINY | {"environments": ["fast"], "seeds": 3})
-    whole = train_together(program.runs, tmp_path / "whole", jax.devices()[:1])
-    begin(program, tmp_path / "parts", jax.devices()[:2])
-    steps = []
-    parts = train_together(program.runs, tmp_path / "parts", jax.devices()[:1], lambda step, metrics: steps.append(step))
-    assert steps == [48, 64, 80, 96]
+    whole = train_together(program.runs, tmp_path / "whole", devices=jax.devices()[:1])
+    begin(program, tmp_path / "parts", jax.devices()[:3])
+    told = []
+    options = {"devices": jax.devices()[:2], "progress_fn": lambda *arguments: told.append(arguments)}
+    parts = train_together(program.runs, tmp_path / "parts", **options)
+    assert [step for step, _ in told] == [48, 64, 80, 96]
+    assert {len(metrics["training/kl"]) for _, metrics in told} == {3}
     for records, others in zip(parts, whole, strict=True):
         for found, expected in zip(map(timeless, records), map(timeless, others), strict=True):
             np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-5)
@@ -93,13 +100,13 @@ def test_what_was_begun_goes_on_with_another_number_of_devices(tmp_path):
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_was_begun_and_cannot_be_read_is_trained_anew(tmp_path):
     (program,) = plan(TINY | {"environments": ["fast"]})
-    whole = train_together(program.runs, tmp_path / "whole", jax.devices()[:1])
+    whole = train_together(program.runs, tmp_path / "whole", devices=jax.devices()[:1])
     begin(program, tmp_path / "torn", jax.devices()[:1])
     for path in (tmp_path / "torn" / "checkpoints").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.warns(UserWarning, match="what was begun there is trained anew"):
-        again = train_together(program.runs, tmp_path / "torn", jax.devices()[:1])
+        again = train_together(program.runs, tmp_path / "torn", devices=jax.devices()[:1])
     assert list(map(timeless, again[0])) == list(map(timeless, whole[0]))
 
 
@@ -107,5 +114,5 @@ def test_what_was_begun_and_cannot_be_read_is_trained_anew(tmp_path):
 def test_so_are_those_of_a_simulator(tmp_path):
     mapping = TINY | {"environments": ["inverted_pendulum"], "seeds": 2, "num_timesteps": 48}
     (program,) = plan(mapping)
-    together = train_together(program.runs, tmp_path, jax.devices()[:1])
+    together = train_together(program.runs, tmp_path, devices=jax.devices()[:1])
     assert_like_alone(program.runs[1:], together[1:], 1e-3)

@@ -43,9 +43,9 @@ class SweepArguments:
     executor: Literal["local", "ray"] = "local"
     """Where programs run: in this process one after another, or as tasks of Ray (an extra to install)."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    """What to train on; auto takes the best that JAX sees."""
+    """What to train on; auto takes the best that JAX sees, and with Ray what programs ask for, else processors."""
     memory_limit: Annotated[float | None, tyro.conf.arg(metavar="GIB")] = None
-    """Memory that a program may take on each device, in GiB; by default half of what is free there, and 4 with Ray."""
+    """Memory that a program may take on each device, in GiB; by default half of what is free there, on a Ray cluster 4."""
     runs_per_program: int | None = None
     """Runs that a program may hold, whatever their memory."""
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
@@ -119,7 +119,7 @@ def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any
         folder.begin(runs)
         console = SweepConsole(folder.path, num_programs=len(planned))
         try:
-            run_sweep(folder, planned, executor, console)
+            run_sweep(folder, planned, executor=executor, listener=console)
         except (KeyboardInterrupt, SystemExit):
             console.interrupted()
             raise
@@ -129,19 +129,20 @@ def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any
 def show_plan(planned: Sequence[Any], num_devices: int) -> None:
     """Print the cells and programs of a sweep; runs of one cell could share a program if memory were larger."""
     table = rich.table.Table()
-    for name in ("program", "cell", "environment", "steps a run", "runs", "values", "MiB a device"):
+    for name in ("program", "cell", "environment", "steps a run", "runs", "values", "devices", "MiB a device"):
         table.add_column(name, justify="left" if name in ("environment", "values") else "right")
     for number, program in enumerate(planned, 1):
         config = program.runs[0].config
         memory = math.ceil(len(program.runs) / num_devices) * program.bytes_each / 2**20
+        devices = str(min(num_devices, len(program.runs)))
         environment = f"{config.environment} ({config.backend})"
         row = str(number), str(program.cell), environment, f"{config.num_timesteps:,}", str(len(program.runs))
-        table.add_row(*row, _values(program.runs), f"{memory:,.3g}" if memory < 1000 else f"{memory:,.0f}")
+        table.add_row(*row, _values(program.runs), devices, f"{memory:,.3g}" if memory < 1000 else f"{memory:,.0f}")
     console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
     runs = [run for program in planned for run in program.runs]
     steps = sum(run.config.num_timesteps for run in runs)
-    counts = f"{_count('cell', planned[-1].cell)} and {_count('program', len(planned))} on {_count('device', num_devices)}"
+    counts = f"{_count('cell', planned[-1].cell)} and {_count('program', len(planned))}"
     console.print(f"{_count('run', len(runs))} in {counts}, {steps:,} environment steps in all", markup=False)
 
 
@@ -197,6 +198,11 @@ class SweepConsole:
         """Say that a job's runs are finished."""
         self._num_finished = num_finished
         say(f"{job.runs[0].config.environment}: {len(job.runs)} finished, {num_finished} of {self._num_runs} in all")
+
+    def failed(self, job: Any, error: Exception) -> None:
+        """Say that a job has failed; what went wrong in whole is told at the end."""
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        say(f"{job.runs[0].config.environment}: {_count('run', len(job.runs))} failed, the others go on ({words})")
 
     def interrupted(self) -> None:
         """Say what Ctrl-C or SIGTERM left behind."""

@@ -4,6 +4,7 @@ import functools
 import platform
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from trpo_jax.sweep.folder import begin_together
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.programs import free_bytes
 from trpo_jax.sweep.training import Records, train_together
+from trpo_jax.training.checkpoint import CheckpointError
 from trpo_jax.training.devices import show_cores_as_devices
 from trpo_jax.training.loop import ProgressFn
 from trpo_jax.training.run_folder import locked
@@ -41,6 +43,10 @@ class Done(NamedTuple):
     """Device, versions and commit that it ran with."""
 
 
+Outcome = Done | Exception
+"""Of a job; an exception if it failed."""
+
+
 @runtime_checkable  # for callers that check types as they run
 class Listener(Protocol):
     """Told how a sweep goes on."""
@@ -61,6 +67,10 @@ class Listener(Protocol):
         """Hear that a job is done, and how many runs of the sweep are finished now."""
         ...
 
+    def failed(self, job: Job, error: Exception) -> None:
+        """Hear that a job has failed."""
+        ...
+
 
 @runtime_checkable
 class Executor(Protocol):
@@ -71,8 +81,12 @@ class Executor(Protocol):
     memory_limit: int
     """Bytes that a program may take on each of them, where nothing else is said."""
 
-    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], listener: Listener) -> None:
-        """Do all jobs; hand over each when it is done."""
+    def __call__(self, jobs: Sequence[Job], *, deliver: Callable[[Job, Outcome], None], listener: Listener) -> None:
+        """Do all jobs; hand over each when it is done or has failed.
+
+        Raises:
+            ConfigError, CheckpointError, OSError: what the other jobs would meet too, such as a full disk.
+        """
         ...
 
 
@@ -82,6 +96,8 @@ def choose_devices(kind: str = "auto", num_cores: int | None = None) -> list[jax
     Raises:
         ConfigError: there are none.
     """
+    if kind == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # else JAX would take hold of a GPU's memory all the same
     if kind in ("auto", "cpu"):
         show_cores_as_devices(max_devices=num_cores)
     if kind == "auto":
@@ -99,21 +115,33 @@ class LocalExecutor:
         self._devices = devices
         self.num_devices, self.memory_limit = len(devices), free_bytes(devices)
 
-    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], listener: Listener) -> None:
+    def __call__(self, jobs: Sequence[Job], *, deliver: Callable[[Job, Outcome], None], listener: Listener) -> None:
         """Do all jobs."""
         for job in jobs:
             listener.start(job)
-            deliver(job, train_job(job, self._devices, functools.partial(listener.iteration, job)))
+            progress_fn = functools.partial(listener.iteration, job)
+            deliver(job, outcome_of(functools.partial(train_job, job, self._devices, progress_fn=progress_fn)))
 
 
-def train_job(job: Job, devices: Sequence[jax.Device], progress_fn: ProgressFn | None = None) -> Done:
+def outcome_of(work: Callable[[], Done]) -> Outcome:
+    """Return what a job brings, or how it failed. What the other jobs would meet too, such as a full disk, is raised."""
+    try:
+        return work()
+    except (ConfigError, CheckpointError, OSError):
+        raise
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they hold on to arrays, and so to memory that the next job needs
+        return error
+
+
+def train_job(job: Job, devices: Sequence[jax.Device], *, progress_fn: ProgressFn | None = None) -> Done:
     """Do a job in this process, on some of its devices: no more than it has runs."""
     devices = devices[: len(job.runs)]
     where = provenance(devices)
     begin_together(job.folder, [run.name for run in job.runs])
     taken = ConfigError("sweep_dir", str(job.folder), "a folder in which no other worker is training")
     with locked(job.folder, taken, patience=PATIENCE):
-        return Done(train_together(job.runs, job.folder, devices, progress_fn), where)
+        return Done(train_together(job.runs, job.folder, devices=devices, progress_fn=progress_fn), where)
 
 
 def provenance(devices: Sequence[jax.Device]) -> dict[str, Any]:

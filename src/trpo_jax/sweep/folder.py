@@ -52,14 +52,14 @@ class SweepFolder:
         """Write the plan, or see that it is what the folder has begun with, perhaps with more runs.
 
         Raises:
-            ConfigError: the folder holds something else, or runs that are not among these.
+            ConfigError: the folder holds something else, or finished runs that are not among these.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         new = {run.name: _described(run) for run in runs}
         if self.plan.is_file():
-            missing = [name for name in self.planned() if name not in new]
+            missing = [name for name in self.planned() if name not in new and self.finished(name) is not None]
             if missing:
-                allowed = f"a sweep that has the runs of this folder, {missing[0]} among them; or a new folder"
+                allowed = f"a sweep that has the finished runs of this folder, {missing[0]} among them; or a new folder"
                 raise ConfigError("sweep_dir", str(self.path), allowed)
         self._check_ours()
         write_whole(self.plan, json.dumps(list(new.values()), indent=1) + "\n")

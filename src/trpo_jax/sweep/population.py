@@ -34,7 +34,7 @@ class Population:
     so it may go on with another number of devices.
     """
 
-    def __init__(self, iteration: Iteration, keys: jax.Array, hyperparameters: TRPOConfig, devices: Sequence[jax.Device]):
+    def __init__(self, iteration: Iteration, keys: jax.Array, *, hyperparameters: TRPOConfig, devices: Sequence[jax.Device]):
         """Take what the runs begin with: typed keys `[R]`, and a TRPOConfig whose float fields are `[R]`."""
         mesh = jax.make_mesh((len(devices),), (RUNS,), axis_types=(AxisType.Auto,), devices=devices)
         self._sharding = NamedSharding(mesh, PartitionSpec(RUNS))
@@ -81,11 +81,13 @@ class Population:
 
     def update(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Start one iteration; return the state and the metrics `[R]` to be. `state.rollout` is used up."""
-        return run_stages(self._stages, state)
+        state, metrics = run_stages(self._stages, state)
+        return state, self._own(metrics)
 
     def timed_update(self, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, float]]:
         """Do as `update`, but wait for each stage; return also each one's part of the time, as metrics."""
-        return timed_stages(self._stages, state)
+        state, metrics, shares = timed_stages(self._stages, state)
+        return state, self._own(metrics), shares
 
     def snapshot(self, state: TrainState) -> TrainState:
         """Return the state of the R runs, which stays readable when the next iteration has started."""
@@ -103,7 +105,11 @@ class Population:
     def evaluator(self, evaluate: Callable[[Any, Any], Episodes]) -> Callable[[Any, Any], Episodes]:
         """Return a function that does for R runs what `evaluate` does for one: (params, keys) -> `Episodes` of `[R, E]`."""
         program = self._evaluate = Program(self._over_runs(evaluate, simulates=True))
-        return lambda params, keys: program(jax.device_put(params, self._sharding), self._spread(keys))
+        return lambda params, keys: self._own(program(jax.device_put(params, self._sharding), self._spread(keys)))
+
+    def _own(self, tree: Any) -> Any:
+        """Leave out what was computed for the sake of even shares."""
+        return self._strip(tree) if self._num_more else tree
 
     def _spread(self, tree: Any) -> Any:
         """Spread arrays of R runs over the devices."""

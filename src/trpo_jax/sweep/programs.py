@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import jax
 
 from trpo_jax.config import ConfigError
-from trpo_jax.sweep.plan import Cell, Run, cells_of
+from trpo_jax.sweep.plan import Run, cells_of
 from trpo_jax.training.run import run_environment
 from trpo_jax.training.trpo import make_trpo
 
@@ -30,6 +31,8 @@ class PlannedProgram(NamedTuple):
     """Memory that each of them is estimated to take."""
     cell: int
     """Which of the sweep's cells they are of, from 1 on."""
+    capacity: int
+    """Runs that a program of this cell may hold."""
 
 
 def plan_programs(runs: Sequence[Run], *, memory_limit: int, num_devices: int, most: int | None = None) -> list[PlannedProgram]:
@@ -47,8 +50,13 @@ def plan_programs(runs: Sequence[Run], *, memory_limit: int, num_devices: int, m
     planned = []
     for number, cell in enumerate(cells_of(runs), 1):
         size = bytes_of_run(cell.runs[0])
-        parts = divide(cell, size, limit=memory_limit, num_devices=num_devices, most=most)
-        planned += [PlannedProgram(part, size, number) for part in parts]
+        on_each = memory_limit // size
+        if on_each < 1:
+            needed = f"at least {size / 2**30:.3g}, what one run of {cell.config.environment} is estimated to take"
+            raise ConfigError("memory_limit", round(memory_limit / 2**30, 3), needed)
+        capacity = min(on_each * num_devices, most or sys.maxsize)
+        parts = divide(cell.runs, capacity, num_devices=num_devices)
+        planned += [PlannedProgram(part, size, number, capacity) for part in parts]
     return planned
 
 
@@ -72,45 +80,35 @@ def free_bytes(devices: Sequence[jax.Device]) -> int:
     statistics = devices[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         return int(PART_OF_MEMORY * (statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)))
-    return int(PART_OF_MEMORY * _free_bytes_of_host() / len(devices))
+    return int(PART_OF_MEMORY * free_bytes_of_host() / len(devices))
 
 
-def _free_bytes_of_host() -> int:
+def free_bytes_of_host(group: Path = Path("/sys/fs/cgroup")) -> int:
     """Return what this process may take: by Linux's account, within its control group's limit; else all there is."""
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        used, statistics = int((group / "memory.current").read_text()), (group / "memory.stat").read_text().split()
+        cached = int(statistics[statistics.index("inactive_file") + 1])  # files' contents, which give way
+        free = min(free, max(0, int((group / "memory.max").read_text()) - used + cached))
     return free
 
 
-def divide(cell: Cell, bytes_each: int, *, limit: int, num_devices: int, most: int | None = None) -> list[tuple[Run, ...]]:
-    """Divide the runs of a cell among programs of about the same size.
+def divide(runs: Sequence[Run], capacity: int, *, num_devices: int) -> list[tuple[Run, ...]]:
+    """Divide runs among programs of about the same size.
 
     Args:
-        cell: what to divide.
-        bytes_each: see `bytes_of_run`.
-        limit: bytes a program may take on each device.
+        runs: of one cell.
+        capacity: runs that a program may hold.
         num_devices: over which its runs are spread evenly.
-        most: runs a program may hold, whatever their memory.
-
-    Raises:
-        ConfigError: not a single run fits.
     """
-    on_each = limit // bytes_each
-    if on_each < 1:
-        needed = f"at least {bytes_each / 2**30:.3g}, what one run of {cell.config.environment} is estimated to take"
-        raise ConfigError("memory_limit", round(limit / 2**30, 3), needed)
-    num_runs = len(cell.runs)
-    size = min(on_each * num_devices, most or num_runs)
-    size = math.ceil(num_runs / math.ceil(num_runs / size))
-    if num_devices <= size < num_runs:  # as many on every device, where that fits
+    size = math.ceil(len(runs) / math.ceil(len(runs) / capacity))
+    if num_devices <= size < len(runs):  # as many on every device, where that fits
         even = math.ceil(size / num_devices) * num_devices
-        size = even if even <= min(on_each * num_devices, most or even) else size
-    return [cell.runs[start : start + size] for start in range(0, len(cell.runs), size)]
+        size = even if even <= capacity else size
+    return [tuple(runs[start : start + size]) for start in range(0, len(runs), size)]
 
 
 def _bytes(tree: object) -> int:

@@ -1,6 +1,7 @@
 """Programs of a sweep as tasks of Ray, on this machine or on a cluster."""
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -11,7 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from trpo_jax.config import ConfigError
-from trpo_jax.sweep.executor import Done, Job, Listener, choose_devices, train_job
+from trpo_jax.sweep.executor import Done, Job, Listener, Outcome, choose_devices, outcome_of, train_job
+from trpo_jax.sweep.programs import PART_OF_MEMORY, free_bytes_of_host
 from trpo_jax.sweep.training import last_record
 
 RETRIES = 5
@@ -29,7 +31,7 @@ class RayExecutor:
     """
 
     memory_limit = 4 * 2**30
-    """How much memory workers have is not known here."""
+    """How much memory workers have is not known here, unless they are processes of this machine."""
 
     def __init__(
         self,
@@ -60,8 +62,8 @@ class RayExecutor:
         except ConfigError:
             self._ray.shutdown()
             raise
-        if device == "auto" and not (gpus_per_program or tpus_per_program):
-            device = "cpu"  # a worker sees GPUs that it has not asked for, and would share them with all others
+        if device == "auto":  # a worker may see GPUs that it has not asked for, and would share them with all others
+            device = "gpu" if gpus_per_program else "tpu" if tpus_per_program else "cpu"
         variables = {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
         if cache_dir:
             variables["JAX_COMPILATION_CACHE_DIR"] = cache_dir
@@ -76,8 +78,11 @@ class RayExecutor:
         self._train: Any = task(_train_remotely)
         self._arguments = device, max(1, int(cpus_per_program))
         self.num_devices = max(1, int(tpus_per_program or gpus_per_program or cpus_per_program))
+        if address is None and device == "cpu":
+            num_at_once = max(1, int(self._ray.cluster_resources()["CPU"] / cpus_per_program))
+            self.memory_limit = int(PART_OF_MEMORY * free_bytes_of_host() / (num_at_once * self.num_devices))
 
-    def __call__(self, jobs: Sequence[Job], deliver: Callable[[Job, Done], None], listener: Listener) -> None:
+    def __call__(self, jobs: Sequence[Job], *, deliver: Callable[[Job, Outcome], None], listener: Listener) -> None:
         """Do all jobs; progress within them is told where this process sees what workers write on the way."""
         running: dict[Any, Job] = {}
         told: dict[Any, int] = {}
@@ -88,8 +93,8 @@ class RayExecutor:
             while running:
                 finished, _ = self._ray.wait(list(running), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
                 for task in finished:
-                    done = self._result(task)
-                    deliver(running.pop(task), done)
+                    outcome = outcome_of(functools.partial(self._result, task))
+                    deliver(running.pop(task), outcome)
                 for task, job in running.items():
                     progress = last_record(job.folder)
                     if progress and progress[0] != told.get(task):
@@ -113,10 +118,7 @@ class RayExecutor:
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
-            words = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                "executor", "ray", f"one whose workers live; one has died {RETRIES + 1} times ({words})"
-            ) from None
+            raise RuntimeError(f"its worker has died {RETRIES + 1} times ({' '.join(str(error).split())[:200]})") from None
 
     def _check_room(self, wanted: dict[str, float]) -> None:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]

@@ -1,9 +1,10 @@
 """Running a sweep: what is left to do, by an executor, until every run is finished."""
 
+import warnings
 from collections.abc import Sequence, Set
 from typing import Any
 
-from trpo_jax.sweep.executor import Done, Executor, Job, Listener
+from trpo_jax.sweep.executor import Executor, Job, Listener, Outcome
 from trpo_jax.sweep.fields import fields_of
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.plan import Run
@@ -11,7 +12,7 @@ from trpo_jax.sweep.programs import PlannedProgram
 from trpo_jax.sweep.training import RETURN, TRAINING_RETURN, Records
 
 
-def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], executor: Executor, listener: Listener) -> None:
+def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], *, executor: Executor, listener: Listener) -> None:
     """Train what is not finished yet. The folder is locked, and knows the plan.
 
     Args:
@@ -21,29 +22,39 @@ def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], executor: 
         listener: told how it goes on.
 
     Raises:
-        What training raises; all that was finished before is kept.
+        ExceptionGroup: of what went wrong in programs that failed, once all the others are finished.
+        ConfigError, CheckpointError, OSError: what all programs would meet, at once. What is finished is kept.
     """
-    results = Results(folder, planned, listener)
-    executor(jobs_left(folder, planned, finished=results.rows.keys()), results.add, listener)
+    results = Results(folder, planned, listener=listener)
+    jobs = jobs_left(folder, planned, finished=results.rows.keys())
+    executor(jobs, deliver=results.add, listener=listener)
+    if results.failures:
+        count = f"{len(results.failures)} of {len(jobs)} programs failed"
+        raise ExceptionGroup(f"{count}, the others are finished; the same command tries them again", results.failures)
 
 
 class Results:
     """The rows of the table, kept at hand while a sweep runs, so that finished runs are read only once."""
 
-    def __init__(self, folder: SweepFolder, planned: Sequence[PlannedProgram], listener: Listener):
+    def __init__(self, folder: SweepFolder, planned: Sequence[PlannedProgram], *, listener: Listener):
         """Read what is finished, and write the table of it."""
         self._folder, self._listener = folder, listener
+        self.failures: list[Exception] = []
         self._names = [run.name for program in planned for run in program.runs]
         found = {name: folder.finished(name) for name in self._names}
         self.rows = {name: finished.result for name, finished in found.items() if finished is not None}
         self._write()
         listener.begin(len(self.rows), len(self._names))
 
-    def add(self, job: Job, done: Done) -> None:
+    def add(self, job: Job, outcome: Outcome) -> None:
         """Keep what a job has brought, and write the table anew."""
-        for run, records in zip(job.runs, done.records, strict=True):
+        if isinstance(outcome, Exception):
+            self.failures.append(outcome)
+            self._listener.failed(job, outcome)
+            return
+        for run, records in zip(job.runs, outcome.records, strict=True):
             if run.name not in self.rows:
-                row = result(run, records, done.where, len(job.runs))
+                row = result(run, records, where=outcome.where, together=len(job.runs))
                 self._folder.finish(run.name, records, row)
                 self.rows[run.name] = row
         self._write()
@@ -59,15 +70,19 @@ def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], *, finishe
 
     What was begun goes on in the company it began with, unless that is more than a program may now hold.
     """
-    known = {run.name: (run, len(program.runs)) for program in planned for run in program.runs}
+    known = {run.name: (run, program.capacity) for program in planned for run in program.runs}
     left = known.keys() - finished
     jobs = []
     for path, names in folder.begun():
-        if left & set(names) and set(names) <= known.keys() and len(names) <= max(known[name][1] for name in names):
-            jobs.append(Job(tuple(known[name][0] for name in names), path))
-            left -= set(names)
+        if set(names) <= known.keys() and len(names) <= known[names[0]][1]:
+            if left & set(names):
+                jobs.append(Job(tuple(known[name][0] for name in names), path))
+                left -= set(names)
+                continue
         else:
-            folder.drop(path)
+            why = "a program may hold fewer runs now" if set(names) <= known.keys() else "some of them are planned no more"
+            warnings.warn(f"{len(names)} runs that were begun together are begun anew: {why}", stacklevel=2)
+        folder.drop(path)
     for program in planned:
         rest = tuple(run for run in program.runs if run.name in left)
         if rest:
@@ -75,7 +90,7 @@ def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], *, finishe
     return jobs
 
 
-def result(run: Run, records: Records, where: dict[str, Any], together: int) -> dict[str, Any]:
+def result(run: Run, records: Records, *, where: dict[str, Any], together: int) -> dict[str, Any]:
     """Return a run's row of the table."""
     last: dict[str, Any] = {}
     for record in records:

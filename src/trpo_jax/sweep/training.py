@@ -44,7 +44,7 @@ Records = list[dict[str, Any]]
 
 
 def train_together(
-    runs: Sequence[Run], folder: Path, devices: Sequence[jax.Device], progress_fn: ProgressFn | None = None
+    runs: Sequence[Run], folder: Path, *, devices: Sequence[jax.Device], progress_fn: ProgressFn | None = None
 ) -> tuple[Records, ...]:
     """Train runs that differ in seeds and traced values only, in one program.
 
@@ -67,7 +67,7 @@ def train_together(
     trpo = make_trpo(run_environment(config), config.trpo)
     keys = jnp.stack([jax.random.split(jax.random.key(run.config.seed)) for run in runs])
     hyperparameters = jax.tree.map(lambda *values: np.asarray(values, np.float32), *(run.config.trpo for run in runs))
-    population = Population(trpo.iteration, keys[:, 0], hyperparameters, devices)
+    population = Population(trpo.iteration, keys[:, 0], hyperparameters=hyperparameters, devices=devices)
     evaluator = population.evaluator(_evaluator(trpo, config)) if config.num_evals else None
     schedule = make_schedule(trpo, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
     metrics = folder / METRICS
@@ -97,16 +97,18 @@ def last_record(folder: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def _open(folder: Path, origin: dict[str, Any], population: Population) -> tuple[Store, tuple[TrainState, Progress] | None]:
-    """Return a store and what it goes on from; checkpoints that cannot be used are dropped, and a warning says so."""
+    """Return a store and what it goes on from; checkpoints that cannot be used are laid aside, and a warning says so."""
     store = Store(folder, resume=True, keep=KEEP, origin=origin)
     if not store.goes_on:
         return store, None
     try:
         return store, store.load(population)
     except (CheckpointError, ConfigError) as error:
-        warnings.warn(f"{error}; what was begun there is trained anew", stacklevel=2)
+        aside = folder.with_name("checkpoints-unusable")  # until its runs are finished
+        warnings.warn(f"{error}; what was begun there is trained anew, and lies in {aside}", stacklevel=2)
         store.close()
-        shutil.rmtree(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
         return Store(folder, resume=True, keep=KEEP, origin=origin), None
 
 

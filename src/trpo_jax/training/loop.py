@@ -150,7 +150,7 @@ class Loop:
             elapsed = time.perf_counter() - start
             walltime = self._progress.eval_walltime + elapsed
             self._progress = self._progress._replace(eval_walltime=walltime)
-            played = float(episodes.episode_length.sum()) * self.trpo.config.action_repeat
+            played = float(episodes.episode_length.sum(-1).mean()) * self.trpo.config.action_repeat
             self.metrics |= summarize(episodes, self.trpo.config.action_repeat)
             self.metrics |= {"eval/epoch_eval_time": elapsed, "eval/sps": played / elapsed, "eval/walltime": walltime}
         if self.callbacks.policy_params_fn:

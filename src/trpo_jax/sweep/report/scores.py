@@ -25,6 +25,8 @@ class ScoredRun(NamedTuple):
     """Return of the last evaluation, or of training where nothing was evaluated."""
     curve: tuple[tuple[int, float], ...]
     """(environment steps, return), from evaluations if there are two of them, else from training."""
+    source: str = ""
+    """What the sweep file names as its environment."""
 
 
 class SweepScores(NamedTuple):
@@ -96,7 +98,7 @@ def read_scores(path: Path | str) -> SweepScores:
         finished = found[name]
         if finished is not None and (score := finished.result["return"]) is not None:
             identity = name, run["environment"], labels[name], run["swept"], run["seed"]
-            runs.append(ScoredRun(*identity, score, _curve(finished.records)))
+            runs.append(ScoredRun(*identity, score, _curve(finished.records), run["source"]))
     if not runs:
         raise ConfigError("sweep_dir", str(path), "a sweep of which at least one run is finished and has ended an episode")
     num_finished = sum(each is not None for each in found.values())

@@ -63,7 +63,7 @@ def estimate(scores: Scores, statistic: Statistic = interquartile_mean, *, seed:
     """
     strata = list(scores.values())
     value = float(statistic(strata))
-    if all(len(each) == 1 for each in strata):
+    if _are_single(strata):
         return Estimate(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     resampled = [statistic([resample(each, size, rng) for each in strata]) for size in _sizes()]
@@ -75,16 +75,20 @@ def performance_profile(
 ) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"]]:
     """Return the fraction of runs with a score above each threshold, and the lower and upper ends of its intervals.
 
-    Every environment counts the same, however many runs it has.
+    Every environment counts the same, however many runs it has. The ends are NaN where each has but one.
     """
-
-    def fractions(samples: list[Float[np.ndarray, "... _"]]) -> Float[np.ndarray, "... k"]:
-        return np.mean([np.mean(each[..., None] > thresholds, axis=-2) for each in samples], axis=0)
-
+    strata = list(scores.values())
+    value = _part_above(thresholds, strata)
+    if _are_single(strata):
+        return value, np.full_like(value, math.nan), np.full_like(value, math.nan)
     rng = np.random.default_rng(seed)
-    resampled = np.concatenate([fractions([resample(each, size, rng) for each in scores.values()]) for size in _sizes()])
-    low, high = np.quantile(resampled, ends(), axis=0)
-    return fractions(list(scores.values())), low, high
+    resampled = [_part_above(thresholds, [resample(each, size, rng) for each in strata]) for size in _sizes()]
+    low, high = np.quantile(np.concatenate(resampled), ends(), axis=0)
+    return value, low, high
+
+
+def _part_above(thresholds: Float[np.ndarray, "k"], strata: Sequence[Float[np.ndarray, "... _"]]) -> Float[np.ndarray, "... k"]:
+    return np.mean([np.mean(each[..., None] > thresholds, axis=-2) for each in strata], axis=0)
 
 
 def probability_of_improvement(ours: Scores, theirs: Scores, *, seed: int = 0) -> Estimate:
@@ -92,17 +96,24 @@ def probability_of_improvement(ours: Scores, theirs: Scores, *, seed: int = 0) -
 
     It is the Mann-Whitney U statistic over the number of pairs, averaged over the environments, which must be the same.
     """
-
-    def chance(a: Float[np.ndarray, "... n"], b: Float[np.ndarray, "... m"]) -> Reduced:
-        return np.mean(0.5 * (1 + np.sign(a[..., :, None] - b[..., None, :])), axis=(-2, -1))
-
-    value = np.mean([chance(ours[name], theirs[name]) for name in ours])
+    value = float(np.mean([_chance(ours[name], theirs[name]) for name in ours]))
+    if _are_single([*ours.values(), *theirs.values()]):
+        return Estimate(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     resampled = [
-        np.mean([chance(resample(ours[name], size, rng), resample(theirs[name], size, rng)) for name in ours], axis=0)
+        np.mean([_chance(resample(ours[name], size, rng), resample(theirs[name], size, rng)) for name in ours], axis=0)
         for size in _sizes()
     ]
-    return Estimate(float(value), *_interval(np.concatenate(resampled)))
+    return Estimate(value, *_interval(np.concatenate(resampled)))
+
+
+def _chance(ours: Float[np.ndarray, "... n"], theirs: Float[np.ndarray, "... m"]) -> Reduced:
+    return np.mean(0.5 * (1 + np.sign(ours[..., :, None] - theirs[..., None, :])), axis=(-2, -1))
+
+
+def _are_single(strata: Sequence[Float[np.ndarray, "_"]]) -> bool:
+    """Tell whether there is but one run of each kind, so that nothing says how much runs differ."""
+    return all(len(each) == 1 for each in strata)
 
 
 def resample(scores: Float[np.ndarray, "n"], count: int, rng: np.random.Generator) -> Float[np.ndarray, "count n"]:

@@ -124,7 +124,7 @@ def sensitivity_tables(scores: SweepScores) -> list[Table]:
 def scores_by_value(scores: SweepScores, field: str) -> list[tuple[Any, Scores]]:
     """Return the normalized scores of the runs at each value of a field, numbers in rising order.
 
-    Strata are environments with the values of all other fields: only seeds differ within them.
+    Strata are environments as the sweep file names them, with the values of all other fields: only seeds differ within them.
     """
     by_value: dict[Any, dict[str, list[float]]] = {}
     for run in scores.runs:
@@ -132,7 +132,7 @@ def scores_by_value(scores: SweepScores, field: str) -> list[tuple[Any, Scores]]
             value = run.swept[field]
             others = {name: other for name, other in run.swept.items() if name != field}
             strata = by_value.setdefault(tuple(value) if isinstance(value, list) else value, {})
-            strata.setdefault(f"{run.environment} {others}", []).append(scores.score(run, normalized=True))
+            strata.setdefault(f"{run.environment} {run.source} {others}", []).append(scores.score(run, normalized=True))
     values = list(by_value)
     if all(isinstance(value, int | float) for value in values):
         values.sort()
