@@ -57,12 +57,21 @@ def test_the_metrics_of_a_packed_run_are_those_of_the_run_alone(tmp_path):
     assert together[0] != together[1]
 
 
-def test_on_several_devices_each_has_its_share_and_none_waits_for_runs_to_divide(tmp_path):
+@pytest.fixture(scope="module")
+def three_runs():
     (program,) = plan(TINY | {"environments": ["fast"], "seeds": 3})
-    one = train_together(program.runs, tmp_path / "one", devices=jax.devices()[:1])
-    two = train_together(program.runs, tmp_path / "two", devices=jax.devices()[:2])
+    return program.runs
+
+
+@pytest.fixture(scope="module")
+def on_one_device(three_runs, tmp_path_factory):
+    return train_together(three_runs, tmp_path_factory.mktemp("one"), devices=jax.devices()[:1])
+
+
+def test_on_several_devices_each_has_its_share_and_none_waits_for_runs_to_divide(three_runs, on_one_device, tmp_path):
+    two = train_together(three_runs, tmp_path, devices=jax.devices()[:2])
     assert len(two) == 3
-    for records, others in zip(one, two, strict=True):
+    for records, others in zip(on_one_device, two, strict=True):
         for found, expected in zip(map(timeless, records), map(timeless, others), strict=True):
             np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-5)
 
@@ -71,7 +80,7 @@ class Stop(Exception):
     pass
 
 
-def begin(program, folder, devices):
+def begin(runs, folder, devices):
     """Train three iterations, of which the second leaves a checkpoint."""
 
     def stop(step, metrics):
@@ -79,19 +88,17 @@ def begin(program, folder, devices):
             raise Stop
 
     with pytest.raises(Stop):
-        train_together(program.runs, folder, devices=devices, progress_fn=stop)
+        train_together(runs, folder, devices=devices, progress_fn=stop)
 
 
-def test_what_was_begun_goes_on_with_another_number_of_devices(tmp_path):
-    (program,) = plan(TINY | {"environments": ["fast"], "seeds": 3})
-    whole = train_together(program.runs, tmp_path / "whole", devices=jax.devices()[:1])
-    begin(program, tmp_path / "parts", jax.devices()[:3])
+def test_what_was_begun_goes_on_with_another_number_of_devices(three_runs, on_one_device, tmp_path):
+    begin(three_runs, tmp_path, jax.devices()[:3])
     told = []
     options = {"devices": jax.devices()[:2], "progress_fn": lambda *arguments: told.append(arguments)}
-    parts = train_together(program.runs, tmp_path / "parts", **options)
+    parts = train_together(three_runs, tmp_path, **options)
     assert [step for step, _ in told] == [48, 64, 80, 96]
     assert {len(metrics["training/kl"]) for _, metrics in told} == {3}
-    for records, others in zip(parts, whole, strict=True):
+    for records, others in zip(parts, on_one_device, strict=True):
         for found, expected in zip(map(timeless, records), map(timeless, others), strict=True):
             np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-5)
 
@@ -101,7 +108,7 @@ def test_what_was_begun_goes_on_with_another_number_of_devices(tmp_path):
 def test_what_was_begun_and_cannot_be_read_is_trained_anew(tmp_path):
     (program,) = plan(TINY | {"environments": ["fast"]})
     whole = train_together(program.runs, tmp_path / "whole", devices=jax.devices()[:1])
-    begin(program, tmp_path / "torn", jax.devices()[:1])
+    begin(program.runs, tmp_path / "torn", jax.devices()[:1])
     for path in (tmp_path / "torn" / "checkpoints").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
