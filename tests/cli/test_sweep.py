@@ -1,6 +1,7 @@
 """`trpo-jax sweep` and `trpo-jax report`, from a sweep file to a page."""
 
 import contextlib
+import csv
 import os
 import resource
 import subprocess
@@ -89,7 +90,17 @@ def test_a_full_disk_is_one_clear_line_and_nothing_is_lost(limit, tmp_path, spaw
 
 
 def test_a_processors_cores_share_the_runs():
-    """In a process of its own, in which nothing has asked JAX for its devices yet; to load a pendulum is to do so."""
+    """In a process of its own, in which nothing has asked JAX for its devices yet."""
+    command = [sys.executable, "-m", "trpo_jax", "sweep", "mine.toml", "--runs-per-program", "2"]
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    Path("mine.toml").write_text(SWEEP.replace("[2, 3]", "[2]").replace("[0.8, 0.9]", "[0.8]"))
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    with Path("sweeps/mine/results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["num_devices"]) for row in rows] == [min(2, len(os.sched_getaffinity(0)))] * 2
+
+
+def test_they_do_where_loading_an_environment_asks_jax_for_its_devices():
     Path("mine.toml").write_text(SWEEP.replace("fast", "inverted_pendulum"))
     command = [sys.executable, "-m", "trpo_jax", "sweep", "mine.toml", "--dry-run"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}

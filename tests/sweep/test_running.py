@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sweep.sweeps import SIX_RUNS, TWO_CELLS, Silent, plan, records, sweep, sweep_slowly
+from sweep.sweeps import SIX_RUNS, TWO_CELLS, Silent, plan, records, runs_of, sweep, sweep_slowly
 from trpo_jax.sweep import executor
 from trpo_jax.sweep.folder import SweepFolder, begin_together
 from trpo_jax.sweep.running import jobs_left
@@ -108,8 +108,9 @@ def begun_together(path, names):
 
 
 def test_what_was_begun_goes_on_together_as_long_as_a_program_may_hold_as_many(tmp_path):
-    names = [run.name for program in plan(SIX_RUNS) for run in program.runs]
-    SweepFolder(tmp_path).begin([run for program in plan(SIX_RUNS) for run in program.runs])
+    runs = runs_of(SIX_RUNS)
+    names = [run.name for run in runs]
+    SweepFolder(tmp_path).begin(runs)
     folder, together = begun_together(tmp_path, names[:4])
     jobs = jobs_left(folder, plan(SIX_RUNS, most=4), finished=set())  # anew they would be three and three
     assert [len(job.runs) for job in jobs] == [4, 2]

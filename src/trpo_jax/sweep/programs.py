@@ -80,7 +80,12 @@ def free_bytes(devices: Sequence[jax.Device]) -> int:
     statistics = devices[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         return int(PART_OF_MEMORY * (statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)))
-    return int(PART_OF_MEMORY * free_bytes_of_host() / len(devices))
+    return share_of_host(len(devices))
+
+
+def share_of_host(num_shares: int) -> int:
+    """Return the memory that a program may take on each of so many devices that have this machine's memory in common."""
+    return int(PART_OF_MEMORY * free_bytes_of_host() / num_shares)
 
 
 def free_bytes_of_host(group: Path = Path("/sys/fs/cgroup")) -> int:

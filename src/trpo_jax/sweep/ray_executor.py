@@ -13,7 +13,7 @@ from typing import Any
 
 from trpo_jax.config import ConfigError
 from trpo_jax.sweep.executor import Done, Job, Listener, Outcome, choose_devices, outcome_of, train_job
-from trpo_jax.sweep.programs import PART_OF_MEMORY, free_bytes_of_host
+from trpo_jax.sweep.programs import share_of_host
 from trpo_jax.sweep.training import last_record
 
 RETRIES = 5
@@ -80,7 +80,7 @@ class RayExecutor:
         self.num_devices = max(1, int(tpus_per_program or gpus_per_program or cpus_per_program))
         if address is None and device == "cpu":
             num_at_once = max(1, int(self._ray.cluster_resources()["CPU"] / cpus_per_program))
-            self.memory_limit = int(PART_OF_MEMORY * free_bytes_of_host() / (num_at_once * self.num_devices))
+            self.memory_limit = share_of_host(num_at_once * self.num_devices)
 
     def __call__(self, jobs: Sequence[Job], *, deliver: Callable[[Job, Outcome], None], listener: Listener) -> None:
         """Do all jobs; progress within them is told where this process sees what workers write on the way."""

@@ -74,15 +74,18 @@ def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], *, finishe
     left = known.keys() - finished
     jobs = []
     for path, names in folder.begun():
-        if set(names) <= known.keys() and len(names) <= known[names[0]][1]:
-            if left & set(names):
-                jobs.append(Job(tuple(known[name][0] for name in names), path))
-                left -= set(names)
-                continue
-        else:
-            why = "a program may hold fewer runs now" if set(names) <= known.keys() else "some of them are planned no more"
-            warnings.warn(f"{len(names)} runs that were begun together are begun anew: {why}", stacklevel=2)
-        folder.drop(path)
+        obstacle = ""
+        if not set(names) <= known.keys():
+            obstacle = "some of them are planned no more"
+        elif len(names) > known[names[0]][1]:
+            obstacle = "a program may hold fewer runs now"
+        if obstacle:
+            warnings.warn(f"{len(names)} runs that were begun together are begun anew: {obstacle}", stacklevel=2)
+        if obstacle or not left & set(names):
+            folder.drop(path)
+            continue
+        jobs.append(Job(tuple(known[name][0] for name in names), path))
+        left -= set(names)
     for program in planned:
         rest = tuple(run for run in program.runs if run.name in left)
         if rest:
