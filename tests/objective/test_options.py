@@ -20,6 +20,8 @@ from trpo_jax.solver.trust_region_config import adapt_damping, init_trust_region
 from update_problems import CONFIG, NAMES, POLICIES, A, B, O, draw, examine, gaussian_fn, same_bits, update
 
 pytestmark = pytest.mark.quick_compilation
+compiled_update = jax.jit(trust_region_update, static_argnums=0)
+compiled_stateful_update = jax.jit(stateful_trust_region_update, static_argnums=0)
 
 
 def config(**changes):
@@ -69,9 +71,9 @@ def test_microbatches_divide_the_last_axis_so_that_time_stays_whole(x64):
         return DiagonalGaussian(mean, jnp.broadcast_to(params["log_std"], mean.shape))
 
     grid = grid._replace(log_prob=cumulative_policy(params, grid.observation).log_prob(grid.action))
-    whole = trust_region_update(cumulative_policy, params, grid, config())
+    whole = compiled_update(cumulative_policy, params, grid, config())
     assert whole[1].accepted
-    assert_same_update(trust_region_update(cumulative_policy, params, grid, config(num_microbatches=2)), whole, rtol=1e-9)
+    assert_same_update(compiled_update(cumulative_policy, params, grid, config(num_microbatches=2)), whole, rtol=1e-9)
 
 
 def test_memory_falls_with_the_number_of_microbatches():
@@ -122,8 +124,8 @@ def test_evenly_spaced_curvature_samples_are_a_multiple_of_the_microbatches():
 def test_random_sampling_changes_the_curvature_alone(x64):
     params, batch = draw("gaussian", "float64", seed=4)
     options = config(curvature_fraction=0.5, curvature_sampling="random")
-    (_, a), (_, b) = (trust_region_update(gaussian_fn, params, batch, options, key=jax.random.key(seed)) for seed in (0, 1))
-    _, whole = trust_region_update(gaussian_fn, params, batch, config())
+    (_, a), (_, b) = (compiled_update(gaussian_fn, params, batch, options, key=jax.random.key(seed)) for seed in (0, 1))
+    _, whole = compiled_update(gaussian_fn, params, batch, config())
     np.testing.assert_allclose([a.gradient_norm, b.gradient_norm], whole.gradient_norm, rtol=1e-12)
     assert len({float(info.step_norm) for info in (a, b, whole)}) == 3
 
@@ -225,9 +227,9 @@ def test_the_diagonal_estimate_is_the_fisher_matrixs_diagonal_up_to_its_sampling
     action = policy.mean + jnp.exp(policy.log_std) * jnp.asarray(rng.normal(size=policy.mean.shape))
     weight = jnp.asarray(rng.random(many))
     batch = Batch(observation, action, policy.log_prob(action), jnp.zeros(many), weight)
+    diagonal = jax.jit(fisher_diagonal, static_argnums=0)
     estimates = [
-        ravel_pytree(fisher_diagonal(gaussian_fn, params, jax.tree.map(lambda leaf, i=i: leaf[i::40], batch)))[0]
-        for i in range(40)
+        ravel_pytree(diagonal(gaussian_fn, params, jax.tree.map(lambda leaf, i=i: leaf[i::40], batch)))[0] for i in range(40)
     ]
     matvec = fisher_vector_product(lambda p: gaussian_fn(p, observation), params, weight=weight)
     flat, unravel = ravel_pytree(params)
@@ -240,9 +242,9 @@ def test_the_diagonal_estimate_is_the_fisher_matrixs_diagonal_up_to_its_sampling
 def test_the_diagonal_preconditioner_saves_iterations_and_changes_no_solution(x64):
     params, batch = badly_scaled("float64")
     options = dataclasses.replace(config(damping=1e-6, cg_iterations=1000), cg_tolerance=1e-16)
-    plain, plain_info = trust_region_update(linear_fn, params, batch, options)
+    plain, plain_info = compiled_update(linear_fn, params, batch, options)
     options = dataclasses.replace(options, preconditioner="diagonal")
-    preconditioned, info = trust_region_update(linear_fn, params, batch, options)
+    preconditioned, info = compiled_update(linear_fn, params, batch, options)
     assert plain_info.accepted
     for key in params:
         np.testing.assert_allclose(preconditioned[key], plain[key], rtol=1e-4)
@@ -252,13 +254,13 @@ def test_the_diagonal_preconditioner_saves_iterations_and_changes_no_solution(x6
 def test_a_warm_start_from_the_solution_itself_needs_no_iteration_whatever_the_gradients_scale(x64):
     params, batch = badly_scaled("float64")
     options = dataclasses.replace(config(warm_start=True, cg_iterations=100), cg_tolerance=1e-10)
-    update_fn = jax.jit(functools.partial(stateful_trust_region_update, linear_fn), static_argnames="config")
     start = init_trust_region_state(params, options)
-    new, state, cold = update_fn(params, batch, start, options)
-    plain, plain_info = trust_region_update(linear_fn, params, batch, dataclasses.replace(options, warm_start=False))
+    new, state, cold = compiled_stateful_update(linear_fn, params, batch, start, options)
+    plain, plain_info = compiled_update(linear_fn, params, batch, dataclasses.replace(options, warm_start=False))
     assert_same_update((new, cold), (plain, plain_info), rtol=1e-6)
     assert cold.cg_iterations > 5
-    again, _, warm = update_fn(params, batch._replace(advantage=-3.0 * batch.advantage), state, options)
+    opposite = batch._replace(advantage=-3.0 * batch.advantage)
+    again, _, warm = compiled_stateful_update(linear_fn, params, opposite, state, options)
     assert warm.cg_iterations == 0
     for key in params:
         np.testing.assert_allclose(again[key] - params[key], -(new[key] - params[key]), rtol=0.5, atol=1e-2)
@@ -269,10 +271,10 @@ def test_adaptive_damping_grows_after_a_shortened_step_shrinks_after_a_good_one_
     for max_kl, factor in ((1e-4, 1 / 1.5), (5.0, 1.5)):
         options = config(max_kl=max_kl, adaptive_damping=True)
         state = init_trust_region_state(params, options)
-        _, state, info = stateful_trust_region_update(gaussian_fn, params, batch, state, options)
+        _, state, info = compiled_stateful_update(gaussian_fn, params, batch, state, options)
         np.testing.assert_allclose(info.damping, CONFIG.damping, rtol=1e-6)
         np.testing.assert_allclose(state.damping, factor * CONFIG.damping, rtol=1e-6)
-        _, _, second = stateful_trust_region_update(gaussian_fn, params, batch, state, options)
+        _, _, second = compiled_stateful_update(gaussian_fn, params, batch, state, options)
         np.testing.assert_allclose(second.damping, factor * CONFIG.damping, rtol=1e-6)
         assert (info.step_fraction < 1) == (factor > 1)
 
@@ -281,10 +283,10 @@ def test_adaptive_damping_stays_in_range_and_is_left_alone_where_nothing_was_tri
     params, batch = draw("gaussian", "float32")
     options = config(adaptive_damping=True)
     state = init_trust_region_state(params, options)
-    _, untouched, _ = stateful_trust_region_update(gaussian_fn, params, batch._replace(advantage=jnp.zeros(B)), state, options)
+    _, untouched, _ = compiled_stateful_update(gaussian_fn, params, batch._replace(advantage=jnp.zeros(B)), state, options)
     assert untouched.damping == state.damping
     refused = batch._replace(advantage=jnp.nan * batch.advantage)
-    _, grown, _ = stateful_trust_region_update(gaussian_fn, params, refused, state._replace(damping=jnp.float32(900)), options)
+    _, grown, _ = compiled_stateful_update(gaussian_fn, params, refused, state._replace(damping=jnp.float32(900)), options)
     np.testing.assert_allclose(grown.damping, 1000, rtol=1e-6)
     yes, no = jnp.asarray(True), jnp.asarray(False)
     np.testing.assert_allclose(adapt_damping(jnp.float32(1.2e-6), good=yes, poor=no), 1e-6, rtol=1e-6)

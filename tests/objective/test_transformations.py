@@ -57,7 +57,7 @@ def test_a_batch_split_over_devices_by_shard_map_gives_the_update_of_the_whole(x
     params, batch = problem()
     config = dataclasses.replace(CONFIG, **OPTIONS[option])
     state = init_trust_region_state(params, config)
-    whole = step(params, state, batch, config=config)
+    whole = jax.jit(step, static_argnames="axis_name")(params, state, batch, config=config)
     assert whole[-1].accepted
     for check_vma in (True, False):
         split = jax.shard_map(
@@ -84,9 +84,8 @@ def test_sharded_arrays_under_jit_give_the_update_of_one_device(x64, mesh):
 def test_a_named_axis_of_vmap_splits_the_batch_too(x64):
     params, batch = problem()
     pieces = jax.tree.map(lambda leaf: leaf.reshape(DEVICES, -1, *leaf.shape[1:]), batch)
-    new, info = jax.vmap(lambda piece: trust_region_update(gaussian_fn, params, piece, CONFIG, axis_name="i"), axis_name="i")(
-        pieces
-    )
+    update_fn = functools.partial(trust_region_update, gaussian_fn, config=CONFIG, axis_name="i")
+    new, info = jax.jit(jax.vmap(update_fn, in_axes=(None, 0), axis_name="i"))(params, pieces)
     whole = update("gaussian", params, batch, CONFIG)
     for i in range(DEVICES):
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], (new, info)), whole)
@@ -150,7 +149,7 @@ def test_bfloat16_parameters_keep_the_promise_and_come_close_to_float32(num_micr
 def test_mixed_precision_params_are_updated_each_in_its_own_dtype(x64):
     params, batch = draw("gaussian", "float64", seed=3)
     params["bias"] = params["bias"].astype("float32")
-    new, info = trust_region_update(gaussian_fn, params, batch, CONFIG)
+    new, info = update("gaussian", params, batch, CONFIG)
     assert info.accepted
     assert (new["bias"].dtype, new["in"].dtype) == (jnp.dtype("float32"), jnp.dtype("float64"))
     kl, _, improvement, _ = examine("gaussian", params, new, batch, 0.0)
@@ -193,4 +192,5 @@ def test_the_batch_may_hold_any_structure_of_observations_and_actions():
     def policy_fn(params, observation):
         return gaussian_fn(params, jnp.concatenate([observation["a"], observation["b"][0]], axis=-1))
 
-    assert_close(trust_region_update(policy_fn, params, nested, CONFIG), update("gaussian", params, batch, CONFIG), rtol=1e-4)
+    updated = jax.jit(trust_region_update, static_argnums=0)(policy_fn, params, nested, CONFIG)
+    assert_close(updated, update("gaussian", params, batch, CONFIG), rtol=1e-4)

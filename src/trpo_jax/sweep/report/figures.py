@@ -22,7 +22,8 @@ def make_figures(scores: SweepScores) -> dict[str, tuple[str, Any]]:
     Raises:
         ConfigError: matplotlib is missing.
     """
-    figures = {"curves": ("Return over environment steps: interquartile mean over seeds, and its 95 % band.", curves(scores))}
+    about = "Return over environment steps: interquartile mean over seeds and, of several, its 95 % band."
+    figures = {"curves": (about, curves(scores))}
     if len(scores.settings) > 1 or len(scores.environments) > 1:
         about = "Performance profiles: the part of runs whose normalized return is above a threshold, and 95 % bands."
         figures["profiles"] = (about, profiles(scores))
