@@ -10,6 +10,7 @@ bootstrap over seeds, 95 %. What the folder holds already, speeds too, is not me
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -90,8 +91,9 @@ def check_comparable(plan: Sequence[Run]) -> None:
 
 
 def known_speeds(folder: Path, run: Run, ppo_settings: Settings, num_stretches: int) -> dict[str, float]:
-    """Return what the folder holds of the speeds on an environment, or measure them and keep them there."""
-    file = folder / f"speeds-{run.config.environment}.json"
+    """Return what the folder holds of the speeds of these settings on an environment, or measure them and keep them there."""
+    settings = hashlib.sha256(repr((run.config.trpo, sorted(ppo_settings.items()))).encode()).hexdigest()[:12]
+    file = folder / f"speeds-{run.config.environment}-{settings}.json"
     if not file.is_file():
         write_whole(file, json.dumps(measure_speeds(run, ppo_settings, num_stretches)) + "\n")
     return json.loads(file.read_text(encoding="utf-8"))

@@ -82,6 +82,8 @@ def test_speeds_are_measured_once(tmp_path, monkeypatch):
     assert suite.known_speeds(tmp_path, run, brax_ppo.ONE_SETTING, 1) == SPEEDS
     monkeypatch.delattr(suite, "measure_speeds")
     assert suite.known_speeds(tmp_path, run, brax_ppo.ONE_SETTING, 1) == SPEEDS
+    with pytest.raises(NameError, match="measure_speeds"):
+        suite.known_speeds(tmp_path, run, brax_ppo.SMALL_SCALE, 1)
 
 
 @pytest.mark.brax
