@@ -30,10 +30,12 @@ from ppo_runs import PPORun, train_all
 from time_to_return import OURS, PPO, take
 from trpo_jax.config import ConfigError
 from trpo_jax.environments.brax import resolve_backend
+from trpo_jax.sweep.fields import fields_of
 from trpo_jax.sweep.plan import Run, plan_file
 from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.scores import ScoredRun, gather, read_scores
-from trpo_jax.sweep.report.statistics import Estimate, estimate, mean, probability_of_improvement
+from trpo_jax.sweep.report.statistics import estimate, mean, probability_of_improvement
+from trpo_jax.sweep.report.tables import show
 from trpo_jax.training.devices import num_cores_to_use
 from trpo_jax.training.files import write_whole
 
@@ -85,9 +87,18 @@ def check_comparable(plan: Sequence[Run]) -> None:
     settings = {(run.config.environment, repr(run.config.trpo)) for run in plan}
     if len(settings) > len(environments):
         raise ConfigError("sweep", f"{len(settings)} settings of {len(environments)} environments", "one of each")
+    if len({(run.config.environment, run.config.num_timesteps) for run in plan}) > len(environments):
+        raise ConfigError("num_timesteps", "several", "one an environment")
     for run in plan:
-        if run.config.backend != resolve_backend(run.config.environment):
-            raise ConfigError("backend", run.config.backend, f"{resolve_backend(run.config.environment)}, on which PPO trains")
+        for name, value in as_ppo_trains(run).items():
+            if (found := fields_of(run.config)[name]) != value:
+                raise ConfigError(name, found, f"{value}, with which PPO trains and is evaluated")
+
+
+def as_ppo_trains(run: Run) -> dict[str, Any]:
+    """Return what PPO's runs in an environment have in common with ours."""
+    same = {"episode_length": ONE_SETTING["episode_length"], "action_repeat": 1, "deterministic_eval": True, "suite": "brax"}
+    return same | {"backend": resolve_backend(run.config.environment)}
 
 
 def known_speeds(folder: Path, run: Run, ppo_settings: Settings, num_stretches: int) -> dict[str, float]:
@@ -147,7 +158,7 @@ def compare(ours: Sequence[ScoredRun], theirs: Sequence[ScoredRun], *, steps: in
         f"{PPO}, same time": returns_at(theirs, steps_in_same_time(steps, speeds)),
     }
     better = {
-        f"P({OURS} > {name})": in_words(probability_of_improvement({environment: returns[OURS]}, {environment: values}), 2)
+        f"P({OURS} > {name})": show(probability_of_improvement({environment: returns[OURS]}, {environment: values}))
         for name, values in returns.items()
         if name != OURS
     }
@@ -155,7 +166,7 @@ def compare(ours: Sequence[ScoredRun], theirs: Sequence[ScoredRun], *, steps: in
         "environment": environment,
         "steps": steps,
         "seeds": len(ours),
-        **{name: in_words(estimate({environment: values}, mean)) for name, values in returns.items()},
+        **{name: show(estimate({environment: values}, mean)) for name, values in returns.items()},
         **better,
         **{f"{name}, steps/s": round(speed) for name, speed in speeds.items()},
         **{f"{name}, each seed": ", ".join(f"{value:.4g}" for value in values) for name, values in returns.items()},
@@ -165,11 +176,6 @@ def compare(ours: Sequence[ScoredRun], theirs: Sequence[ScoredRun], *, steps: in
 def returns_at(runs: Sequence[ScoredRun], steps: float) -> np.ndarray:
     """Return where each learning curve is after so many steps."""
     return np.array([np.interp(steps, *zip(*run.curve, strict=True)) for run in runs])
-
-
-def in_words(value: Estimate, digits: int = 4) -> str:
-    """Write an estimate with its interval."""
-    return f"{value.value:.{digits}g} ({value.low:.{digits}g} to {value.high:.{digits}g})"
 
 
 if __name__ == "__main__":

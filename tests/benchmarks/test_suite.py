@@ -70,10 +70,17 @@ def test_what_cannot_be_compared_is_refused():
     suite.check_comparable(plan_file(SWEEPS / "one_setting.toml"))
     with pytest.raises(ConfigError, match=r"sweep: got .84 settings of 7 environments., allowed: one of each"):
         suite.check_comparable([run for number in ("", "_2") for run in plan_file(SWEEPS / f"one_setting_search{number}.toml")])
-    run = plan_file(SWEEPS / "one_setting.toml")[0]
-    other = run._replace(config=dataclasses.replace(run.config, backend="generalized"))
-    with pytest.raises(ConfigError, match="backend: got 'generalized', allowed: spring, on which PPO trains"):
-        suite.check_comparable([other])
+    run, same, *_ = plan_file(SWEEPS / "one_setting.toml")
+    with pytest.raises(ConfigError, match="num_timesteps: got 'several', allowed: one an environment"):
+        suite.check_comparable([run, same._replace(config=dataclasses.replace(run.config, num_timesteps=100))])
+    short = dataclasses.replace(run.config.trpo, episode_length=500)
+    for change, message in (
+        ({"backend": "generalized"}, "backend: got 'generalized', allowed: spring, with which PPO trains"),
+        ({"deterministic_eval": False}, "deterministic_eval: got False, allowed: True, with which PPO"),
+        ({"trpo": short}, "episode_length: got 500, allowed: 1000, with which PPO"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            suite.check_comparable([run._replace(config=dataclasses.replace(run.config, **change))])
 
 
 def test_speeds_are_measured_once(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from trpo_jax.cli import main
+from trpo_jax.sweep import executor
 
 SWEEP = """
 environments = ["fast"]
@@ -64,6 +65,20 @@ def test_a_sweep_trains_reports_and_does_nothing_when_called_again(capsys):
     assert main.run(["report", "sweeps/mine", "--out", "told"]) == 0
     assert capsys.readouterr().out == "wrote told/report.html\n"
     assert "8 of 8 runs are finished" in Path("told/report.md").read_text()
+
+
+def test_a_program_that_fails_is_told_of_in_whole_and_is_an_exit_code(capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(executor, "train_together", fail)
+    assert main.run(["sweep", "mine.toml"]) == 1
+    printed = capsys.readouterr()
+    failed = "fast: 4 runs failed: 2 values of gae_lambda, trust_region.cg_iterations = 2, 2 seeds; the others go on"
+    assert failed in printed.out.splitlines()
+    assert printed.err.count("RuntimeError: RESOURCE_EXHAUSTED\nIn a program of 4 runs: fast-") == 2
+    message = "2 of 2 programs failed, the others are finished; the same command tries them again"
+    assert printed.err.splitlines()[-1] == f"trpo-jax sweep: error: {message}"
 
 
 def _sweep_without_disk(path, limit):

@@ -9,6 +9,7 @@ import pytest
 from sweep.sweeps import SIX_RUNS, runs_of
 from trpo_jax import ConfigError
 from trpo_jax.sweep.folder import SweepFolder, begin_together
+from trpo_jax.training.run_folder import locked
 
 RECORDS = [{"step": 16, "training/kl": 0.5}, {"step": 32, "eval/episode_reward": 3.0}]
 
@@ -95,7 +96,7 @@ with SweepFolder({str(begun.path)!r}).locked():
         pass
 
 
-def test_what_was_begun_is_found_again_by_its_runs_if_there_is_a_checkpoint_to_go_on_from(begun):
+def test_what_was_begun_is_found_again_by_its_runs_and_whether_there_is_a_checkpoint_to_go_on_from(begun):
     names = list(begun.planned())
     path, other, bare = (begun.place_of(some) for some in (names[:2], names[2:4], names[4:]))
     assert len({path, other, bare}) == 3
@@ -105,11 +106,24 @@ def test_what_was_begun_is_found_again_by_its_runs_if_there_is_a_checkpoint_to_g
     begin_together(bare, names[4:])
     for each in (path, other):
         (each / "checkpoints" / "16").mkdir(parents=True)
-    assert {tuple(runs) for _, runs in begun.begun()} == {tuple(names[:2]), tuple(names[2:4])}
-    assert not bare.exists()
-    (path / "runs.json").write_text("[")  # torn
-    assert [runs for _, runs in begun.begun()] == [names[2:4]]
+    (other / "runs.json").write_text("[")  # torn
+    found = {(each.path, each.names, each.goes_on) for each in begun.begun()}
+    assert found == {(path, tuple(names[:2]), True), (other, (), True), (bare, tuple(names[4:]), False)}
+
+
+def test_where_a_worker_trains_nothing_is_removed(begun, monkeypatch):
+    monkeypatch.setattr("trpo_jax.sweep.folder.PATIENCE", 0.05)
+    path = begun.place_of(["one"])
+    begin_together(path, ["one"])
+    with (
+        locked(path, AssertionError()),
+        pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a folder in which no other worker is training"),
+    ):
+        begun.drop(path)
+    assert path.is_dir()
+    begun.drop(path)
     assert not path.exists()
+    begun.drop(path)
 
 
 def test_a_plan_that_a_kill_has_torn_does_not_lock_anyone_out(tmp_path):

@@ -93,14 +93,29 @@ def test_a_program_knows_how_many_runs_it_may_hold():
     assert {program.capacity for program in plan(SIX_RUNS, memory_limit=4 * each, num_devices=2)} == {8}
     assert {program.capacity for program in plan(SIX_RUNS, memory_limit=4 * each, most=5)} == {4}
     assert {program.capacity for program in plan(SIX_RUNS, most=5)} == {5}
+    less = plan(SIX_RUNS, memory_limit=2 * each, limit_of_begun=4 * each)
+    assert {(len(program.runs), program.capacity) for program in less} == {(2, 4)}
+    assert {program.capacity for program in plan(SIX_RUNS, memory_limit=2 * each, limit_of_begun=4 * each, most=3)} == {3}
 
 
-def test_a_control_groups_limit_counts_and_what_it_holds_of_files_is_free(tmp_path):
-    of_machine = free_bytes_of_host(tmp_path)
+VERSION_1 = "memory/", "5:cpu,cpuacct:/other\n4:memory:/job/step\n", ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
+VERSION_2 = "", "0::/job/step\n", ("max", "current", "inactive_file")
+
+
+@pytest.mark.parametrize("at", ["", "job", "job/step"])
+@pytest.mark.parametrize("version", [VERSION_1, VERSION_2])
+def test_a_control_groups_limit_counts_and_what_it_holds_of_files_is_free(version, at, tmp_path):
+    top, line, (limit, current, cached) = version
+    groups, own = tmp_path / "groups", tmp_path / "own"
+    own.write_text(line)
+    of_machine = free_bytes_of_host(groups, own)
     assert of_machine > 10**7
-    (tmp_path / "memory.max").write_text("10000000\n")
-    (tmp_path / "memory.current").write_text("9000000\n")
-    (tmp_path / "memory.stat").write_text("anon 2000000\nfile 7000000\ninactive_file 6000000\nactive_file 1000000\n")
-    assert free_bytes_of_host(tmp_path) == 7_000_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_bytes_of_host(tmp_path) == pytest.approx(of_machine, rel=0.2)
+    group = groups / top / at
+    group.mkdir(parents=True)
+    (group / f"memory.{limit}").write_text("10000000\n")
+    (group / f"memory.{current}").write_text("9000000\n")
+    (group / "memory.stat").write_text(f"anon 2000000\nfile 7000000\n{cached} 6000000\nactive_file 1000000\n")
+    assert free_bytes_of_host(groups, own) == 7_000_000
+    (group / f"memory.{limit}").write_text("max\n")
+    assert free_bytes_of_host(groups, own) == pytest.approx(of_machine, rel=0.2)
+    assert free_bytes_of_host(groups, tmp_path / "none") == pytest.approx(of_machine, rel=0.2)

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from sweep.sweeps import TINY, Silent, records, sweep
+from sweep.sweeps import TINY, TWO_CELLS, Silent, plan, records, sweep
 from trpo_jax import ConfigError
+from trpo_jax.sweep.folder import SweepFolder
 
 ray = pytest.importorskip("ray", reason='needs the extra "ray"')
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -60,7 +61,7 @@ class Killer(Silent):
 
     def start(self, job):
         super().start(job)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while self.killed is None and time.monotonic() < deadline:
             lines = [path.read_text().count("\n") for path in self.unfinished.glob("*/metrics.jsonl")]
             if lines and 20 < max(lines) < 90 and workers():
@@ -83,6 +84,20 @@ def test_every_run_is_finished_once_though_a_worker_is_killed(cluster, tmp_path)
         assert all(one != next_one for one, next_one in itertools.pairwise(steps))  # each iteration once
     assert records(tmp_path / "there") == records(tmp_path / "here")
     assert len((tmp_path / "there" / "results.csv").read_text().splitlines()) == 5
+
+
+def test_a_program_that_fails_where_it_is_trained_keeps_no_other_from_being_trained(cluster, tmp_path):
+    folder = SweepFolder(tmp_path)
+    first, _ = plan(TWO_CELLS)
+    folder.unfinished.mkdir()
+    folder.place_of([run.name for run in first.runs]).write_text("no folder can be made here")
+    folder.plan.write_text("[]")
+    with executor(cluster.address) as ours, pytest.raises(ExceptionGroup, match="1 of 2 programs failed") as error:
+        sweep(tmp_path, TWO_CELLS, ours)
+    (failure,) = error.value.exceptions
+    assert isinstance(failure, FileExistsError)
+    assert "_train_remotely" in failure.__notes__[0]  # the worker's own traceback
+    assert len(records(tmp_path)) == 4
 
 
 def test_what_the_cluster_has_not_got_is_named(cluster):

@@ -177,6 +177,16 @@ def test_a_single_run_is_reported_without_comparisons(tmp_path):
     assert "as configured" in (folder.path / "report" / "report.md").read_text()
 
 
+def test_settings_of_one_seed_each_are_drawn_and_have_no_intervals(tmp_path):
+    mapping = TINY | {"environments": ["fast"], "grid": {"discounting": [0.8, 0.9, 1.0]}}
+    path = pretend(tmp_path / "sweep", mapping, lambda run: [{"step": 96, "eval/episode_reward": run.config.trpo.discounting}])
+    assert write_report(path).is_file()
+    words = (path / "report" / "report.md").read_text()
+    assert "0.95" not in words
+    assert "nan" not in words
+    assert " to " not in "".join(line for line in words.splitlines() if line.startswith("|"))
+
+
 def pretend(path, mapping, records_of):
     folder = SweepFolder(path)
     runs = runs_of(mapping)

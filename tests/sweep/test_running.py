@@ -1,16 +1,20 @@
 """A sweep trains every run once, whatever happens to it on the way."""
 
+import gc
 import json
 import random
 import shutil
 import time
+import weakref
 
 import pytest
 
 from sweep.sweeps import SIX_RUNS, TWO_CELLS, Silent, plan, records, runs_of, sweep, sweep_slowly
+from trpo_jax import ConfigError
 from trpo_jax.sweep import executor
 from trpo_jax.sweep.folder import SweepFolder, begin_together
 from trpo_jax.sweep.running import jobs_left
+from trpo_jax.training.checkpoint import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +82,9 @@ def test_a_program_that_fails_keeps_no_other_from_being_trained(tmp_path, monkey
     monkeypatch.setattr(executor, "train_together", train_or_fail)
     with pytest.raises(ExceptionGroup, match="1 of 2 programs failed, the others are finished") as error:
         sweep(tmp_path, TWO_CELLS, progress=Told())
-    assert [str(each) for each in error.value.exceptions] == ["RESOURCE_EXHAUSTED"]
+    (failure,) = error.value.exceptions
+    assert str(failure) == "RESOURCE_EXHAUSTED"
+    assert failure.__notes__[0].startswith("In a program of 4 runs: fast-")
     assert told == [(4, "RESOURCE_EXHAUSTED")]
     assert len(records(tmp_path)) == 4
     monkeypatch.setattr(executor, "train_together", train)
@@ -116,10 +122,74 @@ def test_what_was_begun_goes_on_together_as_long_as_a_program_may_hold_as_many(t
     assert [len(job.runs) for job in jobs] == [4, 2]
     assert jobs[0].folder == together
     assert [len(job.runs) for job in jobs_left(folder, plan(SIX_RUNS, most=4), finished=set(names[:3]))] == [4, 2]
-    with pytest.warns(UserWarning, match="4 runs that were begun together are begun anew: a program may hold fewer runs now"):
-        jobs = jobs_left(folder, plan(SIX_RUNS, most=3), finished=set())
-    assert [len(job.runs) for job in jobs] == [3, 3]
+    with pytest.warns(UserWarning, match="3 runs are begun anew: a program may not hold all of their company any more"):
+        jobs = jobs_left(folder, plan(SIX_RUNS, most=3), finished=set(names[3:4]))
+    assert [len(job.runs) for job in jobs] == [3, 2]
     assert not together.exists()
+
+
+def test_what_was_begun_with_runs_that_are_planned_no_more_begins_anew(tmp_path):
+    names = [run.name for run in runs_of(SIX_RUNS)]
+    SweepFolder(tmp_path).begin(runs_of(SIX_RUNS))
+    folder, together = begun_together(tmp_path, names)
+    with pytest.warns(UserWarning, match="3 runs are begun anew: others that they were trained with are planned no more"):
+        jobs = jobs_left(folder, plan(SIX_RUNS | {"seeds": 1}), finished=set())
+    assert [len(job.runs) for job in jobs] == [3]
+    assert not together.exists()
+
+
+def test_a_kill_between_the_last_result_and_the_end_leaves_nothing_to_do_or_to_warn_of(tmp_path):
+    names = [run.name for run in runs_of(SIX_RUNS)]
+    SweepFolder(tmp_path).begin(runs_of(SIX_RUNS))
+    folder, together = begun_together(tmp_path, names)
+    assert jobs_left(folder, plan(SIX_RUNS, most=2), finished=set(names)) == []
+    assert not together.exists()
+
+
+def test_what_lies_aside_or_has_no_checkpoint_stays_until_the_sweep_is_done(tmp_path):
+    names = [run.name for run in runs_of(SIX_RUNS)]
+    folder = SweepFolder(tmp_path)
+    folder.begin(runs_of(SIX_RUNS))
+    other = folder.place_of(names[:2])
+    begin_together(other, names[:2])
+    (other / "checkpoints-unusable").mkdir()
+    jobs = jobs_left(folder, plan(SIX_RUNS), finished=set())
+    assert [len(job.runs) for job in jobs] == [6]
+    assert (other / "checkpoints-unusable").is_dir()
+    sweep(tmp_path, SIX_RUNS)
+    assert list(folder.unfinished.iterdir()) == []
+
+
+def test_a_failure_holds_on_to_nothing_that_the_next_job_needs_memory_for():
+    class Array:
+        pass
+
+    alive = []
+
+    def fail():
+        array = Array()
+        alive.append(weakref.ref(array))
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    def wrapped():
+        try:
+            fail()
+        except RuntimeError as error:
+            raise ValueError from error
+
+    outcomes = [executor.outcome_of(work) for work in (fail, wrapped)]
+    assert [type(outcome) for outcome in outcomes] == [RuntimeError, ValueError]
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+
+
+@pytest.mark.parametrize("error", [ConfigError("device", "gpu", "cpu"), CheckpointError("a checkpoint cannot be written")])
+def test_what_all_programs_would_meet_ends_a_sweep_at_once(error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error)):
+        executor.outcome_of(fail)
 
 
 def test_killed_at_ten_random_moments_every_run_is_finished_once_and_as_if_undisturbed(tmp_path, spawn):

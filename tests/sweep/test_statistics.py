@@ -49,8 +49,10 @@ def test_where_nothing_varies_by_chance_no_interval_is_made_up():
     chance = statistics.probability_of_improvement(single, {"ant": np.array([0.0]), "hopper": np.array([4.0])})
     assert chance.value == 0.5
     assert np.isnan(chance[1:]).all()
-    several = statistics.probability_of_improvement(single, {"ant": np.array([0.0, 2.0]), "hopper": np.array([4.0])})
-    assert several.low < several.value < several.high
+    several = {"ant": np.array([0.0, 2.0]), "hopper": np.array([4.0])}
+    assert np.isnan(statistics.probability_of_improvement(single, several)[1:]).all()
+    chance = statistics.probability_of_improvement({"ant": np.array([1.0, 3.0]), "hopper": np.array([3.0])}, several)
+    assert chance.low < chance.value < chance.high
     part, *interval = statistics.performance_profile(single, np.array([2.0]))
     assert part == 0.5
     assert np.isnan(interval).all()

@@ -115,6 +115,7 @@ def test_what_was_begun_and_cannot_be_read_is_trained_anew(tmp_path):
     with pytest.warns(UserWarning, match="what was begun there is trained anew"):
         again = train_together(program.runs, tmp_path / "torn", devices=jax.devices()[:1])
     assert list(map(timeless, again[0])) == list(map(timeless, whole[0]))
+    assert list((tmp_path / "torn" / "checkpoints-unusable").iterdir())
 
 
 @pytest.mark.brax

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,8 @@ DESCRIPTION = (
     "of it."
 )
 
+FAILED = 1
+"""Exit code where some of the programs failed."""
 WIDTH = 120
 """Characters a line, where stdout is no terminal."""
 
@@ -45,7 +48,8 @@ class SweepArguments:
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """What to train on; auto takes the best that JAX sees, and with Ray what programs ask for, else processors."""
     memory_limit: Annotated[float | None, tyro.conf.arg(metavar="GIB")] = None
-    """Memory that a program may take on each device, in GiB; by default half of what is free there, on a Ray cluster 4."""
+    """Memory that a program may take on each device, in GiB; by default half of what is free there, and 4 where Ray's workers
+    have other devices than this machine's processors."""
     runs_per_program: int | None = None
     """Runs that a program may hold, whatever their memory."""
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
@@ -72,16 +76,24 @@ def sweep_command(arguments: list[str]) -> int:
         raise ConfigError("tpus_per_program", parsed.tpus_per_program, "a whole number")
 
     from trpo_jax.sweep.plan import plan_file
-    from trpo_jax.sweep.programs import plan_programs
+    from trpo_jax.sweep.programs import PART_OF_MEMORY, plan_programs
 
     with _executor(parsed) as executor:  # first of all: to plan is to use JAX, which decides then what its devices are
         runs = plan_file(parsed.file)
-        limit = executor.memory_limit if parsed.memory_limit is None else round(parsed.memory_limit * 2**30)
-        planned = plan_programs(runs, memory_limit=limit, num_devices=executor.num_devices, most=parsed.runs_per_program)
-        if parsed.dry_run:
-            show_plan(planned, executor.num_devices)
+        if parsed.memory_limit is None:  # how much is free wavers; what was begun goes on as long as all that is free will do
+            limit, limit_of_begun = executor.memory_limit, int(executor.memory_limit / PART_OF_MEMORY)
         else:
-            _sweep(parsed, runs, planned, executor)
+            limit = limit_of_begun = round(parsed.memory_limit * 2**30)
+        planned = plan_programs(
+            runs,
+            memory_limit=limit,
+            num_devices=executor.num_devices,
+            most=parsed.runs_per_program,
+            limit_of_begun=limit_of_begun,
+        )
+        if not parsed.dry_run:
+            return _sweep(parsed, runs, planned, executor)
+        show_plan(planned, executor.num_devices)
     return 0
 
 
@@ -110,7 +122,7 @@ def _executor(arguments: SweepArguments) -> Iterator[Any]:
         yield executor
 
 
-def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any], executor: Any) -> None:
+def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any], executor: Any) -> int:
     from trpo_jax.sweep.folder import SweepFolder
     from trpo_jax.sweep.running import run_sweep
 
@@ -123,7 +135,11 @@ def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any
         except (KeyboardInterrupt, SystemExit):
             console.interrupted()
             raise
+        except ExceptionGroup as error:  # each of which the console has told in whole
+            print(f"trpo-jax sweep: error: {error.message}", file=sys.stderr)
+            return FAILED
     console.finish(folder.results)
+    return 0
 
 
 def show_plan(planned: Sequence[Any], num_devices: int) -> None:
@@ -200,9 +216,10 @@ class SweepConsole:
         say(f"{job.runs[0].config.environment}: {len(job.runs)} finished, {num_finished} of {self._num_runs} in all")
 
     def failed(self, job: Any, error: Exception) -> None:
-        """Say that a job has failed; what went wrong in whole is told at the end."""
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        say(f"{job.runs[0].config.environment}: {_count('run', len(job.runs))} failed, the others go on ({words})")
+        """Say that a job has failed, and how."""
+        traceback.print_exception(error)
+        failed = f"{_count('run', len(job.runs))} failed: {_values(job.runs)}; the others go on"
+        say(f"{job.runs[0].config.environment}: {failed}")
 
     def interrupted(self) -> None:
         """Say what Ctrl-C or SIGTERM left behind."""

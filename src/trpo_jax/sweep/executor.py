@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 
 from trpo_jax.config import ConfigError
-from trpo_jax.sweep.folder import begin_together
+from trpo_jax.sweep.folder import PATIENCE, begin_together
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.programs import free_bytes
 from trpo_jax.sweep.training import Records, train_together
@@ -22,8 +22,6 @@ from trpo_jax.training.devices import show_cores_as_devices
 from trpo_jax.training.loop import ProgressFn
 from trpo_jax.training.run_folder import locked
 
-PATIENCE = 120.0
-"""Seconds to wait for a worker of a sweep that was killed to let go of its runs."""
 VERSIONS = ("trpo-jax", "jax", "jaxlib", "flax", "brax", "mujoco")
 
 
@@ -130,7 +128,10 @@ def outcome_of(work: Callable[[], Done]) -> Outcome:
     except (ConfigError, CheckpointError, OSError):
         raise
     except Exception as error:
-        traceback.clear_frames(error.__traceback__)  # they hold on to arrays, and so to memory that the next job needs
+        cause: BaseException | None = error
+        while cause is not None:  # frames hold on to arrays, and so to memory that the next job needs
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
         return error
 
 
@@ -139,8 +140,8 @@ def train_job(job: Job, devices: Sequence[jax.Device], *, progress_fn: ProgressF
     devices = devices[: len(job.runs)]
     where = provenance(devices)
     begin_together(job.folder, [run.name for run in job.runs])
-    taken = ConfigError("sweep_dir", str(job.folder), "a folder in which no other worker is training")
-    with locked(job.folder, taken, patience=PATIENCE):
+    taken = f"another worker still trains in {job.folder}, after {PATIENCE:.0f} seconds"
+    with locked(job.folder, RuntimeError(taken), patience=PATIENCE):
         return Done(train_together(job.runs, job.folder, devices=devices, progress_fn=progress_fn), where)
 
 

@@ -18,6 +18,9 @@ from trpo_jax.training.checkpoint import has_checkpoints
 from trpo_jax.training.files import NEW, write_whole
 from trpo_jax.training.run_folder import LOCK, locked
 
+PATIENCE = 120.0
+"""Seconds to wait for a worker of a sweep that was killed to let go of its runs."""
+
 
 class Finished(NamedTuple):
     """What a finished run has left."""
@@ -30,6 +33,16 @@ class Finished(NamedTuple):
     def records(self) -> Records:
         """Its metrics."""
         return [json.loads(line) for line in self.body.splitlines()]
+
+
+class Begun(NamedTuple):
+    """What a training has left unfinished."""
+
+    path: Path
+    names: tuple[str, ...]
+    """Of its runs; none, where it does not say."""
+    goes_on: bool
+    """Whether it has left a checkpoint."""
 
 
 class SweepFolder:
@@ -119,18 +132,15 @@ class SweepFolder:
         writer.writerows(rows)
         write_whole(self.results, table.getvalue())
 
-    def begun(self) -> list[tuple[Path, list[str]]]:
-        """Return what trainings have left unfinished, with a checkpoint to go on from: a folder, and the names of its runs."""
+    def begun(self) -> list[Begun]:
+        """Return what trainings have left unfinished."""
         found = []
         for path in sorted(self.unfinished.iterdir()):
             try:
-                names = [str(name) for name in json.loads((path / "runs.json").read_text(encoding="utf-8"))]
+                names = tuple(str(name) for name in json.loads((path / "runs.json").read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
-                names = []
-            if names and has_checkpoints(path / "checkpoints"):
-                found.append((path, names))
-            else:
-                self.drop(path)
+                names = ()
+            found.append(Begun(path, names, has_checkpoints(path / "checkpoints")))
         return found
 
     def place_of(self, names: Sequence[str]) -> Path:
@@ -138,8 +148,15 @@ class SweepFolder:
         return self.unfinished / hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
     def drop(self, path: Path) -> None:
-        """Remove what is unfinished, since it has been finished or is of no use."""
-        shutil.rmtree(path, ignore_errors=True)
+        """Remove what is unfinished, since it has been finished or is of no use.
+
+        Raises:
+            ConfigError: a worker trains in it.
+        """
+        if path.is_dir():
+            taken = ConfigError("sweep_dir", str(path), "a folder in which no other worker is training")
+            with locked(path, taken, patience=PATIENCE):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _file(self, name: str) -> Path:
         return self.runs / f"{name}.jsonl"

@@ -22,6 +22,13 @@ COPIES_OF_BATCH = 4
 PART_OF_MEMORY = 0.5
 """Of what a device has free, what a program may take where nothing else is said."""
 
+CONTROL_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of a control group, in the second version and in the first: its limit, what it uses, and the contents of files in that, which
+give way."""
+
 
 class PlannedProgram(NamedTuple):
     """Runs that a sweep trains together."""
@@ -32,15 +39,23 @@ class PlannedProgram(NamedTuple):
     cell: int
     """Which of the sweep's cells they are of, from 1 on."""
     capacity: int
-    """Runs that a program of this cell may hold."""
+    """Runs with which a program of this cell that was begun may go on."""
 
 
-def plan_programs(runs: Sequence[Run], *, memory_limit: int, num_devices: int, most: int | None = None) -> list[PlannedProgram]:
+def plan_programs(
+    runs: Sequence[Run],
+    *,
+    memory_limit: int,
+    num_devices: int,
+    most: int | None = None,
+    limit_of_begun: int | None = None,
+) -> list[PlannedProgram]:
     """Divide runs among programs.
 
     Args:
         runs: see `make_plan`.
         memory_limit: bytes that a program may take on each device.
+        limit_of_begun: bytes with which one that was begun may go on; as many, where it is None.
         num_devices: that a program's runs are spread over.
         most: runs that a program may hold.
 
@@ -54,9 +69,10 @@ def plan_programs(runs: Sequence[Run], *, memory_limit: int, num_devices: int, m
         if on_each < 1:
             needed = f"at least {size / 2**30:.3g}, what one run of {cell.config.environment} is estimated to take"
             raise ConfigError("memory_limit", round(memory_limit / 2**30, 3), needed)
-        capacity = min(on_each * num_devices, most or sys.maxsize)
-        parts = divide(cell.runs, capacity, num_devices=num_devices)
-        planned += [PlannedProgram(part, size, number, capacity) for part in parts]
+        most_of_begun = max(on_each, (limit_of_begun or 0) // size) * num_devices
+        begun = min(most_of_begun, most or sys.maxsize)
+        parts = divide(cell.runs, min(on_each * num_devices, most or sys.maxsize), num_devices=num_devices)
+        planned += [PlannedProgram(part, size, number, begun) for part in parts]
     return planned
 
 
@@ -88,17 +104,30 @@ def share_of_host(num_shares: int) -> int:
     return int(PART_OF_MEMORY * free_bytes_of_host() / num_shares)
 
 
-def free_bytes_of_host(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return what this process may take: by Linux's account, within its control group's limit; else all there is."""
+def free_bytes_of_host(groups: Path = Path("/sys/fs/cgroup"), own_groups: Path = Path("/proc/self/cgroup")) -> int:
+    """Return what this process may take: by Linux's account, within its control groups' limits; else all there is."""
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    with contextlib.suppress(OSError, ValueError):
-        used, statistics = int((group / "memory.current").read_text()), (group / "memory.stat").read_text().split()
-        cached = int(statistics[statistics.index("inactive_file") + 1])  # files' contents, which give way
-        free = min(free, max(0, int((group / "memory.max").read_text()) - used + cached))
+    for group in _memory_groups(groups, own_groups):
+        for limit, current, cached in CONTROL_FILES:
+            with contextlib.suppress(OSError, ValueError):
+                used, statistics = int((group / current).read_text()), (group / "memory.stat").read_text().split()
+                used -= int(statistics[statistics.index(cached) + 1])
+                free = min(free, max(0, int((group / limit).read_text()) - used))
     return free
+
+
+def _memory_groups(groups: Path, own_groups: Path) -> list[Path]:
+    """Return the folders of the control groups that this process is in, of either version, up to the outermost."""
+    try:
+        lines = [line.split(":", 2) for line in own_groups.read_text().splitlines()]
+    except OSError:
+        return []
+    tops = {"": groups, "memory": groups / "memory"}
+    own = [(tops[name], path.lstrip("/")) for _, names, path in lines for name in names.split(",") if name in tops]
+    return [folder for top, path in own for folder in (top / path, *(top / path).parents) if folder.is_relative_to(top)]
 
 
 def divide(runs: Sequence[Run], capacity: int, *, num_devices: int) -> list[tuple[Run, ...]]:

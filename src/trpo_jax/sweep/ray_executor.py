@@ -1,7 +1,6 @@
 """Programs of a sweep as tasks of Ray, on this machine or on a cluster."""
 
 import contextlib
-import functools
 import logging
 import os
 import socket
@@ -12,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from trpo_jax.config import ConfigError
-from trpo_jax.sweep.executor import Done, Job, Listener, Outcome, choose_devices, outcome_of, train_job
+from trpo_jax.sweep.executor import Done, Job, Listener, Outcome, choose_devices, train_job
 from trpo_jax.sweep.programs import share_of_host
 from trpo_jax.sweep.training import last_record
 
@@ -93,7 +92,7 @@ class RayExecutor:
             while running:
                 finished, _ = self._ray.wait(list(running), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
                 for task in finished:
-                    outcome = outcome_of(functools.partial(self._result, task))
+                    outcome = self._outcome(task)
                     deliver(running.pop(task), outcome)
                 for task, job in running.items():
                     progress = last_record(job.folder)
@@ -111,14 +110,21 @@ class RayExecutor:
         """End a cluster of our own, and leave another."""
         self._ray.shutdown()
 
-    def _result(self, task: Any) -> Done:
-        """Return what a task has brought; raise what it raised as if it had been done here."""
+    def _outcome(self, task: Any) -> Outcome:
+        """Return what a task has brought, or how it failed: a disk that is full there may not be that of the others.
+
+        Raises:
+            ConfigError: what it was asked to do cannot be done, which others would meet too.
+        """
         try:
             return self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            if isinstance(error.cause, ConfigError):
+                raise error.cause from None
+            error.cause.add_note(error.traceback_str)
+            return error.cause
         except self._ray.exceptions.RayError as error:
-            raise RuntimeError(f"its worker has died {RETRIES + 1} times ({' '.join(str(error).split())[:200]})") from None
+            return RuntimeError(f"its worker died or could not be started ({' '.join(str(error).split())[:200]})")
 
     def _check_room(self, wanted: dict[str, float]) -> None:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -139,6 +145,8 @@ def _connect(address: str | None) -> ModuleType:
         raise ConfigError("executor", "ray", 'local, before pip install "trpo-jax[ray]"') from None
     if address not in (None, "auto", "local"):
         _check_reachable(str(address))
+    if address is None:  # else a program that is too large for the memory would be tried for ever
+        os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     try:
         ray.init(
             address=address or "local",

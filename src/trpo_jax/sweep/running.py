@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence, Set
+from pathlib import Path
 from typing import Any
 
 from trpo_jax.sweep.executor import Executor, Job, Listener, Outcome
@@ -31,6 +32,8 @@ def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], *, executo
     if results.failures:
         count = f"{len(results.failures)} of {len(jobs)} programs failed"
         raise ExceptionGroup(f"{count}, the others are finished; the same command tries them again", results.failures)
+    for begun in folder.begun():  # in a company that has changed since
+        folder.drop(begun.path)
 
 
 class Results:
@@ -49,6 +52,7 @@ class Results:
     def add(self, job: Job, outcome: Outcome) -> None:
         """Keep what a job has brought, and write the table anew."""
         if isinstance(outcome, Exception):
+            outcome.add_note(f"In a program of {len(job.runs)} runs: {', '.join(run.name for run in job.runs)}")
             self.failures.append(outcome)
             self._listener.failed(job, outcome)
             return
@@ -70,27 +74,35 @@ def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], *, finishe
 
     What was begun goes on in the company it began with, unless that is more than a program may now hold.
     """
-    known = {run.name: (run, program.capacity) for program in planned for run in program.runs}
-    left = known.keys() - finished
+    runs = {run.name: run for program in planned for run in program.runs}
+    capacities = {run.name: program.capacity for program in planned for run in program.runs}
+    left = runs.keys() - finished
     jobs = []
-    for path, names in folder.begun():
-        obstacle = ""
-        if not set(names) <= known.keys():
-            obstacle = "some of them are planned no more"
-        elif len(names) > known[names[0]][1]:
-            obstacle = "a program may hold fewer runs now"
-        if obstacle:
-            warnings.warn(f"{len(names)} runs that were begun together are begun anew: {obstacle}", stacklevel=2)
-        if obstacle or not left & set(names):
+    for path, names, goes_on in folder.begun():
+        wanted = left & set(names)
+        if not wanted:
             folder.drop(path)
-            continue
-        jobs.append(Job(tuple(known[name][0] for name in names), path))
-        left -= set(names)
+        elif not set(names) <= runs.keys():
+            _begin_anew(
+                folder, path, f"{len(wanted)} runs are begun anew: others that they were trained with are planned no more"
+            )
+        elif len(names) > capacities[names[0]]:
+            _begin_anew(
+                folder, path, f"{len(wanted)} runs are begun anew: a program may not hold all of their company any more"
+            )
+        elif goes_on:
+            jobs.append(Job(tuple(runs[name] for name in names), path))
+            left -= wanted
     for program in planned:
         rest = tuple(run for run in program.runs if run.name in left)
         if rest:
             jobs.append(Job(rest, folder.place_of([run.name for run in rest])))
     return jobs
+
+
+def _begin_anew(folder: SweepFolder, path: Path, why: str) -> None:
+    warnings.warn(why, stacklevel=3)
+    folder.drop(path)
 
 
 def result(run: Run, records: Records, *, where: dict[str, Any], together: int) -> dict[str, Any]:

@@ -22,19 +22,19 @@ def make_figures(scores: SweepScores) -> dict[str, tuple[str, Any]]:
     Raises:
         ConfigError: matplotlib is missing.
     """
-    about = "Return over environment steps: interquartile mean over seeds and, of several, its 95 % band."
+    about = "Return over environment steps: interquartile mean and 95 % band over seeds. (What has a single one has no band.)"
     figures = {"curves": (about, curves(scores))}
     if len(scores.settings) > 1 or len(scores.environments) > 1:
-        about = "Performance profiles: the part of runs whose normalized return is above a threshold, and 95 % bands."
+        about = "Performance profiles: the part of runs whose normalized return is above a threshold, 95 % bands over seeds."
         figures["profiles"] = (about, profiles(scores))
     if len(scores.settings) > 1 and improvement_table(scores).rows:
-        about = f"Probability that a run of the best setting ({scores.ranking()[0]}) scores higher, with 95 % intervals."
+        about = f"Probability that a run of the best setting ({scores.ranking()[0]}) scores higher, 95 % intervals over seeds."
         figures["improvement"] = (about, improvements(scores))
     swept = [
         field for field in dict.fromkeys(f for run in scores.runs for f in run.swept) if len(scores_by_value(scores, field)) > 1
     ]
     if swept:
-        about = "Sensitivity: normalized return against each swept value, interquartile mean over all else and 95 % intervals."
+        about = "Sensitivity: normalized return against each swept value, interquartile mean and 95 % interval over all else."
         figures["sensitivity"] = (about, sensitivity(scores, swept))
     return figures
 
