@@ -27,7 +27,7 @@ class Arguments:
     """Measure what packing saves."""
 
     environment: str = "inverted_pendulum"
-    """Brax environment, with the settings that ship for it, if any."""
+    """Brax environment, trained with the library's defaults."""
     runs: int = 16
     """Seeds, one a run."""
     num_timesteps: int = 262_144
@@ -64,7 +64,8 @@ def main(arguments: Arguments) -> None:
 
 def packed(folder: Path, arguments: Arguments) -> list[float]:
     """Train all runs in a sweep; return their returns."""
-    text = f'environments = ["{arguments.environment}"]\nseeds = {arguments.runs}\nnum_timesteps = {arguments.num_timesteps}\n'
+    settings = defaults(folder, arguments)
+    text = f'environments = ["{settings}"]\nseeds = {arguments.runs}\nnum_timesteps = {arguments.num_timesteps}\n'
     (folder / "sweep.toml").write_text(text)
     run(folder, "sweep", str(folder / "sweep.toml"), "--sweep-dir", str(folder / "sweep"))
     with (folder / "sweep" / "results.csv").open(newline="") as file:
@@ -73,13 +74,20 @@ def packed(folder: Path, arguments: Arguments) -> list[float]:
 
 def separate(folder: Path, arguments: Arguments) -> list[float]:
     """Train the same runs one after another; return their returns."""
-    options = [arguments.environment, "--num-timesteps", str(arguments.num_timesteps)]
+    options = [str(defaults(folder, arguments)), "--num-timesteps", str(arguments.num_timesteps)]
     returns = []
     for seed in range(arguments.runs):
         run(folder, "train", *options, "--seed", str(seed), "--run-dir", str(folder / str(seed)))
         last = (folder / str(seed) / "metrics.jsonl").read_text().splitlines()[-1]
         returns.append(json.loads(last)["eval/episode_reward"])
     return returns
+
+
+def defaults(folder: Path, arguments: Arguments) -> Path:
+    """Write a configuration file that says nothing but the environment."""
+    file = folder / "defaults.toml"
+    file.write_text(f'environment = "{arguments.environment}"\n')
+    return file
 
 
 def run(folder: Path, *command: str) -> None:
