@@ -61,7 +61,9 @@ class Arguments:
 def main(arguments: Arguments, ppo_settings: Settings = ONE_SETTING) -> None:
     plan = plan_file(arguments.sweep)
     check_comparable(plan)
-    first = {run.config.environment: run for run in reversed(plan)}
+    first: dict[str, Run] = {}
+    for run in plan:
+        first.setdefault(run.config.environment, run)
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
     speeds = {name: known_speeds(folder, run, ppo_settings, arguments.timed_stretches) for name, run in first.items()}

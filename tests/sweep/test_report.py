@@ -15,7 +15,8 @@ from trpo_jax import ConfigError
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.report.page import write_report
 from trpo_jax.sweep.report.scores import read_scores, short_names
-from trpo_jax.sweep.report.tables import make_tables
+from trpo_jax.sweep.report.statistics import Estimate
+from trpo_jax.sweep.report.tables import make_tables, show
 
 MAPPING = TINY | {
     "environments": ["fast", "inverted_pendulum"],
@@ -185,6 +186,13 @@ def test_settings_of_one_seed_each_are_drawn_and_have_no_intervals(tmp_path):
     assert "0.95" not in words
     assert "nan" not in words
     assert " to " not in "".join(line for line in words.splitlines() if line.startswith("|"))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(999.9, "1,000"), (999.4, "999"), (1234.5, "1,234"), (-999.9, "-1,000"), (0.01234, "0.0123")]
+)
+def test_numbers_have_no_exponents_where_people_compare_returns(value, words):
+    assert show(Estimate(value, np.nan, np.nan)) == words
 
 
 def pretend(path, mapping, records_of):

@@ -149,7 +149,7 @@ def show(value: Any) -> str:
 
 def number(value: float) -> str:
     """Write a number with the digits that it takes to tell runs apart."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def _columns(row: dict[str, Any]) -> Any:
