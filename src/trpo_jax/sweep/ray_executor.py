@@ -5,13 +5,14 @@ import logging
 import os
 import socket
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from trpo_jax.config import ConfigError
-from trpo_jax.sweep.executor import Done, Job, Listener, Outcome, choose_devices, train_job
+from trpo_jax.sweep.executor import Job, Listener, Outcome, choose_devices, train_job
 from trpo_jax.sweep.programs import share_of_host
 from trpo_jax.sweep.training import last_record
 
@@ -117,14 +118,12 @@ class RayExecutor:
             ConfigError: what it was asked to do cannot be done, which others would meet too.
         """
         try:
-            return self._ray.get(task)
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ConfigError):
-                raise error.cause from None
-            error.cause.add_note(error.traceback_str)
-            return error.cause
+            outcome = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
             return RuntimeError(f"its worker died or could not be started ({' '.join(str(error).split())[:200]})")
+        if isinstance(outcome, ConfigError):
+            raise outcome
+        return outcome
 
     def _check_room(self, wanted: dict[str, float]) -> None:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -170,10 +169,14 @@ def _check_reachable(address: str) -> None:
         raise ConfigError("ray_address", address, f"{allowed} ({error})") from None
 
 
-def _train_remotely(job: Job, device: str, num_cores: int) -> Done:
-    """Do a job in a worker of Ray."""
-    with _folder_seen_here(job.folder) as folder:
-        return train_job(job._replace(folder=folder), choose_devices(device, num_cores))
+def _train_remotely(job: Job, device: str, num_cores: int) -> Outcome:
+    """Do a job in a worker of Ray. Nothing is raised: Ray 2.60 may abort the process that waits for a task which raises."""
+    try:
+        with _folder_seen_here(job.folder) as folder:
+            return train_job(job._replace(folder=folder), choose_devices(device, num_cores))
+    except Exception as error:
+        error.add_note(traceback.format_exc())  # which would not travel
+        return error
 
 
 @contextlib.contextmanager
