@@ -92,9 +92,10 @@ def check_comparable(plan: Sequence[Run]) -> None:
     if len({(run.config.environment, run.config.num_timesteps) for run in plan}) > len(environments):
         raise ConfigError("num_timesteps", "several", "one an environment")
     for run in plan:
+        fields = fields_of(run.config)
         for name, value in as_ppo_trains(run).items():
-            if (found := fields_of(run.config)[name]) != value:
-                raise ConfigError(name, found, f"{value}, with which PPO trains and is evaluated")
+            if fields[name] != value:
+                raise ConfigError(name, fields[name], f"{value}, with which PPO trains and is evaluated")
 
 
 def as_ppo_trains(run: Run) -> dict[str, Any]:

@@ -83,13 +83,9 @@ def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], *, finishe
         if not wanted:
             folder.drop(path)
         elif not set(names) <= runs.keys():
-            _begin_anew(
-                folder, path, f"{len(wanted)} runs are begun anew: others that they were trained with are planned no more"
-            )
+            _begin_anew(folder, path, wanted, "others that they were trained with are planned no more")
         elif len(names) > capacities[names[0]]:
-            _begin_anew(
-                folder, path, f"{len(wanted)} runs are begun anew: a program may not hold all of their company any more"
-            )
+            _begin_anew(folder, path, wanted, "a program may not hold all of their company any more")
         elif goes_on:
             jobs.append(Job(tuple(runs[name] for name in names), path))
             left -= wanted
@@ -100,8 +96,8 @@ def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], *, finishe
     return jobs
 
 
-def _begin_anew(folder: SweepFolder, path: Path, why: str) -> None:
-    warnings.warn(why, stacklevel=3)
+def _begin_anew(folder: SweepFolder, path: Path, wanted: Set[str], why: str) -> None:
+    warnings.warn(f"{len(wanted)} runs are begun anew: {why}", stacklevel=3)
     folder.drop(path)
 
 

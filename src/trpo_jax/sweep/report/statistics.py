@@ -97,7 +97,7 @@ def probability_of_improvement(ours: Scores, theirs: Scores, *, seed: int = 0) -
     It is the Mann-Whitney U statistic over the number of pairs, averaged over the environments, which must be the same.
     """
     value = float(np.mean([_chance(ours[name], theirs[name]) for name in ours]))
-    if _are_single([*ours.values()]) or _are_single([*theirs.values()]):
+    if any(_are_single(list(scores.values())) for scores in (ours, theirs)):
         return Estimate(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     resampled = [
