@@ -80,10 +80,9 @@ def sweep_command(arguments: list[str]) -> int:
 
     with _executor(parsed) as executor:  # first of all: to plan is to use JAX, which decides then what its devices are
         runs = plan_file(parsed.file)
-        if parsed.memory_limit is None:  # how much is free wavers; what was begun goes on as long as all that is free will do
-            limit, limit_of_begun = executor.memory_limit, int(executor.memory_limit / PART_OF_MEMORY)
-        else:
-            limit = limit_of_begun = round(parsed.memory_limit * 2**30)
+        limit = executor.memory_limit if parsed.memory_limit is None else round(parsed.memory_limit * 2**30)
+        # How much is free wavers: what was begun goes on as long as all that is free will do.
+        limit_of_begun = int(limit / PART_OF_MEMORY) if parsed.memory_limit is None else None
         planned = plan_programs(
             runs,
             memory_limit=limit,

@@ -65,13 +65,13 @@ def plan_programs(
     planned = []
     for number, cell in enumerate(cells_of(runs), 1):
         size = bytes_of_run(cell.runs[0])
-        on_each = memory_limit // size
-        if on_each < 1:
+        if memory_limit < size:
             needed = f"at least {size / 2**30:.3g}, what one run of {cell.config.environment} is estimated to take"
             raise ConfigError("memory_limit", round(memory_limit / 2**30, 3), needed)
-        most_of_begun = max(on_each, (limit_of_begun or 0) // size) * num_devices
-        begun = min(most_of_begun, most or sys.maxsize)
-        parts = divide(cell.runs, min(on_each * num_devices, most or sys.maxsize), num_devices=num_devices)
+        new, begun = (
+            min(limit // size * num_devices, most or sys.maxsize) for limit in (memory_limit, limit_of_begun or memory_limit)
+        )
+        parts = divide(cell.runs, new, num_devices=num_devices)
         planned += [PlannedProgram(part, size, number, begun) for part in parts]
     return planned
 
