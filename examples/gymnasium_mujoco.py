@@ -188,7 +188,7 @@ def make_agent(arguments: Arguments, observation: jax.Array, action_size: int, k
         # The normalizers move last: within an iteration the old policy is one policy.
         observations = update_normalizer(agent.observations, rollout.observation)
         returns = update_normalizer(agent.returns, rollout.discounted_return)
-        metrics = {"kl": info.kl, "outcome": info.outcome, "explained_variance": explained_variance(value, target)}
+        metrics = {"kl": info.kl, "outcome": info.outcome, "explained_variance": explained_variance(target - value, target)}
         return Agent(policy, critic, observations, returns), metrics
 
     return agent, Learner(act, learn)

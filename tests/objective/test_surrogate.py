@@ -8,6 +8,7 @@ import scipy.stats
 
 from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
 from trpo_jax.policy.distributions import Categorical, DiagonalGaussian
+from trpo_jax.weights import unit_weight
 
 WEIGHT = np.array([1.0, 0.0, 3.0, 0.5])
 
@@ -30,7 +31,7 @@ def test_the_surrogate_is_the_importance_weighted_mean_advantage(dtype, weight):
     old, new, batch = gaussians(dtype)
     ratio = np.exp(numpy_log_prob(new, batch.action) - numpy_log_prob(old, batch.action))
     expected = np.average(ratio * np.asarray(batch.advantage, np.float64), weights=weight)
-    batch = batch._replace(weight=None if weight is None else jnp.asarray(weight, dtype))
+    batch = batch._replace(weight=None if weight is None else unit_weight(jnp.asarray(weight, dtype)))
     np.testing.assert_allclose(surrogate_objective(new, batch), expected, rtol=100 * float(jnp.finfo(dtype).eps))
 
 
@@ -58,7 +59,7 @@ def test_mean_and_largest_kl_leave_out_states_without_weight(dtype, weight):
     )
     kl = (np.log(new_std / std) + (std**2 + (mean - new_mean) ** 2) / (2 * new_std**2) - 0.5).sum(-1)
     expected = np.average(kl, weights=weight), kl.max() if weight is None else np.delete(kl, 1).max()
-    result = mean_and_max_kl(old, new, None if weight is None else jnp.asarray(weight, dtype))
+    result = mean_and_max_kl(old, new, None if weight is None else unit_weight(jnp.asarray(weight, dtype)))
     np.testing.assert_allclose(result, expected, rtol=1e-5 if dtype == "float32" else 1e-12)
 
 

@@ -38,17 +38,19 @@ def generalized_advantage_estimation(
         ValueError: the shapes differ.
 
     Reference:
-        Schulman et al. 2016 (arXiv 1506.02438), equation 16.
+        Schulman et al. 2016 (arXiv 1506.02438), equation 16. Computed by a parallel scan (Blelloch 1990), in a few
+        operations on whole arrays instead of T on single steps.
     """
     for name, array in (("value", value), ("next_value", next_value), ("terminated", terminated), ("done", done)):
         if array.shape != reward.shape:
             raise ValueError(f"{name}: got shape {array.shape}, allowed: {reward.shape}, the shape of reward")
     delta = reward + discounting * jnp.where(terminated, 0.0, next_value) - value
+    decay = jnp.where(done, 0.0, discounting * gae_lambda).astype(delta.dtype)
 
-    def backward(next_advantage, step):
-        delta, done = step
-        advantage = delta + jnp.where(done, 0.0, discounting * gae_lambda * next_advantage)
-        return advantage, advantage
+    def combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+        (later_decay, later_advantage), (decay, advantage) = later, earlier
+        # What an episode's end cuts off may be infinite or NaN, and counts for nothing all the same.
+        reaches = jnp.where(decay == 0, 0.0, decay * later_advantage)
+        return decay * later_decay, advantage + reaches
 
-    _, advantage = jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, done), reverse=True)
-    return advantage
+    return jax.lax.associative_scan(combine, (decay, delta), reverse=True)[1]

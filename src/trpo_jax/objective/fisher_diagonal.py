@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from trpo_jax.objective.partition import AxisName, local
+from trpo_jax.objective.partition import local
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.solver.tree import MatVec, Params, upcast
+from trpo_jax.weights import AxisName, unit_weight
 
 NUM_SAMPLES = 256
 """Samples of the batch that the estimate is taken from; each costs a gradient of its own."""
@@ -45,9 +46,7 @@ def fisher_diagonal(
     count = min(NUM_SAMPLES, axes[-1])
     chunk = max(size for size in range(1, min(CHUNK, count) + 1) if count % size == 0)
     indices = jnp.asarray(np.arange(count) * axes[-1] // count).reshape(-1, chunk)
-    weight = jnp.ones(axes, jnp.float32) if batch.weight is None else batch.weight
-    largest = jnp.max(weight) if axis_name is None else jax.lax.pmax(jnp.max(weight), axis_name)
-    weight = upcast(weight / jnp.where(largest > 0, largest, 1.0))
+    weight = jnp.ones(axes, jnp.float32) if batch.weight is None else unit_weight(batch.weight, axis_name=axis_name)
 
     def squared_score(index: Array) -> tuple[Params, Float[Array, ""]]:
         one = jax.tree.map(lambda leaf: jnp.take(leaf, index[None], len(axes) - 1), batch._replace(weight=weight))

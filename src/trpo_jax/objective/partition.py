@@ -6,38 +6,34 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from trpo_jax.solver.tree import scaled, upcast
-
-AxisName = str | tuple[str, ...]
-
+from trpo_jax.weights import AxisName
 
 class Partition(NamedTuple):
     """A batch in parts that are worked through one after another, on each of several devices."""
 
     parts: Any
     """Pytree of samples; with several parts every leaf has their number as a new leading axis."""
-    share: Float[Array, "..."] | None
-    """Part of the whole batch's weight that a part holds: a scalar, or an entry for each part; None where there is one."""
+    share: float | None
+    """What a part's mean counts for in the whole batch's; None where its weights say so, or where there is one part."""
     num_parts: int
     axis_name: AxisName | None
 
 
 def partition(
-    samples: Any, weight: Float[Array, "*batch"] | None, axes: tuple[int, ...], num_parts: int, axis_name: AxisName | None
+    samples: Any, axes: tuple[int, ...], *, weighted: bool, num_parts: int, axis_name: AxisName | None
 ) -> Partition:
     """Split samples along the last of their batch axes, into every `num_parts`-th one.
 
     Args:
         samples: pytree of `[*axes, *]`.
-        weight: non-negative weights of any scale, or None.
         axes: the sizes of the batch axes.
-        num_parts: must divide the last of them.
+        weighted: whether samples have weights, with a sum of 1 over the whole batch.
+        num_parts: must divide the last of the axes.
         axis_name: named axes (of shard_map or vmap) over which the batch is split further.
     """
-    if num_parts == 1 and axis_name is None:
-        return Partition(samples, None, 1, None)
     axis = len(axes) - 1
 
     def split(leaf: Array) -> Array:
@@ -45,52 +41,38 @@ def partition(
         return jnp.moveaxis(spread, axis + 1, 0)
 
     parts = samples if num_parts == 1 else jax.tree.map(split, samples)
-    if weight is None:
-        held = jnp.full((num_parts,), 1.0 / num_parts)
-    else:
-        largest = jnp.max(weight)
-        if axis_name is not None:
-            largest = jax.lax.pmax(largest, axis_name)
-        scaled = weight / jnp.where(largest > 0, largest, 1.0)  # weights of any scale have a sum in range
-        held = jnp.sum(scaled.reshape(-1, num_parts), axis=0)
-    total = jnp.sum(held)
-    if axis_name is not None:
-        total = jax.lax.psum(total, axis_name)
-    share = held / jnp.where(total > 0, total, 1.0)
-    return Partition(parts, share[0] if num_parts == 1 else share, num_parts, axis_name)
+    in_all = num_parts if axis_name is None else num_parts * jax.lax.axis_size(axis_name)
+    return Partition(parts, None if weighted or in_all == 1 else 1.0 / in_all, num_parts, axis_name)
 
 
 def mean_and_max(partition: Partition, fn: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Return the mean over the whole batch of what `fn` gives as mean over a part, and the largest of the other numbers.
+    """Return the mean over the whole batch of what `fn` averages over a part, and the largest of its other numbers.
 
     Args:
         partition: the batch.
-        fn: part -> (pytree of weighted means over the part, pytree of numbers >= 0).
+        fn: part -> (pytree of `average`s over the part, pytree of numbers >= 0).
 
     Returns:
         The same structure for the whole batch, in at least float32.
     """
-    if partition.share is None:
-        return fn(partition.parts)
+    share = partition.share
 
-    def weighted(part: Any, share: Float[Array, ""]) -> tuple[Any, Any]:
+    def shared(part: Any) -> tuple[Any, Any]:
         means, largest = fn(part)
-        return scaled(share, upcast(means)), largest
+        means = upcast(means)
+        return means if share is None else scaled(jnp.float32(share), means), largest
 
     if partition.num_parts == 1:
-        means, largest = weighted(partition.parts, partition.share)
+        means, largest = shared(partition.parts)
     else:
-        zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(lambda xs: weighted(*jax.tree.map(lambda leaf: leaf[0], xs)), (partition.parts, partition.share)),
-        )
+        first = jax.tree.map(lambda leaf: leaf[0], partition.parts)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(shared, first))
 
-        def accumulate(total: Any, part_and_share: Any) -> tuple[Any, None]:
-            means, largest = weighted(*part_and_share)
+        def accumulate(total: Any, part: Any) -> tuple[Any, None]:
+            means, largest = shared(part)
             return (jax.tree.map(jnp.add, total[0], means), jax.tree.map(jnp.maximum, total[1], largest)), None
 
-        start = local(zeros, partition.axis_name)
-        (means, largest), _ = jax.lax.scan(accumulate, start, (partition.parts, partition.share))
+        (means, largest), _ = jax.lax.scan(accumulate, local(zeros, partition.axis_name), partition.parts)
     if partition.axis_name is not None:
         means = jax.tree.map(lambda x: jax.lax.psum(x, partition.axis_name), means)
         largest = jax.tree.map(lambda x: jax.lax.pmax(x, partition.axis_name), largest)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from trpo_jax.policy.distributions import Distribution
-from trpo_jax.solver.curvature import weighted_mean
+from trpo_jax.weights import average
 
 
 class Batch(NamedTuple):
@@ -80,19 +80,22 @@ def surrogate_objective(distribution: Distribution, batch: Batch) -> Float[Array
 
     Args:
         distribution: the new policy at `batch.observation`.
-        batch: experience of the old policy.
+        batch: experience of the old policy, its weights with a sum of 1 (`unit_weight`), or its share where it is a part.
 
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477), equation 14.
     """
     ratio = jnp.exp(distribution.log_prob(batch.action) - batch.log_prob)
-    return weighted_mean(ratio * batch.advantage, batch.weight)
+    return average(ratio * batch.advantage, batch.weight)
 
 
 def mean_and_max_kl(
     old: Distribution, new: Distribution, weight: Float[Array, "..."] | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the mean and the largest KL(old ‖ new) over the batch, in nats; states of weight zero do not count."""
+    """Return the mean and the largest KL(old ‖ new) over the batch, in nats; states of weight zero do not count.
+
+    Weights have a sum of 1 (`unit_weight`), or their share where the batch is a part.
+    """
     kl = old.kl(new)
     counted = kl if weight is None else jnp.where(weight > 0, kl, 0.0)
-    return weighted_mean(kl, weight), jnp.max(counted)
+    return average(kl, weight), jnp.max(counted)

@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from trpo_jax.config import ConfigError
 from trpo_jax.objective.fisher_diagonal import diagonal_preconditioner, fisher_diagonal
-from trpo_jax.objective.partition import AxisName, Partition, curvature_indices, local, map_parts, mean_and_max, partition
+from trpo_jax.objective.partition import Partition, curvature_indices, local, map_parts, mean_and_max, partition
 from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
 from trpo_jax.policy.distributions import Distribution
-from trpo_jax.solver.curvature import fisher_vector_product, weighted_mean
+from trpo_jax.solver.curvature import unit_fisher_vector_product
 from trpo_jax.solver.outcome import TrustRegionInfo
 from trpo_jax.solver.tree import MatVec, Params, cast_like, check_floating, upcast
 from trpo_jax.solver.trust_region import Evaluation, Problem, step_along_gradient
@@ -22,6 +22,7 @@ from trpo_jax.solver.trust_region_config import (
     check_stateless,
     init_trust_region_state,
 )
+from trpo_jax.weights import AxisName, average, unit_weight
 
 PolicyFn = Callable[[Params, Any], Distribution]
 
@@ -121,8 +122,19 @@ def _policy_problem(
 ) -> tuple[Problem, Float[Array, ""], Params]:
     """Return the constrained maximization that a batch poses, with the surrogate and its gradient at `params`."""
     mine = local(params, axis_name)
-    axes, parts = batch.log_prob.shape, config.num_microbatches
-    whole = partition(batch, batch.weight, axes, parts, axis_name)
+    axes = batch.log_prob.shape
+
+    def divide(batch: Batch) -> Partition:
+        weight = None if batch.weight is None else unit_weight(batch.weight, axis_name=axis_name)
+        return partition(
+            batch._replace(weight=weight),
+            batch.log_prob.shape,
+            weighted=weight is not None,
+            num_parts=config.num_microbatches,
+            axis_name=axis_name,
+        )
+
+    whole = divide(batch)
     old = map_parts(whole, lambda part: jax.lax.stop_gradient(policy_fn(mine, part.observation)))
     whole = whole._replace(parts=_Samples(whole.parts, old))
 
@@ -131,10 +143,9 @@ def _policy_problem(
 
     (objective, gradient), _ = mean_and_max(whole, lambda part: (jax.value_and_grad(surrogate)(mine, part.batch), None))
     chance = key if config.curvature_sampling == "random" else None
-    indices = curvature_indices(axes[-1], config.curvature_fraction, parts, chance)
+    indices = curvature_indices(axes[-1], config.curvature_fraction, config.num_microbatches, chance)
     if indices is not None:
         batch = jax.tree.map(lambda leaf: jnp.take(leaf, indices, len(axes) - 1), batch)
-    states = partition(batch, batch.weight, batch.log_prob.shape, parts, axis_name)
     precondition_fn = None
     if config.preconditioner == "diagonal":
         diagonal = fisher_diagonal(policy_fn, mine, batch, axis_name=axis_name)
@@ -144,7 +155,7 @@ def _policy_problem(
 
     problem = Problem(
         evaluate_fn=_evaluation(policy_fn, whole, config),
-        matvec=_fisher(policy_fn, mine, states),
+        matvec=_fisher(policy_fn, mine, divide(batch)),
         largest_curvature_fn=_largest_curvature(policy_fn, mine, whole) if config.kl_constraint == "max" else None,
         precondition_fn=precondition_fn,
     )
@@ -160,7 +171,7 @@ def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig
         def of_part(part: _Samples) -> tuple[Any, Float[Array, ""]]:
             new = policy_fn(mine, part.batch.observation)
             kl, largest = mean_and_max_kl(part.old, new, part.batch.weight)
-            entropy = weighted_mean(new.entropy(), part.batch.weight)
+            entropy = average(new.entropy(), part.batch.weight)
             return (surrogate_objective(new, part.batch), kl, entropy), largest
 
         (objective, kl, entropy), largest = mean_and_max(whole, of_part)
@@ -173,7 +184,7 @@ def _fisher(policy_fn: PolicyFn, params: Params, states: Partition) -> MatVec:
     """Return v -> F v over the states; of one part linearized once, of several anew for each part and product."""
 
     def linearize(batch: Batch) -> MatVec:
-        return fisher_vector_product(lambda params: policy_fn(params, batch.observation), params, weight=batch.weight)
+        return unit_fisher_vector_product(lambda params: policy_fn(params, batch.observation), params, batch.weight)
 
     of_one_part = linearize(states.parts) if states.num_parts == 1 else None
 

@@ -94,7 +94,7 @@ def solve_with_residual(
 
     def solve(product: MatVec, target: Params) -> tuple[Params, tuple[Params, CGInfo]]:
         start = _start(product, target, None if x0 is None else scaled(1.0 / size, upcast(x0)), scale_x0)
-        return _iterate(product, target, *start, max_iterations, tolerance, preconditioner or (lambda v: v))
+        return _iterate(product, target, *start, max_iterations, tolerance, preconditioner)
 
     target = scaled(1.0 / size, upcast(b))
     if jax.sharding.get_abstract_mesh().manual_axes:  # shard_map, which refuses linear_solve with replicated arrays
@@ -121,9 +121,9 @@ class _State(NamedTuple):
     residual: Params
     direction: Params
     residual_dot: Float[Array, ""]  # rᵀ M⁻¹ r
-    residual_norm2: Float[Array, ""]
+    residual_norm2: Float[Array, ""] | None  # None where no preconditioner makes it another number than residual_dot
+    curvature: Float[Array, ""]  # pᵀ A p of the last direction p
     iterations: Int[Array, ""]
-    negative_curvature: Bool[Array, ""]
 
 
 def _iterate(
@@ -133,14 +133,25 @@ def _iterate(
     residual: Params,
     max_iterations: int,
     tolerance: float | Float[Array, ""],
-    precondition: MatVec,
+    preconditioner: MatVec | None,
 ) -> tuple[Params, tuple[Params, CGInfo]]:
     """Iterate from `x` and its residual; return the solution, and residual and report beside it."""
     target_norm2 = vdot(target, target)
 
+    def precondition(residual: Params) -> tuple[Params, Float[Array, ""], Float[Array, ""] | None]:
+        """Return M⁻¹r, rᵀM⁻¹r, and ‖r‖² where that is another number."""
+        norm2 = vdot(residual, residual)
+        if preconditioner is None:
+            return residual, norm2, None
+        preconditioned = preconditioner(residual)
+        return preconditioned, vdot(residual, preconditioned), norm2
+
+    def norm2(state: _State) -> Float[Array, ""]:
+        return state.residual_dot if state.residual_norm2 is None else state.residual_norm2
+
     def unfinished(state: _State) -> Bool[Array, ""]:
-        wanted = state.residual_norm2 > tolerance * target_norm2  # false for NaN, which ends the loop
-        return wanted & (state.iterations < max_iterations) & ~state.negative_curvature
+        wanted = norm2(state) > tolerance * target_norm2  # false for NaN, which ends the loop
+        return wanted & (state.iterations < max_iterations) & ~(state.curvature <= 0)
 
     def iterate(state: _State) -> _State:
         a_direction = product(state.direction)
@@ -149,14 +160,11 @@ def _iterate(
         step = jnp.where(negative, 0.0, state.residual_dot / jnp.where(negative, 1.0, curvature))
         x = add_scaled(state.x, step, state.direction)
         residual = add_scaled(state.residual, -step, a_direction)
-        preconditioned = precondition(residual)
-        residual_dot = vdot(residual, preconditioned)
+        preconditioned, residual_dot, residual_norm2 = precondition(residual)
         direction = add_scaled(preconditioned, residual_dot / state.residual_dot, state.direction)
-        return _State(x, residual, direction, residual_dot, vdot(residual, residual), state.iterations + 1, negative)
+        return _State(x, residual, direction, residual_dot, residual_norm2, curvature, state.iterations + 1)
 
-    direction = precondition(residual)
-    start = _State(
-        x, residual, direction, vdot(residual, direction), vdot(residual, residual), jnp.int32(0), jnp.zeros((), bool)
-    )
+    direction, residual_dot, residual_norm2 = precondition(residual)
+    start = _State(x, residual, direction, residual_dot, residual_norm2, jnp.ones_like(residual_dot), jnp.int32(0))
     end = jax.lax.while_loop(unfinished, iterate, start)
-    return end.x, (end.residual, CGInfo(end.iterations, jnp.sqrt(end.residual_norm2), end.negative_curvature))
+    return end.x, (end.residual, CGInfo(end.iterations, jnp.sqrt(norm2(end)), end.curvature <= 0))

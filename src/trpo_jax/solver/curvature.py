@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from trpo_jax.solver.tree import MatVec, Params, check_floating
+from trpo_jax.weights import average, unit_weight
 
 
 def fisher_vector_product(
@@ -39,6 +40,13 @@ def fisher_vector_product(
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477), appendix C; Martens 2020 (arXiv 1412.1193), section 9.
     """
+    return unit_fisher_vector_product(distribution_fn, params, None if weight is None else unit_weight(weight))
+
+
+def unit_fisher_vector_product(
+    distribution_fn: Callable[[Params], Any], params: Params, weight: Float[Array, "..."] | None
+) -> MatVec:
+    """Do as `fisher_vector_product` with W = 1: F = Σ_i w_i J_iᵀ M_i J_i, a part's share where weights are those of a part."""
     check_floating(params, "params")
     with jax.default_matmul_precision("highest"):
         old = distribution_fn(params)
@@ -55,7 +63,7 @@ def fisher_vector_product(
         def mean_kl(new_leaves):
             new = iter(new_leaves)
             merged = [next(new) if is_free else leaf for leaf, is_free in zip(leaves, free, strict=True)]
-            return weighted_mean(old.kl(jax.tree.unflatten(treedef, merged)), weight)
+            return average(old.kl(jax.tree.unflatten(treedef, merged)), weight)
 
         outputs, jacobian_product = jax.linearize(free_leaves_fn, params)
         _, metric_product = jax.linearize(jax.grad(mean_kl), outputs)
@@ -90,22 +98,3 @@ def hessian_vector_product(scalar_fn: Callable[[Params], Float[Array, ""]], para
     with jax.default_matmul_precision("highest"):
         _, matvec = jax.linearize(jax.grad(scalar_fn), params)
     return matvec
-
-
-def weighted_mean(values: Float[Array, "..."], weight: Float[Array, "..."] | None = None) -> Float[Array, ""]:
-    """Return Σ w·x / Σ w, accumulated in at least float32; an entry of weight zero counts for nothing, NaN included."""
-    values = jnp.asarray(values, jnp.promote_types(values.dtype, jnp.float32))
-    if weight is None:
-        return jnp.mean(values)
-    return jnp.sum(unit_weight(jnp.asarray(weight, values.dtype)) * jnp.where(weight > 0, values, 0.0))
-
-
-def unit_weight(weight: Float[Array, "..."], axis: tuple[int, ...] | None = None) -> Float[Array, "..."]:
-    """Scale non-negative weights, in range whatever their scale, to a sum of 1 along some axes; None stands for all.
-
-    Where all weights are zero they stay so.
-    """
-    largest = jnp.max(weight, axis, keepdims=True)
-    scaled = weight / jnp.where(largest > 0, largest, 1.0)  # their sum cannot leave the range of floats
-    total = jnp.sum(scaled, axis, keepdims=True)
-    return scaled / jnp.where(total > 0, total, 1.0)

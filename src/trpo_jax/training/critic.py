@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Key
 
 from trpo_jax.config import config, setting
 from trpo_jax.policy.networks import Activation, Network
-from trpo_jax.solver.curvature import unit_weight, weighted_mean
-from trpo_jax.solver.tree import pytree_dataclass, where_finite
+from trpo_jax.solver.tree import pytree_dataclass, ravel, where_finite
+from trpo_jax.weights import unit_weight, variance, weighted_mean
 
 
 @config
@@ -47,6 +47,7 @@ class CriticParams:
 class CriticState(NamedTuple):
     critic: CriticParams
     optimizer: optax.OptState
+    """Of all parameters as one vector."""
 
 
 _adam = optax.scale_by_adam()
@@ -57,7 +58,8 @@ def init_critic(
 ) -> CriticState:
     """Draw a critic's parameters; `observation` is one observation, or zeros like it."""
     params = network.init(key, observation)
-    return CriticState(CriticParams(params, jnp.asarray(reward_scaling, jnp.float32), network), _adam.init(params))
+    critic = CriticParams(params, jnp.asarray(reward_scaling, jnp.float32), network)
+    return CriticState(critic, _adam.init(ravel(params)[0]))
 
 
 def predict_scaled_value(critic: CriticParams, observation: Any) -> Float[Array, "..."]:
@@ -92,16 +94,17 @@ def fit_critic(
         the state is the one passed in.
     """
 
-    def loss_fn(params: Any, batch: Regression) -> Float[Array, ""]:
-        error = state.critic.network.apply(params, batch.observation) - batch.target
+    vector, unravel = ravel(state.critic.params)
+
+    def loss_fn(vector: Float[Array, "P"], batch: Regression) -> Float[Array, ""]:
+        error = state.critic.network.apply(unravel(vector), batch.observation) - batch.target
         return jnp.sum(batch.weight * jnp.where(batch.weight > 0, error**2, 0.0))
 
     def descend(carry, batch):
-        params, optimizer = carry
-        loss, gradient = jax.value_and_grad(loss_fn)(params, batch)
+        vector, optimizer = carry
+        loss, gradient = jax.value_and_grad(loss_fn)(vector, batch)
         updates, optimizer = _adam.update(gradient, optimizer)
-        params = jax.tree.map(lambda p, u: p - config.learning_rate * u, params, updates)
-        return (params, optimizer), loss
+        return (vector - config.learning_rate * updates, optimizer), loss
 
     def pass_over(carry, key):
         batches = _minibatches(regression, key, config.num_minibatches)
@@ -110,10 +113,10 @@ def fit_critic(
         carry, losses = jax.lax.scan(descend, carry, batches._replace(weight=unit_weight(batches.weight, within)))
         return carry, weighted_mean(losses, jnp.sum(batches.weight, within))
 
-    start = (state.critic.params, state.optimizer)
+    start = (vector, state.optimizer)
     fitted, losses = jax.lax.scan(pass_over, start, jax.random.split(key, config.num_epochs))
-    params, optimizer = where_finite(fitted, start)
-    return CriticState(dataclasses.replace(state.critic, params=params), optimizer), losses[-1]
+    vector, optimizer = where_finite(fitted, start)
+    return CriticState(dataclasses.replace(state.critic, params=unravel(vector)), optimizer), losses[-1]
 
 
 def _minibatches(samples: Regression, key: Key[Array, ""], count: int) -> Any:
@@ -141,15 +144,13 @@ def _minibatches(samples: Regression, key: Key[Array, ""], count: int) -> Any:
 
 
 def explained_variance(
-    value: Float[Array, "..."], target: Float[Array, "..."], weight: Float[Array, "..."] | None = None
+    error: Float[Array, "..."], target: Float[Array, "..."], weight: Float[Array, "..."] | None = None
 ) -> Float[Array, ""]:
-    """Return 1 - Var[target - value] / Var[target]: 1 is perfect, 0 no better than a constant."""
-    return 1.0 - weighted_variance(target - value, weight) / jnp.maximum(weighted_variance(target, weight), 1e-12)
+    """Return 1 - Var[error] / Var[target] for error = target - value: 1 is perfect, 0 no better than a constant.
 
-
-def weighted_variance(values: Float[Array, "..."], weight: Float[Array, "..."] | None = None) -> Float[Array, ""]:
-    """Return Σ w·(x - mean)² / Σ w."""
-    return weighted_mean((values - weighted_mean(values, weight)) ** 2, weight)
+    Weights have a sum of 1; None weighs all alike.
+    """
+    return 1.0 - variance(error, weight) / jnp.maximum(variance(target, weight), 1e-12)
 
 
 ValueFn = Callable[[Any], Float[Array, "..."]]

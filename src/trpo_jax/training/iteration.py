@@ -14,10 +14,9 @@ from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
 from trpo_jax.objective.update import stateful_trust_region_update
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.policy.networks import Networks, policy_distribution
-from trpo_jax.solver.curvature import weighted_mean
 from trpo_jax.solver.outcome import StepOutcome
 from trpo_jax.solver.trust_region_config import init_trust_region_state
-from trpo_jax.training.critic import CriticState, Regression, explained_variance, fit_critic, init_critic, weighted_variance
+from trpo_jax.training.critic import CriticState, Regression, explained_variance, fit_critic, init_critic
 from trpo_jax.training.estimates import estimate_advantages
 from trpo_jax.training.keys import as_typed_key
 from trpo_jax.training.metrics import Metrics, init_episode_statistics, latest_episodes, outcome_metrics, solver_metrics
@@ -26,6 +25,7 @@ from trpo_jax.training.rollout import RolloutState, Transition, collect, num_sta
 from trpo_jax.training.stages import Stages, next_keys, run_stages
 from trpo_jax.training.state import Learner, TrainState
 from trpo_jax.training.trpo_config import TRPOConfig
+from trpo_jax.weights import average, unit_weight, variance
 
 SAMPLES_A_ROW = 64
 """The policy step sees the batch as rows of environments, at least so many samples each: enough for an even choice of
@@ -126,6 +126,7 @@ class Iteration:
         """Estimate advantages and take the policy step; the normalizer moves after it."""
         observation = normalize(learner.normalizer, transition.observation)
         weight = self._weight(transition)
+        unit = unit_weight(weight)
         value, advantage = estimate_advantages(
             critic.critic, learner.normalizer, observation, transition, weight, hyperparameters
         )
@@ -133,7 +134,7 @@ class Iteration:
             self._policy_of_rows,
             learner.policy,
             self._rows(
-                Batch(observation, transition.action, transition.log_prob, self._standardize(advantage, weight), weight)
+                Batch(observation, transition.action, transition.log_prob, self._standardize(advantage, unit), unit)
             ),
             learner.trust_region,
             hyperparameters.trust_region,
@@ -145,9 +146,9 @@ class Iteration:
         outcomes = learner.outcomes + jax.nn.one_hot(info.outcome, len(StepOutcome), dtype=jnp.int32)
         target = value + advantage
         metrics = {
-            "training/explained_variance": explained_variance(value, target, weight),
-            "training/mean_value": weighted_mean(value, weight) / hyperparameters.reward_scaling,
-            "training/mean_return": weighted_mean(target, weight) / hyperparameters.reward_scaling,
+            "training/explained_variance": explained_variance(advantage, target, unit),
+            "training/mean_value": average(value, unit) / hyperparameters.reward_scaling,
+            "training/mean_return": average(target, unit) / hyperparameters.reward_scaling,
         }
         metrics |= solver_metrics(info) | outcome_metrics(outcomes)
         metrics |= self._policy_metrics(policy, normalizer, observation, transition.observation, weight)
@@ -170,8 +171,8 @@ class Iteration:
     def _standardize(self, advantage: Float[Array, "T N"], weight: Float[Array, "T N"]) -> Float[Array, "T N"]:
         if not self.config.normalize_advantages:
             return advantage
-        spread = jnp.sqrt(weighted_variance(advantage, weight))
-        return (advantage - weighted_mean(advantage, weight)) / (spread + 1e-8)
+        spread = jnp.sqrt(variance(advantage, weight))
+        return (advantage - average(advantage, weight)) / (spread + 1e-8)
 
     def _rows(self, tree: Any) -> Any:
         """Turn `[T, N, ...]` into `[R, B/R, ...]`, a row holding the steps of whole environments, one after another."""
@@ -203,7 +204,7 @@ class Iteration:
         metrics = {} if log_std is None else {"training/policy_std": jnp.mean(jnp.exp(log_std))}
         if normalizer is not None:
             after = policy_distribution(self.networks.policy, params, normalize(normalizer, observation))
-            metrics["training/normalizer_kl"] = mean_and_max_kl(before, after, weight)[0]
+            metrics["training/normalizer_kl"] = mean_and_max_kl(before, after, unit_weight(weight))[0]
         return metrics
 
 

@@ -1,0 +1,49 @@
+"""Statistics of weighted samples, accumulated in at least float32."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+AxisName = str | tuple[str, ...]
+
+
+def unit_weight(
+    weight: Float[Array, "..."], axis: tuple[int, ...] | None = None, axis_name: AxisName | None = None
+) -> Float[Array, "..."]:
+    """Scale non-negative weights to a sum of 1, in at least float32; weights that are all zero stay so.
+
+    Args:
+        weight: `[...]`, of any scale.
+        axis: axes along which the sum is 1; None for all.
+        axis_name: named axes of `jax.shard_map` or `jax.vmap` that the sum includes as well.
+    """
+    weight = jnp.asarray(weight, jnp.promote_types(weight.dtype, jnp.float32))
+    largest = jnp.max(weight, axis, keepdims=True)
+    if axis_name is not None:
+        largest = jax.lax.pmax(largest, axis_name)
+    scaled = weight / jnp.where(largest > 0, largest, 1.0)  # their sum cannot leave the range of floats
+    total = jnp.sum(scaled, axis, keepdims=True)
+    if axis_name is not None:
+        total = jax.lax.psum(total, axis_name)
+    return scaled / jnp.where(total > 0, total, 1.0)
+
+
+def average(values: Float[Array, "..."], weight: Float[Array, "..."] | None) -> Float[Array, ""]:
+    """Return Σ w·x for weights with a sum of 1 (see `unit_weight`); None weighs all alike.
+
+    An entry of weight zero counts for nothing, NaN included.
+    """
+    values = jnp.asarray(values, jnp.promote_types(values.dtype, jnp.float32))
+    if weight is None:
+        return jnp.mean(values)
+    return jnp.sum(jnp.asarray(weight, values.dtype) * jnp.where(weight > 0, values, 0.0))
+
+
+def variance(values: Float[Array, "..."], weight: Float[Array, "..."] | None) -> Float[Array, ""]:
+    """Return Σ w·(x - mean)² for weights with a sum of 1; None weighs all alike."""
+    return average((values - average(values, weight)) ** 2, weight)
+
+
+def weighted_mean(values: Float[Array, "..."], weight: Float[Array, "..."] | None = None) -> Float[Array, ""]:
+    """Return Σ w·x / Σ w for non-negative weights of any scale; see `average`."""
+    return average(values, None if weight is None else unit_weight(weight))

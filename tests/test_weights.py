@@ -1,0 +1,44 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trpo_jax.weights import average, unit_weight, variance, weighted_mean
+
+
+def test_the_weighted_mean_leaves_out_what_weighs_nothing_and_accumulates_in_float32():
+    values = jnp.asarray([1.0, jnp.nan, 4.0])
+    assert weighted_mean(values, jnp.asarray([2.0, 0.0, 1.0])) == 2.0
+    assert weighted_mean(values[:1], jnp.zeros(1)) == 0.0  # nothing counts: zero, not 0/0
+    short = weighted_mean(jnp.ones(3000, "bfloat16"), jnp.ones(3000, "bfloat16"))
+    assert short.dtype == jnp.float32
+    assert short == 1.0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_unit_weights_add_up_to_one_whatever_their_dtype(dtype):
+    unit = unit_weight(jnp.ones(140_000, dtype))
+    assert unit.dtype == jnp.float32
+    np.testing.assert_allclose(np.asarray(unit, np.float64).sum(), 1.0, rtol=1e-5)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-30, 30))
+@settings(max_examples=40)
+def test_mean_and_variance_are_those_of_numpy_at_any_scale_of_the_weights(x64, seed, exponent):
+    rng = np.random.default_rng(seed)
+    values, weight = rng.normal(size=(3, 7)), rng.random((3, 7)) * 10.0**exponent
+    mean = np.average(values, weights=weight)
+    np.testing.assert_allclose(weighted_mean(jnp.asarray(values), jnp.asarray(weight)), mean, rtol=1e-10)
+    unit = unit_weight(jnp.asarray(weight))
+    np.testing.assert_allclose(average(jnp.asarray(values), unit), mean, rtol=1e-10)
+    expected = np.average((values - mean) ** 2, weights=weight)
+    np.testing.assert_allclose(variance(jnp.asarray(values), unit), expected, rtol=1e-10)
+
+
+def test_the_sum_is_one_along_some_axes_or_over_a_named_one():
+    weight = jnp.asarray([[1.0, 3.0], [0.0, 4.0]])
+    np.testing.assert_allclose(unit_weight(weight, (1,)), [[0.25, 0.75], [0.0, 1.0]])
+    over_rows = jax.vmap(lambda row: unit_weight(row, axis_name="rows"), axis_name="rows")(weight)
+    np.testing.assert_allclose(over_rows, weight / 8)
