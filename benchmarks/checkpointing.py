@@ -14,10 +14,10 @@ import jax
 import tyro
 
 import report
-from trpo_jax import TRPOConfig, make_trpo
+from trpo_jax import make_trpo
 from trpo_jax.training.loop import Callbacks, Loop, Schedule
 from trpo_jax.training.pipeline import Pipeline
-from trpo_jax.training.run_config import read_run_config, shipped_config
+from trpo_jax.training.run_config import starting_config
 from trpo_jax.training.store import Progress, Store
 
 
@@ -43,8 +43,7 @@ def main(arguments: Arguments) -> None:
 
 
 def measure(name: str, arguments: Arguments) -> dict:
-    path = shipped_config(name)
-    trpo = make_trpo(name, read_run_config(path).trpo if path else TRPOConfig())
+    trpo = make_trpo(name, starting_config(name).trpo)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), resume=False, keep=3, origin={})
         runs = {

@@ -21,8 +21,8 @@ import tyro
 
 import report
 from throughput import Training
-from trpo_jax import TRPOConfig, make_trpo
-from trpo_jax.training.run_config import read_run_config, shipped_config
+from trpo_jax import make_trpo
+from trpo_jax.training.run_config import starting_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,7 @@ def worker(name: str, devices: int, arguments: Arguments) -> Iterator:
 
 def serve(arguments: Arguments) -> None:
     name = arguments.environments[0]
-    path = shipped_config(name)
-    trpo = make_trpo(name, read_run_config(path).trpo if path else TRPOConfig())
+    trpo = make_trpo(name, starting_config(name).trpo)
     training = Training(trpo, arguments.iterations, jax.devices()[: arguments.devices])
     for _ in sys.stdin:
         start = time.perf_counter()

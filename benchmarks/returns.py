@@ -14,7 +14,7 @@ import report
 from trpo_jax.cli.startup import configure_process
 from trpo_jax.training.devices import show_cores_as_devices
 from trpo_jax.training.evaluate import make_evaluator
-from trpo_jax.training.run_config import read_run_config, shipped_config
+from trpo_jax.training.run_config import starting_config
 from trpo_jax.training.train import train
 from trpo_jax.training.trpo import make_trpo
 

@@ -83,7 +83,7 @@ def split_of_a_start(environment: str) -> dict[str, float]:
 
     from trpo_jax.training.devices import show_cores_as_devices
     from trpo_jax.training.run import resolve, run_environment
-    from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config
+    from trpo_jax.training.run_config import starting_config
     from trpo_jax.training.train import train
 
     spans: dict[str, list[tuple[float, float]]] = {"trace": [], "compile": []}
@@ -95,8 +95,7 @@ def split_of_a_start(environment: str) -> dict[str, float]:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     imported = time.perf_counter()
-    path = shipped_config(environment)
-    config = read_run_config(path) if path else RunConfig(environment=environment)
+    config = starting_config(environment)
     show_cores_as_devices(config.trpo.num_envs)
     config = resolve(config)
     simulator = run_environment(config)

@@ -20,7 +20,7 @@ from trpo_jax import TRPOConfig, make_trpo
 from trpo_jax.environments.registry import as_environment
 from trpo_jax.environments.wrappers import cast_like, strong
 from trpo_jax.training.pipeline import Pipeline
-from trpo_jax.training.run_config import read_run_config, shipped_config
+from trpo_jax.training.run_config import starting_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,7 @@ def main(arguments: Arguments) -> None:
 
 
 def measure(name: str, arguments: Arguments) -> dict:
-    path = shipped_config(name)
-    config = read_run_config(path).trpo if path else TRPOConfig()
+    config = starting_config(name).trpo
     trpo = make_trpo(name, config)
     training = Training(trpo, arguments.iterations, jax.devices()[: arguments.devices])
     simulator = Simulator(name, config, arguments.iterations, arguments.devices)
@@ -87,28 +86,33 @@ class Simulator:
     """As many steps of the bare simulator with random actions."""
 
     def __init__(self, environment: Any, config: TRPOConfig, iterations: int, num_devices: int = 1):
-        self.environment, self.config, self.iterations = as_environment(environment), config, iterations
+        environment = as_environment(environment)
+        self.iterations = iterations
         self.key = jax.random.key(0)
-        state = strong(jax.jit(self.environment.reset)(jax.random.split(self.key, config.num_envs)))
+        state = strong(jax.jit(environment.reset)(jax.random.split(self.key, config.num_envs)))
         self.state = over_devices(state, num_envs=config.num_envs, num_devices=num_devices)
-        self.unroll = jax.jit(self._unroll, donate_argnums=0)
-
-    def _unroll(self, state, key):
-        shape = (self.config.num_envs, self.environment.action_space.size)
-
-        def step(state, key):
-            action = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
-            new = cast_like(self.environment.step(state, action), state)
-            return new, (new.observation, new.reward)
-
-        state, _ = jax.lax.scan(step, state, jax.random.split(key, self.config.unroll_length))
-        return state
+        self.unroll = random_unroll(environment, config)
 
     def __call__(self):
         for _ in range(self.iterations):
             self.key, key = jax.random.split(self.key)
             self.state = self.unroll(self.state, key)
         return self.state.reward
+
+
+def random_unroll(environment: Any, config: TRPOConfig) -> Any:
+    """Return a jitted function (state, key) -> state that takes the steps of an iteration with random actions."""
+    shape = (config.num_envs, environment.action_space.size)
+
+    def step(state, key):
+        action = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+        new = cast_like(environment.step(state, action), state)
+        return new, (new.observation, new.reward)
+
+    def unroll(state, key):
+        return jax.lax.scan(step, state, jax.random.split(key, config.unroll_length))[0]
+
+    return jax.jit(unroll, donate_argnums=0)
 
 
 def over_devices(tree: Any, *, num_envs: int, num_devices: int) -> Any:

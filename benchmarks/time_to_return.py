@@ -25,7 +25,7 @@ from trpo_jax import TRPOConfig, make_trpo, train
 from trpo_jax.environments.brax import load_environment
 from trpo_jax.training.devices import num_cores_to_use
 from trpo_jax.training.evaluate import make_evaluator
-from trpo_jax.training.run_config import read_run_config, shipped_config
+from trpo_jax.training.run_config import starting_config
 
 OURS, PPO = "trpo_jax", "Brax PPO"
 
@@ -120,8 +120,7 @@ def main(arguments: Arguments) -> None:
 
 def run(name: str, arguments: Arguments, seed: int) -> Course:
     """Train once, from the start to the target or the end."""
-    path = shipped_config(arguments.environment)
-    config = read_run_config(path).trpo if path else TRPOConfig()
+    config = starting_config(arguments.environment).trpo
     environment = make_trpo(arguments.environment, config).environment
     course = Course(environment, target=arguments.target, episodes=arguments.episodes)
     num_timesteps = arguments.stretch * arguments.num_stretches

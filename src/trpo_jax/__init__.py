@@ -31,6 +31,7 @@ from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_regio
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.training.critic import CriticConfig
 from trpo_jax.training.inference import Params, make_value_fn
+from trpo_jax.training.run_config import RunConfig, shipped_config
 from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.train import train
 from trpo_jax.training.trpo import TRPO, make_trpo
@@ -61,6 +62,7 @@ __all__ = [
     "MultivariateGaussian",
     "Networks",
     "Params",
+    "RunConfig",
     "PolicyConfig",
     "StepOutcome",
     "TRPOConfig",
@@ -79,6 +81,7 @@ __all__ = [
     "init_trust_region_state",
     "make_trpo",
     "make_value_fn",
+    "shipped_config",
     "stateful_trust_region_step",
     "stateful_trust_region_update",
     "train",

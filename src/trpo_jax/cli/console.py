@@ -34,12 +34,14 @@ class PlainConsole:
         self._started = time.perf_counter()
         self._first: tuple[int, float] | None = None
 
-    def start(self, run_dir: Path, *, resumed: bool = False) -> None:
-        """Say what is about to happen."""
+    def start(self, run_dir: Path, *, resumed: bool = False, accelerator: bool = False) -> None:
+        """Say what is about to happen; `accelerator` where the settings are those for one."""
         trpo = self.run_config.trpo
         batch = f"{trpo.num_envs} environments × {trpo.unroll_length} steps"
         run = self.run_config
         self.say(f"{run.environment} ({run.backend}), {run.num_timesteps:,} steps, {batch} an iteration")
+        if accelerator:
+            self.say("with the settings for an accelerator (--no-accelerator takes those for a CPU)")
         self.say(f"{'going on in' if resumed else 'run folder'} {run_dir}")
         self.say("compiling (the first start on a machine takes longest) …")
 

@@ -17,6 +17,7 @@ from trpo_jax.training.run_folder import MetricsLog, RunFolder, create_run_folde
 DESCRIPTION = (
     "Train a policy by Trust Region Policy Optimization. The first argument names an environment or a TOML file; "
     "what it leaves open keeps the defaults shown here, and options go over both. "
+    "On an accelerator other settings ship, with thousands of environments; --no-accelerator takes those of a CPU. "
     "Writes RUN-DIR/{config.toml, metrics.jsonl, checkpoints/}. "
     "`trpo-jax train --resume RUN` goes on with an earlier run as if it had not been interrupted."
 )
@@ -36,6 +37,8 @@ class TrainArguments:
     """Folder for the run, new or empty; by default runs/ENV-DATE-TIME."""
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Folder of an earlier run to go on with, instead of ENV; only its length, evaluations and checkpoints may be set anew."""
+    accelerator: bool = False
+    """Take the settings that ship for an accelerator, or those for a CPU; by default JAX's default device decides."""
     tensorboard: bool = False
     """Write metrics for TensorBoard, too, into RUN-DIR/tensorboard (an extra to install)."""
     wandb_project: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -54,8 +57,11 @@ class TrainArguments:
 
 def train_command(arguments: list[str]) -> int:
     """Train as the arguments say; return the exit code."""
-    parsed = parse_arguments(arguments)
+    accelerator = _accelerator_option(arguments)
+    parsed = parse_arguments(arguments, accelerator=bool(accelerator))
     _join_others(parsed)
+
+    import jax
 
     from trpo_jax.training.devices import all_devices, show_cores_as_devices
     from trpo_jax.training.pipeline import Pipeline
@@ -64,6 +70,8 @@ def train_command(arguments: list[str]) -> int:
 
     if not parsed.distributed:  # several processes on one machine have a core each
         show_cores_as_devices(parsed.run.trpo.num_envs, parsed.max_devices_per_host)
+    if accelerator is None and parsed.resume is None and jax.default_backend() != "cpu":
+        parsed = parse_arguments(arguments, accelerator=True)
     run_config = resolve(parsed.run)
     environment = run_environment(run_config)
     # Raises for what does not fit together, before a folder is made.
@@ -71,8 +79,8 @@ def train_command(arguments: list[str]) -> int:
     return _train(parsed, run_config, environment)
 
 
-def parse_arguments(arguments: list[str]) -> TrainArguments:
-    """Return the arguments, with the configuration that they stand for."""
+def parse_arguments(arguments: list[str], *, accelerator: bool = False) -> TrainArguments:
+    """Return the arguments, with the configuration that they stand for: with `accelerator`, the one for an accelerator."""
     resume = _value_of("--resume", arguments)
     target = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if resume is not None:
@@ -89,7 +97,11 @@ def parse_arguments(arguments: list[str]) -> TrainArguments:
             "ENV|CONFIG.toml", arguments[0] if arguments else "", "an environment or a TOML file as first argument"
         )
     suite = _value_of("--suite", arguments) or "brax"
-    default = TrainArguments(target or "ant", starting_config(target, suite) if target else RunConfig())
+    config = starting_config(target, suite) if target else RunConfig()
+    accelerated = starting_config(target, suite, accelerator=True) if target and accelerator else config
+    if _accelerator_option(arguments) and target and accelerated == config:
+        raise ConfigError("accelerator", True, f"a configuration file with a table [accelerator]; {target} has none")
+    default = TrainArguments(target or "ant", accelerated, accelerator=accelerated != config)
     return parse(TrainArguments, arguments, command="train", description=DESCRIPTION, default=default)
 
 
@@ -102,11 +114,19 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
+def _accelerator_option(arguments: Sequence[str]) -> bool | None:
+    """Return what the arguments say of an accelerator, None where they leave it open."""
+    said = {"--accelerator": True, "--no-accelerator": False}
+    return next((said[argument] for argument in reversed(arguments) if argument in said), None)
+
+
 def _refuse_changes(parsed: TrainArguments, started: RunConfig) -> None:
     from trpo_jax.training.store import check_same
 
     if parsed.run_dir is not None:
         raise ConfigError("run_dir", parsed.run_dir, "none where --resume names a run")
+    if parsed.accelerator:
+        raise ConfigError("accelerator", True, "none where --resume names a run, whose settings are kept")
     was, wanted = (to_mapping(dataclasses.replace(run, **_unchanged(started))) for run in (started, parsed.run))
     was, wanted = (fields | fields.pop("trpo") for fields in (was, wanted))
     check_same(was, wanted, "the run")
@@ -169,7 +189,7 @@ def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfi
         loggers = _loggers(arguments, run_config, folder)
         if resumed:
             write_run_config(folder.config, run_config)
-        console.start(folder.path, resumed=resumed)
+        console.start(folder.path, resumed=resumed, accelerator=arguments.accelerator)
         with console:
             return run_training(
                 run_config,

@@ -79,7 +79,7 @@ class Pipeline:
         beforehand = concurrent.futures.ThreadPoolExecutor(1) if one_processor and not apart else None
         next_keys, draw, collect, improve, fit = iteration.stages
         self._draw = jax.jit(draw, out_shardings=by_time)
-        self._stages: Any = Stages(
+        self.stages: Any = Stages(
             next_keys=Program(jax.jit(next_keys, out_shardings=everywhere), thread=beforehand),
             draw=Program(self._draw, thread=beforehand),
             collect=Program(
@@ -106,12 +106,12 @@ class Pipeline:
         A process that ends waits for those that are being compiled.
         """
         with side_by_side() as compilers:
-            compile_stages(self._stages, compilers, self.state_like)
+            compile_stages(self.stages, compilers, self.state_like)
 
     def init(self, key: jax.Array) -> TrainState:
         """Draw networks and environments, as `Iteration.init` does."""
         draw_key, key = self._split(np.asarray(jax.random.key_data(as_typed_key(key))))
-        return self._settled(self._begin(key, self._stages.draw(draw_key)))
+        return self._settled(self._begin(key, self.stages.draw(draw_key)))
 
     def _settled(self, state: TrainState) -> TrainState:
         shardings: Any = self.sharding
@@ -122,7 +122,7 @@ class Pipeline:
 
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """Start one iteration; return the state and the metrics to be. `state.rollout` is used up."""
-        return run_stages(self._stages, state)
+        return run_stages(self.stages, state)
 
     def snapshot(self, state: TrainState) -> TrainState:
         """Return a state that stays readable when the next iteration has started."""
@@ -130,7 +130,7 @@ class Pipeline:
 
     def timed_update(self, state: TrainState) -> tuple[TrainState, Metrics, dict[str, float]]:
         """Do as `update`, but wait for each stage; return also each one's part of the time, as metrics."""
-        return timed_stages(self._stages, state)
+        return timed_stages(self.stages, state)
 
     def place(self, host_state: TrainState) -> TrainState:
         """Put a state that `to_host` took back onto the devices."""
@@ -141,7 +141,7 @@ class Pipeline:
     def reset(self, state: TrainState) -> TrainState:
         """Draw all environments afresh, by a key of their own that other draws do not notice."""
         draw_key = self._fold_in(state.key, state.iteration)
-        return state._replace(rollout=self._restart(self._stages.draw(draw_key)))
+        return state._replace(rollout=self._restart(self.stages.draw(draw_key)))
 
 
 def to_host(tree: Any) -> Any:

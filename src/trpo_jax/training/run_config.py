@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import tomli_w
 import tyro
 
@@ -40,15 +41,22 @@ class RunConfig:
     trpo: Annotated[TRPOConfig, tyro.conf.arg(name="")] = TRPOConfig()  # its fields stand beside the others
 
 
-def read_run_config(path: Path | str) -> RunConfig:
+ACCELERATOR = "accelerator"
+"""Table of a configuration file that is put over the rest of it where JAX's default device is no CPU, and the file in
+configs/ that does the same for every environment given by name."""
+
+
+def read_run_config(path: Path | str, *, accelerator: bool = False) -> RunConfig:
     """Read a TOML file whose tables and keys are the fields of `RunConfig`, those of its `trpo` at the top level.
+
+    Args:
+        path: of the file.
+        accelerator: put the file's table `[accelerator]`, if there is one, over the rest.
 
     Raises:
         ConfigError: no such file, not TOML, an unknown key, a wrong type, or a value out of range.
     """
-    mapping = read_toml(path, "config file")
-    with errors_in(path):
-        return run_config_from_mapping(mapping)
+    return _layered(RunConfig(), path, None, accelerator=accelerator)
 
 
 def read_toml(path: Path | str, name: str) -> dict[str, Any]:
@@ -79,23 +87,68 @@ def write_run_config(path: Path | str, run_config: RunConfig) -> None:
     write_whole(path, tomli_w.dumps(mapping | trpo))
 
 
-def starting_config(target: str, suite: str = "brax") -> RunConfig:
+def starting_config(target: str, suite: str = "brax", *, accelerator: bool = False) -> RunConfig:
     """Return the configuration that a target stands for: a TOML file, or an environment with the settings that ship for it.
+
+    Args:
+        target: path of a TOML file, or name of an environment.
+        suite: "brax" or "playground", for a name.
+        accelerator: take the settings for an accelerator. For a name they are those that all environments share, with
+            the table `[accelerator]` of the environment's own file over them; a TOML file's are its own table.
 
     Raises:
         ConfigError: the file cannot be used.
     """
     if target.endswith(".toml"):
-        return read_run_config(target)
-    path = shipped_config(target, suite)
-    return dataclasses.replace(read_run_config(path) if path else RunConfig(), environment=target)
+        return read_run_config(target, accelerator=accelerator)
+    common = _configs() / f"{ACCELERATOR}.toml" if accelerator else None
+    config = _layered(RunConfig(environment=target), shipped_config_file(target, suite), common, accelerator=accelerator)
+    return dataclasses.replace(config, environment=target)
 
 
-def shipped_config(environment: str, suite: str = "brax") -> Path | None:
+def _layered(config: RunConfig, path: Path | str | None, common: Path | None, *, accelerator: bool) -> RunConfig:
+    """Put files over a configuration: what one holds, then the common one, then the first one's table for accelerators."""
+    own: dict[str, Any] = {} if path is None else read_toml(path, "config file")
+    table = own.pop(ACCELERATOR, {})
+    with errors_in(path or ""):
+        config = run_config_from_mapping(own, config)
+    if common is not None:
+        with errors_in(common):
+            config = run_config_from_mapping(read_toml(common, "config file"), config)
+    with errors_in(path or ""):
+        if not isinstance(table, dict):
+            raise ConfigError(ACCELERATOR, table, "a table")
+        try:
+            accelerated = run_config_from_mapping(table, config)  # checked on a CPU, too
+        except ConfigError as error:
+            raise error.within(ACCELERATOR) from None
+    return accelerated if accelerator else config
+
+
+def shipped_config(environment: str, *, suite: str = "brax", accelerator: bool | None = None) -> RunConfig:
+    """Return the settings that ship for an environment, as `trpo-jax train` uses them; the defaults where none do.
+
+    Args:
+        environment: name, such as "ant".
+        suite: "brax" or "playground".
+        accelerator: whether to take the settings for an accelerator; None where JAX's default device is no CPU.
+
+    Returns:
+        `RunConfig`; its field `trpo` is the TRPOConfig.
+    """
+    if accelerator is None:
+        accelerator = jax.default_backend() != "cpu"
+    return starting_config(environment, suite, accelerator=accelerator)
+
+
+def shipped_config_file(environment: str, suite: str = "brax") -> Path | None:
     """Return the configuration file that comes with the package for an environment, if there is one."""
+    path = _configs() / suite / f"{environment}.toml"
+    return path if environment in {each.stem for each in path.parent.glob("*.toml")} else None
+
+
+def _configs() -> Path:
+    """Return the folder of configurations: that of an installed wheel, or of a checkout."""
     package = Path(__file__).resolve().parents[1]
-    for root in (package / "configs", package.parents[1] / "configs"):  # an installed wheel; a checkout
-        path = root / suite / f"{environment}.toml"
-        if environment in {path.stem for path in (root / suite).glob("*.toml")}:
-            return path
-    return None
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parents[1] / "configs"

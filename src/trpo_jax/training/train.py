@@ -23,6 +23,7 @@ from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.inference import Params, Policy
 from trpo_jax.training.loop import Callbacks, Loop, ProgressFn, Schedule, local_params
 from trpo_jax.training.pipeline import Pipeline, to_host
+from trpo_jax.training.run_config import shipped_config
 from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
 from trpo_jax.training.trpo import TRPO, make_trpo, with_time_limit
@@ -72,7 +73,8 @@ def train(
             iterations; 0 only evaluates the initial policy.
         suite: "brax" or "playground" (MuJoCo Playground), for an environment given by name.
         backend: its physics, likewise; see `as_environment`.
-        config: `TRPOConfig`; None takes its defaults.
+        config: `TRPOConfig`; None takes the settings that ship for an environment given by name, on an accelerator those
+            for one (`shipped_config`), and the defaults for any other.
         networks: policy and critic; None makes those that the config describes.
         network_factory: makes them instead, as `brax.training.agents.ppo.networks.make_ppo_networks` does.
         max_devices_per_host: use no more devices of each process than this. They must divide num_envs.
@@ -122,7 +124,9 @@ def train(
     _check_counts(1, keep_checkpoints=keep_checkpoints)
     if resume and save_checkpoint_path is None:
         raise ConfigError("save_checkpoint_path", None, "the folder to resume from, where resume is true")
-    config = with_options(TRPOConfig() if config is None else config, translate(options))
+    if config is None:
+        config = shipped_config(environment, suite=suite).trpo if isinstance(environment, str) else TRPOConfig()
+    config = with_options(config, translate(options))
     named = {"suite": suite, "backend": backend}
     limited = functools.partial(_limited, config, named, wrap_env, wrap_env_fn, randomization_fn, seed)
     training_environment = limited(environment, config.num_envs)
