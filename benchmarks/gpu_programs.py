@@ -31,7 +31,6 @@ from trpo_jax.environments.brax import load_environment
 from trpo_jax.environments.wrappers import strong
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.pipeline import Pipeline
-from trpo_jax.training.program import compile_stages
 from trpo_jax.training.run_config import starting_config
 from trpo_jax.training.state import inference_params
 
@@ -73,7 +72,7 @@ def compiled(name: str, device: jax.Device, function: Any, *arguments: Any) -> R
     start = time.process_time()
     lowered = function.lower(*gpu_target.described(arguments, device))
     trace = time.process_time() - start
-    return described_row(name, gpu_target.measure(lowered.compile), trace)
+    return described_row(name, gpu_target.measure(device, lowered.compile), trace)
 
 
 def described_row(name: str, measured: gpu_target.Measured, trace: float) -> Row:
@@ -92,39 +91,21 @@ def iteration(arguments: Arguments, device: jax.Device) -> Iterator[Row]:
     start = time.process_time()
     trpo, pipeline = agent_for(arguments, device)
     yield {"program": "environment and agent, nothing compiled", "trace, s": time.process_time() - start}
-    yield from pipeline_programs(pipeline)
+    recorder = gpu_target.Recorder(device)
+    pipeline.compile(recorder)
+    names = ("draw", "begin", "next keys", "rollout", "policy step", "critic fit")
+    for name, (measured, trace) in zip(names, recorder.measured, strict=True):
+        yield described_row(name, measured, trace)
     evaluate = make_evaluator(
         trpo.environment, trpo.make_policy, num_episodes=arguments.num_evaluation_episodes, deterministic=True
     )
-    params = inference_params(jax.eval_shape(trpo.init, jax.random.key(0)))
-    yield compiled("evaluator", device, evaluate, params, jax.eval_shape(jax.random.key, 0))
+    yield compiled("evaluator", device, evaluate, inference_params(pipeline.state_like), pipeline.state_like.key)
 
 
 def agent_for(arguments: Arguments, device: jax.Device) -> tuple[Any, Pipeline]:
     config = starting_config(arguments.environment, accelerator=True).trpo
     trpo = make_trpo(load_environment(arguments.environment, "spring"), config)
     return trpo, Pipeline(trpo.iteration, [device])
-
-
-def pipeline_programs(pipeline: Pipeline) -> Iterator[Row]:
-    """Compile the programs of an iteration one by one, as a training begins to."""
-    for name, stage in zip(pipeline.stages._fields, pipeline.stages, strict=True):
-        recorder = gpu_target.Recorder()
-        start = time.process_time()
-        others = {other: _Described(each) for other, each in pipeline.stages._asdict().items() if other != name}
-        compile_stages(pipeline.stages._replace(**others), recorder, pipeline.state_like)
-        (measured,) = recorder.measured
-        yield described_row(name, measured, time.process_time() - start - measured.compile_seconds)
-
-
-class _Described:
-    """A stage that is described instead of compiled."""
-
-    def __init__(self, stage: Any):
-        self.stage = stage
-
-    def compile(self, compilers: Any, *arguments: Any) -> Any:
-        return self.stage.describe(*arguments)
 
 
 def simulator(arguments: Arguments, device: jax.Device) -> Iterator[Row]:

@@ -17,10 +17,22 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from trpo_jax.training.devices import compiler_options
+
 H100 = Path(__file__).with_name("h100_target.txtpb")
 OPTIONS = {"xla_gpu_autotune_level": "0"}
 NO_KERNEL = {
-    *("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "opt-barrier", "partition-id", "replica-id"),
+    *(
+        "parameter",
+        "get-tuple-element",
+        "tuple",
+        "bitcast",
+        "constant",
+        "after-all",
+        "opt-barrier",
+        "partition-id",
+        "replica-id",
+    ),
     *("fusion-done", "copy-done", "async-done", "call-done"),  # the ends of what another line starts
 }
 
@@ -69,10 +81,10 @@ def described(tree: Any, device: jax.Device) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
-def measure(compile_fn: Callable[..., Any]) -> Measured:
+def measure(device: jax.Device, compile_fn: Callable[..., Any]) -> Measured:
     """Call the `compile` of a lowered program, and look at what comes of it."""
     start = time.process_time()
-    compiled = compile_fn(compiler_options=OPTIONS)
+    compiled = compile_fn(compiler_options=OPTIONS | compiler_options([device]))
     seconds = time.process_time() - start
     kernels, loops = count_kernels(compiled.as_text())
     return Measured(kernels, loops, compiled.memory_analysis().temp_size_in_bytes, seconds)
@@ -81,11 +93,16 @@ def measure(compile_fn: Callable[..., Any]) -> Measured:
 class Recorder(concurrent.futures.Executor):
     """Stands in for the threads that compile programs side by side: compiles each at once, and keeps what that told."""
 
-    def __init__(self) -> None:
-        self.measured: list[Measured] = []
+    def __init__(self, device: jax.Device) -> None:
+        self.device = device
+        self.measured: list[tuple[Measured, float]] = []
+        """With the CPU seconds that went by before: of tracing."""
+        self._last = time.process_time()
 
     def submit(self, compile_fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
-        self.measured.append(measure(compile_fn))
+        trace = time.process_time() - self._last
+        self.measured.append((measure(self.device, compile_fn), trace))
+        self._last = time.process_time()
         return concurrent.futures.Future()
 
 

@@ -7,6 +7,7 @@ from probes import Target
 from trainings import SMALL, one_device_train
 from trpo_jax import make_trpo
 from trpo_jax.training.pipeline import Pipeline, to_host
+from trpo_jax.training.program import side_by_side
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -18,13 +19,14 @@ def test_each_stage_is_compiled_once(ahead):
         if "backend_compile" in event and details.get("fun_name", "").removeprefix("jit(").rstrip(")") in stages:
             compiled.append(details["fun_name"])
 
-    stages = ("draw", "collect", "improve", "fit")
+    stages = ("draw", "begin", "collect", "improve", "fit")
     pipeline = Pipeline(make_trpo(Target(), SMALL).iteration, jax.devices()[:1])
     assert all(leaf.sharding is not None for leaf in jax.tree.leaves(pipeline.state_like))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         if ahead:
-            pipeline.compile()
+            with side_by_side() as compilers:
+                pipeline.compile(compilers)
         state = pipeline.init(jax.random.key(0))
         for _ in range(2):
             state, _ = pipeline.update(state)
@@ -37,7 +39,7 @@ def test_each_stage_is_compiled_once(ahead):
 
 
 def test_a_training_of_no_steps_compiles_no_iteration(monkeypatch):
-    monkeypatch.setattr(Pipeline, "compile", lambda self: pytest.fail("compiled"))
+    monkeypatch.setattr(Pipeline, "compile", lambda *_, **__: pytest.fail("compiled"))
     _, _, metrics = one_device_train(Target(), 0, config=SMALL, num_eval_envs=2)
     assert metrics["eval/avg_episode_length"] == SMALL.episode_length
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig
-from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config, write_run_config
+from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config_file, write_run_config
 from trpo_jax.training.run_folder import MetricsLog, create_run_folder, open_run_folder
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "brax").glob("*.toml"))
@@ -25,7 +25,7 @@ def test_there_is_a_config_for_each_named_environment():
 def test_each_shipped_config_loads_and_is_found_by_its_name(path):
     config = read_run_config(path)
     assert config.environment == path.stem
-    assert shipped_config(path.stem) == path
+    assert shipped_config_file(path.stem) == path
 
 
 @pytest.mark.parametrize(

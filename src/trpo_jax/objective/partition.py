@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from trpo_jax.solver.tree import scaled, upcast
 from trpo_jax.weights import AxisName
 
+
 class Partition(NamedTuple):
     """A batch in parts that are worked through one after another, on each of several devices."""
 
@@ -22,9 +23,7 @@ class Partition(NamedTuple):
     axis_name: AxisName | None
 
 
-def partition(
-    samples: Any, axes: tuple[int, ...], *, weighted: bool, num_parts: int, axis_name: AxisName | None
-) -> Partition:
+def partition(samples: Any, axes: tuple[int, ...], *, weighted: bool, num_parts: int, axis_name: AxisName | None) -> Partition:
     """Split samples along the last of their batch axes, into every `num_parts`-th one.
 
     Args:

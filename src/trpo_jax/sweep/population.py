@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from trpo_jax.training.devices import put
+from trpo_jax.training.devices import compiler_options, put
 from trpo_jax.training.evaluate import Episodes
 from trpo_jax.training.iteration import Iteration
 from trpo_jax.training.pipeline import place
@@ -127,6 +127,7 @@ class Population:
     ) -> Callable[..., Any]:
         """Return a jitted function that does for R runs what `function` does for one."""
         older = simulates and self._are_cpus and jax.__version_info__ < (0, 11)
+        options = OLDER_EMITTERS if older else compiler_options(self._sharding.mesh.devices.ravel().tolist())
         spec = self._sharding.spec
         mapped = jax.shard_map(jax.vmap(function), mesh=self._sharding.mesh, in_specs=spec, out_specs=spec, check_vma=False)
-        return jax.jit(mapped, donate_argnums=donate, compiler_options=OLDER_EMITTERS if older else None)
+        return jax.jit(mapped, donate_argnums=donate, compiler_options=options)

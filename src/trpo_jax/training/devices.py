@@ -49,6 +49,15 @@ def are_cores_of_one_processor(devices: Sequence[jax.Device]) -> bool:
     return devices[0].platform == "cpu" and jax.process_count() == 1
 
 
+def compiler_options(devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """Return the options with which the package's own programs are compiled for such devices.
+
+    For a GPU matrix products are left to cuBLAS. Those that XLA generates take most of a policy step's time of
+    compilation, even before many versions of each are tried on the card, and save no launches.
+    """
+    return {"xla_gpu_enable_triton_gemm": False} if devices[0].platform in ("gpu", "cuda") else {}
+
+
 def put(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """Have arrays lie elsewhere, or descriptions of arrays say so."""
     leaves = jax.tree.leaves(tree)

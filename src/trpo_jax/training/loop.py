@@ -146,7 +146,7 @@ class Loop:
             return
         if self.evaluator:
             start = time.perf_counter()
-            episodes = jax.block_until_ready(self.evaluator(params, self.eval_key))
+            episodes = jax.block_until_ready(self.evaluator(params, _first_local(self.eval_key)))
             elapsed = time.perf_counter() - start
             walltime = self._progress.eval_walltime + elapsed
             self._progress = self._progress._replace(eval_walltime=walltime)
@@ -174,4 +174,8 @@ class Loop:
 
 def local_params(state: TrainState) -> Params:
     """Return what acts and predicts as arrays of this process's first device, whatever devices the training uses."""
-    return jax.device_put(to_host(inference_params(state)), jax.local_devices()[0])
+    return _first_local(to_host(inference_params(state)))
+
+
+def _first_local(tree: Any) -> Any:
+    return jax.device_put(tree, jax.local_devices()[0])

@@ -12,11 +12,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from trpo_jax.config import ConfigError
-from trpo_jax.training.devices import are_cores_of_one_processor, put
+from trpo_jax.training.devices import are_cores_of_one_processor, compiler_options, put
 from trpo_jax.training.iteration import Iteration
 from trpo_jax.training.keys import as_typed_key
 from trpo_jax.training.metrics import Metrics
-from trpo_jax.training.program import Program, compile_stages, side_by_side
+from trpo_jax.training.program import Program, compile_stages
 from trpo_jax.training.stages import Stages, run_stages, timed_stages
 from trpo_jax.training.state import TrainState
 
@@ -68,45 +68,52 @@ class Pipeline:
         parts: dict[str, Any] = beginning | learns
         self.sharding = TrainState(**parts)
         """Where the parts of a training state lie."""
-        self._split = jax.jit(lambda data: tuple(jax.random.split(as_typed_key(data))), out_shardings=everywhere)
-        self._fold_in = jax.jit(jax.random.fold_in, out_shardings=everywhere)
-        self._restart = jax.jit(iteration.restart, out_shardings=spread)
-        self._copy = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=spread)
-        self._begin = jax.jit(iteration.begin, out_shardings=TrainState(**beginning))
+        jit = functools.partial(jax.jit, compiler_options=compiler_options(devices))
+        self._split = jit(lambda data: tuple(jax.random.split(as_typed_key(data))), out_shardings=everywhere)
+        self._fold_in = jit(jax.random.fold_in, out_shardings=everywhere)
+        self._restart = jit(iteration.restart, out_shardings=spread)
+        self._copy = jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=spread)
+        self._begin = Program(jit(iteration.begin, out_shardings=TrainState(**beginning)))
         # XLA runs in order what one thread starts on a CPU, so that beside a rollout runs what another thread starts. Only
         # programs of one device may: those of several wait for each other, and must start in one order everywhere.
         aside = concurrent.futures.ThreadPoolExecutor(1) if one_processor else None
         beforehand = concurrent.futures.ThreadPoolExecutor(1) if one_processor and not apart else None
         next_keys, draw, collect, improve, fit = iteration.stages
-        self._draw = jax.jit(draw, out_shardings=by_time)
         self.stages: Any = Stages(
-            next_keys=Program(jax.jit(next_keys, out_shardings=everywhere), thread=beforehand),
-            draw=Program(self._draw, thread=beforehand),
+            next_keys=Program(jit(next_keys, out_shardings=everywhere), thread=beforehand),
+            draw=Program(jit(draw, out_shardings=by_time), thread=beforehand),
             collect=Program(
-                jax.jit(collect, donate_argnums=1, out_shardings=(spread, by_time, everywhere)),
+                jit(collect, donate_argnums=1, out_shardings=(spread, by_time, everywhere)),
                 move={0: everywhere} if apart else {},
             ),
             improve=Program(
-                jax.jit(improve, out_shardings=(learning, learning if apart else by_time, learning)),
+                jit(improve, out_shardings=(learning, learning if apart else by_time, learning)),
                 move={2: learning, 4: learning} if apart else {},
             ),
-            fit=Program(jax.jit(fit, out_shardings=learning), move={3: learning} if apart else {}, thread=aside),
+            fit=Program(jit(fit, out_shardings=learning), move={3: learning} if apart else {}, thread=aside),
         )
 
     @functools.cached_property
     def state_like(self) -> TrainState:
         """A training state of `jax.ShapeDtypeStruct`."""
-        key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
-        state = jax.eval_shape(self._begin, key, jax.eval_shape(self._draw, key))
-        return self._settled(state)
+        key = self._key_like
+        return self._settled(self._begin.describe(key, self.stages.draw.describe(key)))
 
-    def compile(self) -> None:
+    @property
+    def _key_like(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=self._sharding())
+
+    def compile(self, compilers: concurrent.futures.Executor, *, to_init: bool = True) -> None:
         """Trace all programs of an iteration, and begin to compile them side by side. Without it each waits for its first call.
 
-        A process that ends waits for those that are being compiled.
+        Args:
+            compilers: of `side_by_side`.
+            to_init: whether `init` is to be called, whose program comes first then.
         """
-        with side_by_side() as compilers:
-            compile_stages(self.stages, compilers, self.state_like)
+        if to_init:
+            key = self._key_like
+            self._begin.compile(compilers, key, self.stages.draw.compile(compilers, key))
+        compile_stages(self.stages, compilers, self.state_like)
 
     def init(self, key: jax.Array) -> TrainState:
         """Draw networks and environments, as `Iteration.init` does."""

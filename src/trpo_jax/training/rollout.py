@@ -35,6 +35,25 @@ class Transition(NamedTuple):
     """The simulator lost the environment: what the step left is no experience, and zeros stand in its place."""
 
 
+class _Stored(NamedTuple):
+    """A `Transition` in fewer arrays: in a loop on an accelerator each one that is stored costs a launch a step."""
+
+    arrays: tuple[Any, Any, Any]
+    numbers: Float[Array, "*batch 2"]
+    flags: Bool[Array, "*batch 3"]
+
+    @classmethod
+    def of(cls, transition: Transition) -> "_Stored":
+        numbers = jnp.stack([transition.log_prob, transition.reward], axis=-1)
+        flags = jnp.stack([transition.terminated, transition.truncated, transition.fault], axis=-1)
+        return cls((transition.observation, transition.action, transition.next_observation), numbers, flags)
+
+    def transition(self) -> Transition:
+        observation, action, next_observation = self.arrays
+        log_prob, reward = (self.numbers[..., i] for i in range(2))
+        return Transition(observation, action, log_prob, reward, next_observation, *(self.flags[..., i] for i in range(3)))
+
+
 class RolloutState(NamedTuple):
     """What goes on from one rollout to the next."""
 
@@ -88,7 +107,7 @@ def collect(
         (state, `Transition` of `[T, N, ...]`).
     """
 
-    def step(state: RolloutState, now: tuple[Key[Array, ""], Int[Array, ""]]) -> tuple[RolloutState, Transition]:
+    def step(state: RolloutState, now: tuple[Key[Array, ""], Int[Array, ""]]) -> tuple[RolloutState, _Stored]:
         key, time = now
         observation = state.environments.observation
         distribution = policy_distribution(policy, params, normalize(normalizer, observation))
@@ -110,10 +129,11 @@ def collect(
         )
         reward = jnp.where(fault, 0.0, final.reward)
         episodes = record_step(state.episodes, reward, final.terminated | final.truncated, fault)
-        return RolloutState(environments, episodes), transition
+        return RolloutState(environments, episodes), _Stored.of(transition)
 
     steps = jax.random.split(key, unroll_length), jnp.arange(unroll_length)
-    state, transition = jax.lax.scan(step, state, steps)
+    state, stored = jax.lax.scan(step, state, steps)
+    transition = stored.transition()
     lost = has_nan(state.environments.simulator)
     fresh = jax.tree.map(lambda leaf: leaf[-1], starts)
     state = RolloutState(select(lost, fresh, state.environments), break_off(state.episodes, lost))

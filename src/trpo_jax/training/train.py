@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from trpo_jax.config import ConfigError, to_mapping, unknown_name
 from trpo_jax.environments.protocol import Box, Environment
@@ -18,11 +19,12 @@ from trpo_jax.environments.registry import as_environment, wrapped_environment
 from trpo_jax.policy.networks import Networks
 from trpo_jax.training.brax_names import networks_from_brax, translate
 from trpo_jax.training.checkpoint import load_params
-from trpo_jax.training.devices import all_devices
+from trpo_jax.training.devices import all_devices, put
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.inference import Params, Policy
 from trpo_jax.training.loop import Callbacks, Loop, ProgressFn, Schedule, local_params
 from trpo_jax.training.pipeline import Pipeline, to_host
+from trpo_jax.training.program import Program, side_by_side
 from trpo_jax.training.run_config import shipped_config
 from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
@@ -135,11 +137,13 @@ def train(
     trpo = make_trpo(training_environment, config, networks)
     evaluator = None
     if run_evals and num_eval_envs:
-        evaluator = make_evaluator(
-            trpo.environment if eval_env is None else limited(eval_env, num_eval_envs),
-            trpo.make_policy,
-            num_episodes=num_eval_envs,
-            deterministic=deterministic_eval,
+        evaluator = Program(
+            make_evaluator(
+                trpo.environment if eval_env is None else limited(eval_env, num_eval_envs),
+                trpo.make_policy,
+                num_episodes=num_eval_envs,
+                deterministic=deterministic_eval,
+            )
         )
     if log_training_metrics:
         iteration_fn = _Also(iteration_fn, progress_fn, training_metrics_steps or 1, trpo.steps_per_iteration)
@@ -150,14 +154,20 @@ def train(
         store = Store(save_checkpoint_path, resume=resume, keep=keep_checkpoints, origin=origin)
     state_key, eval_key = jax.random.split(jax.random.key(seed))
     schedule = make_schedule(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
-    if store is not None and store.goes_on:
+    goes_on = store is not None and store.goes_on
+    if goes_on:
         state, progress = store.load(pipeline)
-        if progress.iteration < schedule.num_iterations:
-            pipeline.compile()
     else:
-        if schedule.num_iterations:
-            pipeline.compile()
-        state, progress = pipeline.init(state_key), Progress()
+        progress = Progress()
+    if progress.iteration < schedule.num_iterations:
+        with side_by_side() as compilers:
+            pipeline.compile(compilers, to_init=not goes_on)
+            if (
+                evaluator is not None and schedule.evaluations and jax.process_index() == 0
+            ):  # beside the training, if that does not begin with it
+                evaluator.compile(compilers, *_evaluated_like(pipeline))
+    if not goes_on:
+        state = pipeline.init(state_key)
         state = _restored(pipeline, state, restore_checkpoint_path, restore_params, restore_value_fn)
     loop = Loop(
         trpo,
@@ -171,6 +181,12 @@ def train(
     with store or contextlib.nullcontext():
         state = loop.run(state, progress)
     return trpo.make_policy, local_params(state), loop.metrics
+
+
+def _evaluated_like(pipeline: Pipeline) -> tuple[Any, Any]:
+    """Describe what the evaluator takes: parameters and a key on the first of this process's devices."""
+    params, key = inference_params(pipeline.state_like), pipeline.state_like.key
+    return put((params, key), SingleDeviceSharding(jax.local_devices()[0]))
 
 
 def _limited(
