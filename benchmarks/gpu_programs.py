@@ -1,12 +1,17 @@
-"""What an accelerator will be asked to do, told without one: every program, compiled for an H100 on this machine.
+"""Compile every program of a training for an H100, on a machine without one, and count the kernels that each will launch.
 
     pip install jax-cuda13-plugin jax-cuda13-pjrt    # of jax's version; about 420 MB, no driver
     python benchmarks/gpu_programs.py [--parts iteration simulator …] [--json FILE]
 
-Parts: `iteration` (each stage of one, and the evaluator), `simulator` (as many steps with random actions), `update` (bare, by
-size), `ppo` (one training step of Brax's PPO with its published settings), `options` (every option of the update and every
-distribution compiles). Small networks are bound by launches on a GPU, so that kernels are what an iteration costs. Seconds are CPU
-seconds, tracing apart from compilation, autotuning left out.
+Small networks are bound by launches on a GPU, so kernels are what an iteration costs. The parts:
+
+- iteration: the stages of one, and the evaluator.
+- simulator: as many steps with random actions.
+- update: the bare policy update, by size.
+- ppo: one training step of Brax's PPO with its published settings.
+- options: every option of the update and every distribution compiles.
+
+Seconds are CPU seconds of all cores together. Autotuning, which needs the card, is left out.
 """
 
 import dataclasses

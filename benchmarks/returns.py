@@ -3,8 +3,8 @@
     python benchmarks/returns.py [--environments ant hopper] [--seeds 0 1 2] [--json FILE]
     python benchmarks/returns.py --accelerator --num-timesteps 10_000_000 --algorithms trpo_jax ppo --jobs 2
 
-With `--accelerator` the settings are those for an accelerator, wherever this runs: on a CPU they take minutes, and return the same.
-`ppo` is Brax's PPO with the settings that Brax publishes for an accelerator. What the file holds already is not run again.
+`--accelerator` takes the settings for an accelerator, wherever this runs; on a CPU that takes longer and returns the same.
+`ppo` is Brax's PPO with the settings that Brax publishes for an accelerator. Runs that FILE holds already are not repeated.
 """
 
 import concurrent.futures

@@ -93,7 +93,6 @@ def fit_critic(
         (state, mean squared error during the last pass, in squared units of the scaled reward). Should numbers overflow,
         the state is the one passed in.
     """
-
     vector, unravel = ravel(state.critic.params)
 
     def loss_fn(vector: Float[Array, "P"], batch: Regression) -> Float[Array, ""]:
