@@ -1,5 +1,10 @@
 """Bad input: one line that names the field, what came and what is allowed; exit code 2; nothing written."""
 
+import os
+import subprocess
+import sys
+
+import jax
 import pytest
 
 from trpo_jax.cli import main
@@ -29,6 +34,38 @@ def in_an_empty_folder(tmp_path, monkeypatch):
         (tmp_path / f"{name}.toml").write_text(f'environments = ["fast"]\n{text}')
     (tmp_path / "noconfig.toml").write_text('environments = ["missing.toml"]')
     (tmp_path / "zero.toml").write_text("num_envs = 0\n")
+    (tmp_path / "nothing.toml").write_text("num_envs = 8\n")
+    (tmp_path / "strange.toml").write_text("[accelerator]\nnum_env = 3\n")
+
+
+PLATFORMS = {
+    "nonsense": "JAX_PLATFORMS: got 'nonsense', allowed: what JAX can start here (Unable to initialize backend",
+    "cuda": "JAX_PLATFORMS: got 'cuda', allowed: what JAX can start here",
+}
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("command", ["train fast", "sweep good.toml"])
+def test_a_device_that_cannot_start_is_one_clear_line(tmp_path, command, platform):
+    variables = os.environ | {"JAX_PLATFORMS": platform}
+    arguments = [sys.executable, "-m", "trpo_jax", *command.split()]
+    ended = subprocess.run(arguments, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert PLATFORMS[platform] in ended.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_device_without_enough_memory_is_one_clear_line_and_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99999999999 bytes.")
+
+    monkeypatch.setattr("trpo_jax.training.run.train", exhausted)
+    assert main.run(["train", "fast", "--run-dir", "run"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("trpo-jax train: error: the device is out of memory; fewer environments (--num-envs)")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 BAD = {
@@ -38,6 +75,9 @@ BAD = {
     "train --resume none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",
     "train ant --resume began": "ENV|CONFIG.toml: got 'ant', allowed: none where --resume names a run",
     "train --resume began --run-dir other": "run_dir: got 'other', allowed: none where --resume names a run",
+    "train --resume began --accelerator": "accelerator: got True, allowed: none where --resume names a run",
+    "train nothing.toml --accelerator": "accelerator: got True, allowed: a configuration file with a table [accelerator]",
+    "train strange.toml": "strange.toml: accelerator.num_env: got 3, allowed: a known field; did you mean num_envs",
     "train --resume began --num-envs 7": "num_envs: got 7, allowed: 64, with which the run began",
     "train --resume began --trust-region.max-kl 0.5": "trust_region.max_kl: got 0.5, allowed: 0.01, with which the run began",
     "train ant --process-index 1": "process_index: got 1, allowed: none without --distributed",

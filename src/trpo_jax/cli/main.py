@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from trpo_jax.cli.startup import configure_process
 
@@ -31,7 +33,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
-    Codes: 0 success, 1 a program of a sweep failed, 2 bad input or a full disk, 130 after Ctrl-C, 143 after SIGTERM.
+    Codes: 0 success, 1 a program of a sweep failed, 2 bad input, no device, no memory or a full disk, 130 after Ctrl-C, 143 after SIGTERM.
     """
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
@@ -55,6 +57,12 @@ def run(arguments: list[str]) -> int:
     except _bad_input() as error:
         print(f"trpo-jax {command}: error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except (RuntimeError, AssertionError) as error:
+        trouble = _device_trouble(error)
+        if trouble is None:
+            raise
+        print(f"trpo-jax {command}: error: {trouble}", file=sys.stderr)
+        return USAGE_ERROR
     except OSError as error:  # a full disk, a folder that went away
         if isinstance(error, BrokenPipeError) or error.errno is None:
             raise
@@ -70,6 +78,26 @@ def _command(name: str) -> Callable[[list[str]], int]:
     if name not in COMMANDS:
         raise ConfigError("command", name, unknown_name("command", name, list(COMMANDS)))
     return getattr(importlib.import_module(f"trpo_jax.cli.{name}"), f"{name}_command")
+
+
+def _device_trouble(error: Exception) -> str | None:
+    """Say in a sentence what JAX's error about devices means; None for any other error."""
+    import jax
+
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            "the device is out of memory; fewer environments (--num-envs) or shorter unrolls (--unroll-length) need less, "
+            "and so does a policy step in parts (--trust-region.num-microbatches)"
+        )
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and Path(frames[-1].filename).name == "xla_bridge.py":
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+        reason = str(error).partition("\n")[0] or "its driver or its libraries are missing"
+        return (
+            f"JAX_PLATFORMS: got {platforms!r}, allowed: what JAX can start here ({reason}); a GPU needs NVIDIA's driver and "
+            'pip install "trpo-jax[cuda13]"'
+        )
+    return None
 
 
 def _bad_input() -> tuple[type[Exception], ...]:

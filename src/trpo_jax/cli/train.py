@@ -201,7 +201,7 @@ def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfi
                 progress_fn=console.evaluation,
                 iteration_fn=console.iteration,
             )
-    except ConfigError:  # raised before anything is trained
+    except (ConfigError, RuntimeError):  # the second from JAX: no device, no memory
         if not resumed:
             folder.discard()
         raise

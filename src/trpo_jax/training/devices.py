@@ -58,6 +58,23 @@ def compiler_options(devices: Sequence[jax.Device]) -> dict[str, Any]:
     return {"xla_gpu_enable_triton_gemm": False} if devices[0].platform in ("gpu", "cuda") else {}
 
 
+def check_memory(needed: int, available: int | None) -> None:
+    """Raise ConfigError if a program needs more bytes than its device has; None where the device does not tell."""
+    if available is not None and needed > available:
+        raise ConfigError(
+            "num_envs and unroll_length",
+            "a batch for which a program needs " + f"{needed / 1e9:.1f} GB",
+            f"what fits into the {available / 1e9:.1f} GB of the device; fewer environments, or more "
+            "trust_region.num_microbatches, need less",
+        )
+
+
+def available_memory(device: jax.Device) -> int | None:
+    """Return the bytes that JAX may use on a device, None where it does not tell."""
+    statistics = device.memory_stats() if device.platform != "cpu" else None
+    return None if statistics is None else statistics.get("bytes_limit")
+
+
 def put(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """Have arrays lie elsewhere, or descriptions of arrays say so."""
     leaves = jax.tree.leaves(tree)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from trpo_jax.training.devices import put
+from trpo_jax.training.devices import available_memory, check_memory, put
 from trpo_jax.training.stages import Stages, run_stages
 from trpo_jax.training.state import TrainState
 
@@ -32,6 +32,7 @@ class Program:
         self._function, self._thread, self._move = function, thread, move or {}
         self._compiled: concurrent.futures.Future[Any] | None = None
         self._described: Any = None
+        self._is_checked = False
 
     def compile(self, compilers: concurrent.futures.Executor, *arguments: Any) -> Any:
         """Trace it, unless it was, and let one of the compilers go on; return what it returns, as `jax.ShapeDtypeStruct`.
@@ -49,15 +50,25 @@ class Program:
         return jax.eval_shape(self._function, *self._moved(arguments))
 
     def __call__(self, *arguments: Any) -> Any:
-        """Start it."""
+        """Start it. Raises ConfigError if it was compiled ahead and its device has too little memory."""
         arguments = self._moved(arguments)
         run = self._function if self._compiled is None else self._compiled.result()
+        if self._compiled is not None and not self._is_checked:
+            check_memory(_needed_memory(run), available_memory(jax.local_devices()[0]))
+            self._is_checked = True
         if self._thread is None:
             return run(*arguments)
         return self._thread.submit(run, *arguments).result()
 
     def _moved(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(put(each, self._move[i]) if i in self._move else each for i, each in enumerate(arguments))
+
+
+def _needed_memory(compiled: Any) -> int:
+    """Return the bytes that a compiled program needs on each device, for arguments and results too."""
+    memory = compiled.memory_analysis()
+    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return arrays + memory.temp_size_in_bytes
 
 
 def compile_stages(stages: Any, compilers: concurrent.futures.Executor, state_like: TrainState) -> None:

@@ -37,7 +37,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove the folder of a run that has not begun; for who holds its lock."""
-        if not self.checkpoints.is_dir() or not any(self.checkpoints.iterdir()):
+        if not self.metrics.exists() or not self.metrics.stat().st_size:
             shutil.rmtree(self.path)
 
 

@@ -154,19 +154,19 @@ def train(
         store = Store(save_checkpoint_path, resume=resume, keep=keep_checkpoints, origin=origin)
     state_key, eval_key = jax.random.split(jax.random.key(seed))
     schedule = make_schedule(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
-    goes_on = store is not None and store.goes_on
-    if goes_on:
-        state, progress = store.load(pipeline)
+    earlier = store if store is not None and store.goes_on else None
+    if earlier is not None:
+        state, progress = earlier.load(pipeline)
     else:
         progress = Progress()
     if progress.iteration < schedule.num_iterations:
         with side_by_side() as compilers:
-            pipeline.compile(compilers, to_init=not goes_on)
+            pipeline.compile(compilers, to_init=earlier is None)
             if (
                 evaluator is not None and schedule.evaluations and jax.process_index() == 0
             ):  # beside the training, if that does not begin with it
                 evaluator.compile(compilers, *_evaluated_like(pipeline))
-    if not goes_on:
+    if earlier is None:
         state = pipeline.init(state_key)
         state = _restored(pipeline, state, restore_checkpoint_path, restore_params, restore_value_fn)
     loop = Loop(
