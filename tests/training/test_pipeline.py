@@ -5,9 +5,9 @@ import pytest
 
 from probes import Target
 from trainings import SMALL, one_device_train
-from trpo_jax import make_trpo
+from trpo_jax import ConfigError, make_trpo
 from trpo_jax.training.pipeline import Pipeline, to_host
-from trpo_jax.training.program import side_by_side
+from trpo_jax.training.program import Program, side_by_side
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -36,6 +36,31 @@ def test_each_stage_is_compiled_once(ahead):
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert sorted(compiled) == [f"jit({stage})" for stage in sorted(stages)]
+
+
+def test_the_evaluator_is_compiled_once_and_begun_before_the_first_iteration(monkeypatch):
+    begun, compile_program, update = [], Program.compile, Pipeline.update
+
+    def compile_watched(program, compilers, *arguments):
+        described = compile_program(program, compilers, *arguments)
+        begun.append(jax.tree.structure(described).num_leaves == 2 and "evaluator")
+        return described
+
+    def update_watched(pipeline, state):
+        begun.append("update")
+        return update(pipeline, state)
+
+    monkeypatch.setattr(Program, "compile", compile_watched)
+    monkeypatch.setattr(Pipeline, "update", update_watched)
+    one_device_train(Target(), 2 * 16, config=SMALL, num_evals=2, num_eval_envs=2)
+    assert begun.count("evaluator") == 1
+    assert begun.index("evaluator") < begun.index("update")
+
+
+def test_a_program_that_needs_more_memory_than_its_device_has_does_not_start(monkeypatch):
+    monkeypatch.setattr("trpo_jax.training.program.available_memory", lambda device: 1000)
+    with pytest.raises(ConfigError, match=r"^num_envs and unroll_length: got .*, allowed: one that fits into the device.s 0.0 GB"):
+        one_device_train(Target(), 16, config=SMALL, num_eval_envs=0)
 
 
 def test_a_training_of_no_steps_compiles_no_iteration(monkeypatch):

@@ -1,10 +1,13 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import pytest
 
-from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig
-from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config_file, write_run_config
+from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig, shipped_config, train
+from trpo_jax.cli import main
+from trpo_jax.cli.train import parse_arguments
+from trpo_jax.training.run_config import RunConfig, read_run_config, shipped_config_file, starting_config, write_run_config
 from trpo_jax.training.run_folder import MetricsLog, create_run_folder, open_run_folder
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "brax").glob("*.toml"))
@@ -121,3 +124,66 @@ def test_a_torn_line_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a"')
     assert log(path, (2, {"a": 2.0})).splitlines() == ['{"step": 1, "a": 1.0}', '{"step": 2, "a": 2.0}']
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A folder in the place of configs/, with an environment that has settings of its own for an accelerator."""
+    files = {
+        "accelerator.toml": "num_envs = 4096\nunroll_length = 16\n[trust_region]\nmax_kl = 0.05\n",
+        "brax/hopper.toml": 'environment = "hopper"\nnum_envs = 32\nepisode_length = 500\n[accelerator]\nunroll_length = 8\n'
+        "[accelerator.trust_region]\ndamping = 0.5\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("trpo_jax.training.run_config._configs", lambda: tmp_path)
+    return tmp_path
+
+
+def test_on_an_accelerator_the_common_settings_go_over_an_environments_and_its_own_table_over_both(shipped):
+    on_cpu, accelerated = (starting_config("hopper", accelerator=accelerator).trpo for accelerator in (False, True))
+    assert (on_cpu.num_envs, on_cpu.unroll_length, on_cpu.trust_region.max_kl) == (32, 64, 0.01)
+    assert (accelerated.num_envs, accelerated.unroll_length) == (4096, 8)
+    assert (accelerated.trust_region.max_kl, accelerated.trust_region.damping) == (0.05, 0.5)
+    assert accelerated.episode_length == on_cpu.episode_length == 500
+    assert starting_config("walker2d", accelerator=True).trpo.unroll_length == 16  # has no file
+
+
+def test_a_file_of_ones_own_is_changed_by_its_own_table_only(shipped):
+    file = str(shipped / "brax" / "hopper.toml")
+    assert starting_config(file).trpo.unroll_length == 64
+    accelerated = starting_config(file, accelerator=True).trpo
+    assert (accelerated.num_envs, accelerated.unroll_length, accelerated.trust_region.max_kl) == (32, 8, 0.01)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_the_default_device_decides_which_settings_a_name_means_in_python_and_on_the_command_line(
+    shipped, tmp_path, monkeypatch, platform
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    expected = starting_config("hopper", accelerator=platform != "cpu")
+    assert shipped_config("hopper") == expected
+    seen = []
+
+    def record(*arguments, config, **_):
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trpo_jax.training.run.train", record)
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["train", "hopper"]) == main.INTERRUPTED
+    monkeypatch.setattr("trpo_jax.training.train.make_trpo", lambda environment, config, networks: record(config=config))
+    with pytest.raises(KeyboardInterrupt):
+        train("hopper", 100)
+    assert seen == [expected.trpo] * 2
+
+
+def test_options_go_over_the_settings_for_an_accelerator_and_no_accelerator_over_the_device(shipped, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    parsed = parse_arguments(["hopper", "--num-envs", "8"], accelerator=True)
+    assert (parsed.run.trpo.num_envs, parsed.run.trpo.unroll_length, parsed.accelerator) == (8, 8, True)
+    parsed = parse_arguments(["hopper", "--no-accelerator"])
+    assert (parsed.run.trpo.num_envs, parsed.accelerator) == (32, False)
+    parsed = parse_arguments(["hopper", "--accelerator"], accelerator=True)
+    assert parsed.run.trpo.num_envs == 4096

@@ -61,11 +61,11 @@ def compiler_options(devices: Sequence[jax.Device]) -> dict[str, Any]:
 def check_memory(needed: int, available: int | None) -> None:
     """Raise ConfigError if a program needs more bytes than its device has; None where the device does not tell."""
     if available is not None and needed > available:
+        needs, has = (f"{size / 1e9:.1f} GB" for size in (needed, available))
         raise ConfigError(
             "num_envs and unroll_length",
-            "a batch for which a program needs " + f"{needed / 1e9:.1f} GB",
-            f"what fits into the {available / 1e9:.1f} GB of the device; fewer environments, or more "
-            "trust_region.num_microbatches, need less",
+            f"a batch that needs {needs}",
+            f"one that fits into the device's {has}; fewer environments or more trust_region.num_microbatches need less",
         )
 
 
