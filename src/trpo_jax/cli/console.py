@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import jax
 import rich.console
 import rich.progress
 
@@ -43,7 +44,8 @@ class PlainConsole:
         if accelerator:
             self.say("with the settings for an accelerator (--no-accelerator takes those for a CPU)")
         self.say(f"{'going on in' if resumed else 'run folder'} {run_dir}")
-        self.say("compiling (the first start on a machine takes longest) …")
+        kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+        self.say(f"compiling (the first start takes longest; {f'programs are kept in {kept}' if kept else 'nothing is kept'}) …")
 
     def iteration(self, step: int, metrics: dict[str, float]) -> None:
         """Report an iteration."""
