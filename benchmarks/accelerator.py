@@ -1,188 +1,196 @@
-"""What an accelerator makes of the benchmarks: one command, offline, under ten minutes.
+"""Everything that is still open about an accelerator, measured by one command that loses nothing.
 
-    python benchmarks/accelerator.py [--minutes 9] [--json FILE]
+    python benchmarks/accelerator.py [--parts ant_speed profile] [--json FILE] [--seconds 820]
 
-Parts, each shown as a table and written to the file as soon as it is done:
+The parts, their order, their seconds and the figures predicted for them are in `accelerator_parts/table.py`. Each part runs in
+a process of its own and begins only if its predicted seconds are left; it is ended after one and a half times as long. Each
+finished unit of a part is added to FILE at once. The same command again goes on with what FILE lacks, so a command that was
+killed costs no more than the unit it was at:
 
-- precision: conjugate gradients with and without TF32, as in precision.py.
-- throughput: environment steps a second of the simulator alone with random actions, of training, and of Brax's PPO with its
-  published settings (not in turns with the others); on one device and, where there are several, on all.
-- shares: what part of an iteration rollout, policy step and critic fit take.
-- time to return: as in time_to_return.py, one seed, PPO with its published settings; the file has the curves.
+    python benchmarks/accelerator.py --json FILE --seconds 560    # where a command may take ten minutes
+    python benchmarks/accelerator.py --json FILE --seconds 240    # the rest
 
-A part begins only if as much time is left as the longest of its kind so far took. What is left out or fails is written
-down too, and the rest goes on.
+Parts that failed are written down, too, and come last the next time. The exit status is 1 if there are any, and 0 if all
+others were measured or left out for want of time. `--small` tries everything at tiny sizes, on a CPU. All competitors run
+with full float32 matrix products. Only `ant_seeds` keeps compiled programs, from its first seed for its second.
 """
 
 import dataclasses
-import functools
-import itertools
-import statistics
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import jax
 import tyro
 
-import precision
-import report
-from brax_ppo import PUBLISHED, Settings, ppo_speed
-from throughput import Simulator, Training
-from time_to_return import OURS, PPO, Course, take
-from trpo_jax import TRPOConfig, make_trpo
-from trpo_jax.environments.brax import load_environment
-from trpo_jax.training.pipeline import Pipeline
-from trpo_jax.training.run_config import read_run_config, shipped_config
+from accelerator_parts import process, result
+from accelerator_parts.unit import Part, Unit
 
-Row = dict[str, Any]
+PATIENCE = 1.5
+"""Times its predicted seconds after which a part is ended."""
+
+TABLE = "accelerator_parts.table"
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Measure on an accelerator."""
 
-    minutes: float = 9.0
-    """After so long no part begins."""
-    environments: tuple[str, ...] = ("ant", "humanoid")
-    """Brax environments; the first is also the one of the time to return."""
-    backends: tuple[str, ...] = ("spring", "mjx")
-    """Brax's physics; the first is also the one of the time to return and the shares."""
-    devices: tuple[int, ...] = ()
-    """Counts of local devices to measure the throughput on; none: one, and all."""
-    num_envs: int = 4096
-    """Environments side by side, of all competitors."""
-    unroll_length: int = 16
-    """Steps each environment takes in an iteration of ours."""
-    rounds: int = 4
-    """Timed rounds."""
-    iterations: int = 2
-    """Iterations of ours a round."""
-    target: float = 4500.0
-    """Mean return that ends the run to a return."""
-    num_timesteps: int = 50_000_000
-    """Environment steps that end it too."""
-    num_evals: int = 39
-    """Evaluations in it, of 64 episodes each."""
-    samples: int = 65_536
-    """Batch size for the conjugate gradients."""
-    hidden_size: int = 256
-    """Units of each of the two hidden layers of their policy."""
-    json: str | None = None
-    """Where to write the result."""
+    parts: tuple[str, ...] = ()
+    """Which, in the table's order; none: all."""
+    json: str = "accelerator.json"
+    """The result, to which every finished unit is added."""
+    seconds: float = 820.0
+    """After so many the command ends."""
+    resume: bool = True
+    """Go on with what the result lacks; else it is begun anew."""
+    small: bool = False
+    """Take tiny sizes, to try everything on a CPU."""
+    environment: str | None = None
+    """Take this environment in place of all others, to try everything quickly."""
 
 
-class Recorder:
-    """Runs parts until the time is up, and keeps what they measured."""
+def main(arguments: Arguments, *, started: float | None = None, table: str = TABLE) -> int:
+    """Measure, print a table, and return the exit status.
 
-    def __init__(self, arguments: Arguments):
-        self.path, self.rows = arguments.json, []
-        self.deadline = time.perf_counter() + 60 * arguments.minutes
-        self.longest: dict[str, float] = {}
-
-    def part(self, kind: str, title: str, measure: Callable[..., list[Row]], *arguments: Any) -> None:
-        """Run a part, show its rows, and write down everything so far."""
-        start = time.perf_counter()
-        if self.deadline - start < self.longest.get(kind, 0.0):
-            rows = [{"left out": "no time"}]
-        else:
-            try:
-                rows = measure(*arguments)
-            except Exception as error:  # an accelerator is lent for minutes: what else can be measured shall be
-                rows = [{"failed": f"{type(error).__name__}: {error}"[:500]}]
-        took = time.perf_counter() - start
-        self.longest[kind] = max(self.longest.get(kind, 0.0), took)
-        report.show(title, [{name: value for name, value in row.items() if name != "curve"} for row in rows])
-        self.rows += [{"part": kind, "title": title, "part took": took} | row for row in rows]
-        if self.path:
-            report.save(self.path, self.rows)
+    Args:
+        arguments: of the command line.
+        started: `time.monotonic()` when the command began; None for now.
+        table: module whose `PARTS` are measured.
+    """
+    deadline = (time.monotonic() if started is None else started) + arguments.seconds
+    parts = chosen(importlib.import_module(table).PARTS, arguments.parts)
+    path = Path(arguments.json)
+    command = result.begin(path, resume=arguments.resume, started=time.strftime("%Y-%m-%d %H:%M:%S"))
+    failed_before = {row["part"] for row in result.read(path)["rows"] if result.FAILED in row}
+    with tempfile.TemporaryDirectory(prefix="programs-") as programs:
+        run = Run(arguments, table, path, command, deadline, Path(programs))
+        for part in sorted(parts, key=lambda part: part.name in failed_before):
+            run.part(part)
+    rows = [row for part in parts for unit in part.units if (row := run.row(part, unit))]
+    show(rows)
+    return int(any(result.FAILED in row for row in rows))
 
 
-def main(arguments: Arguments) -> None:
-    recorder = Recorder(arguments)
-    sizes = {"samples": arguments.samples, "hidden_size": arguments.hidden_size, "rounds": arguments.rounds}
-    recorder.part("precision", "conjugate gradients by precision", functools.partial(precision.measure, **sizes))
-    counts = arguments.devices or sorted({1, jax.local_device_count()})
-    pairs = [(environment, backend) for backend, environment in itertools.product(arguments.backends, arguments.environments)]
-    for number, (environment, backend) in enumerate(pairs):
-        for num_devices in counts:
-            title = f"steps a second, {environment} ({backend}), devices: {num_devices}"
-            recorder.part("throughput", title, measure_throughput, environment, backend, num_devices, arguments)
-        if number == 0:  # before the slower simulators
-            title = f"shares of an iteration, {environment} ({backend})"
-            recorder.part("shares", title, measure_shares, environment, backend, arguments)
-            for name in (OURS, PPO):
-                title = f"{name}: {environment} ({backend}) to a return of {arguments.target:g}"
-                recorder.part("time to return", title, measure_time_to_return, name, environment, backend, arguments)
-    if failed := [row["title"] for row in recorder.rows if "failed" in row]:
-        raise SystemExit(f"failed: {', '.join(failed)}")
+def chosen(parts: Sequence[Part], names: Sequence[str]) -> list[Part]:
+    known = [part.name for part in parts]
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"there is no part {', '.join(unknown)}; there are {', '.join(known)}")
+    return [part for part in parts if not names or part.name in names]
 
 
-def our_config(environment: str, arguments: Arguments) -> TRPOConfig:
-    path = shipped_config(environment)
-    config = read_run_config(path).trpo if path else TRPOConfig()
-    return dataclasses.replace(config, num_envs=arguments.num_envs, unroll_length=arguments.unroll_length)
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One command's way through the parts."""
 
+    arguments: Arguments
+    table: str
+    path: Path
+    command: int
+    deadline: float
+    programs: Path
+    """Folder for compiled programs, of parts that keep them."""
 
-def ppo_settings(environment: str, arguments: Arguments) -> Settings:
-    """Return the published settings, at the number of environments of all."""
-    settings = PUBLISHED.get(environment, PUBLISHED["ant"])
-    return {**settings, "num_envs": arguments.num_envs, "batch_size": arguments.num_envs // 2}  # published: half of them
+    def part(self, part: Part) -> None:
+        """Measure what is missing of a part, in one process after another where one ends early."""
+        while units := [unit for unit in part.units if not self._is_settled(part, unit)]:
+            now, seconds = time.monotonic(), part.seconds(units)
+            print(f"{part.name}: {seconds:.0f} s predicted, {self.deadline - now:.0f} s left", flush=True)
+            if now + seconds > self.deadline:
+                for unit in units:
+                    self._add(part, unit, {result.LEFT_OUT: "no time"})
+                return
+            ended = self._measure(part, units, min(now + PATIENCE * seconds, self.deadline))
+            unfinished = [unit for unit in units if not self._is_settled(part, unit)]
+            if ended and unfinished:
+                self._add(part, unfinished[0], ended)
 
+    def row(self, part: Part, unit: Unit) -> result.Row | None:
+        return result.find(result.read(self.path)["rows"], part.name, unit.name)
 
-def measure_throughput(environment: str, backend: str, num_devices: int, arguments: Arguments) -> list[Row]:
-    config = our_config(environment, arguments)
-    trpo = make_trpo(load_environment(environment, backend), config)
-    training = Training(trpo, arguments.iterations, jax.local_devices()[:num_devices])
-    simulator = Simulator(load_environment(environment, backend), config, arguments.iterations, num_devices)
-    seconds = report.alternate({"training": training, "simulator": simulator}, rounds=arguments.rounds)
-    steps = trpo.steps_per_iteration * arguments.iterations
-    speed = report.ratio(seconds["simulator"], seconds["training"])
-    options = {"rounds": arguments.rounds, "backend": backend, "num_devices": num_devices}
-    ppo = ppo_speed(environment, ppo_settings(environment, arguments), **options)
-    ours = steps / statistics.median(seconds["training"])
-    return [
-        {
-            "environment": environment,
-            "backend": backend,
-            "devices": num_devices,
-            "training": ours,
-            "simulator": steps / statistics.median(seconds["simulator"]),
-            "training ÷ simulator": speed["median"],
-            "min": speed["min"],
-            "max": speed["max"],
-            "PPO": ppo,
-            "training ÷ PPO": ours / ppo,
+    def _is_settled(self, part: Part, unit: Unit) -> bool:
+        """Tell whether a unit was measured at any time, or this command has said why not."""
+        row = self.row(part, unit)
+        return row is not None and (result.is_measured(row) or row["command"] == self.command)
+
+    def _add(self, part: Part, unit: Unit, row: result.Row) -> None:
+        row = {"part": part.name, "unit": unit.name, "command": self.command} | row
+        result.add(self.path, row)
+        print(row, flush=True)
+
+    def _measure(self, part: Part, units: Sequence[Unit], deadline: float) -> result.Row:
+        """Run a process; return what to say of the unit that it ended at, if it did not end well."""
+        began = time.monotonic()
+        task = process.Task(
+            module=self.table,
+            part=part.name,
+            units=[unit.name for unit in units],
+            path=str(self.path),
+            command=self.command,
+            parent=os.getpid(),
+            began=began,
+            deadline=deadline,
+            small=self.arguments.small,
+            environment=self.arguments.environment,
+        )
+        line = [sys.executable, "-m", process.__name__, json.dumps(dataclasses.asdict(task))]
+        child = subprocess.Popen(line, env=self._variables(part))
+        try:
+            status = child.wait(deadline - began)
+        except subprocess.TimeoutExpired:
+            seconds = f"{deadline - began:.0f} s"
+            if deadline == self.deadline:
+                return {result.LEFT_OUT: f"no time: cut off at the end of the command, {seconds} after the part began"}
+            return {result.FAILED: f"took too long: the part was ended after {seconds}"}
+        finally:
+            child.kill()
+            child.wait()
+        if status == process.MORE_TIME:
+            return {}
+        return {result.FAILED: f"its process ended with status {status}"}
+
+    def _variables(self, part: Part) -> dict[str, str]:
+        """Return a process's environment variables."""
+        modules = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(self.programs)} if part.keeps_programs else {}
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, modules)),
+            "PYTHONUNBUFFERED": "1",
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+            "JAX_ENABLE_COMPILATION_CACHE": "true" if part.keeps_programs else "false",
+            **cache,
         }
-    ]
 
 
-def measure_shares(environment: str, backend: str, arguments: Arguments) -> list[Row]:
-    """Time the stages of iterations one by one."""
-    trpo = make_trpo(load_environment(environment, backend), our_config(environment, arguments))
-    pipeline = Pipeline(trpo.iteration, jax.local_devices()[:1])
-    state, _ = pipeline.update(pipeline.init(jax.random.key(0)))
-    shares = []
-    for _ in range(arguments.rounds):
-        state, _, share = pipeline.timed_update(state)
-        shares.append(share)
-    medians = {name.removeprefix("training/time_share_"): statistics.median(s[name] for s in shares) for name in shares[0]}
-    update = medians["policy"] + medians["critic"]
-    return [{"environment": environment, "backend": backend, **medians, "update": update}]
+def show(rows: Sequence[result.Row]) -> None:
+    """Print every figure, with what was predicted beside what was measured."""
+    import report  # imports jax, which takes seconds that the parts may need
+
+    hidden = {"part", "unit", "command", "predicted", "curve", "device", "longest kernels"}
+    lines = []
+    for row in rows:
+        predicted = row.get("predicted", {}) if result.is_measured(row) else {}
+        for name in [*predicted, *(name for name in row if name not in predicted and name not in hidden)]:
+            figures = {"predicted": text(predicted.get(name, "")), "measured": text(row.get(name, "?"))}
+            lines.append({"part": row["part"], "unit": row["unit"], "figure": name, **figures})
+    report.show("predicted and measured", lines)
 
 
-def measure_time_to_return(name: str, environment: str, backend: str, arguments: Arguments) -> list[Row]:
-    config = our_config(environment, arguments)
-    simulated = load_environment(environment, backend)
-    limited = make_trpo(simulated, config).environment
-    quarter = 60 * arguments.minutes / 4  # of the time, for either competitor
-    course = Course(limited, target=arguments.target, episodes=64, time_limit=quarter)
-    settings = ppo_settings(environment, arguments) if name == PPO else None
-    options = {"num_timesteps": arguments.num_timesteps, "num_evals": arguments.num_evals, "seed": 0}
-    take(course, environment, backend, config, settings, **options)
-    return [{"algorithm": name, **course.summary(), "curve": course.points}]
+def text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(text, value))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_compilation_cache_dir", None)  # the time to a return includes what it compiles
-    main(tyro.cli(Arguments, description=__doc__))
+    arguments = tyro.cli(Arguments, description=__doc__)
+    sys.exit(main(arguments, started=time.monotonic() - time.process_time()))  # imports count, too

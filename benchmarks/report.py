@@ -7,13 +7,15 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
 import rich.console
 import rich.table
+
+UNKNOWN = "unknown"
 
 
 def alternate(competitors: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
@@ -52,7 +54,9 @@ def publish(title: str, rows: Sequence[Mapping[str, Any]], path: str | None) -> 
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows as a table."""
+    """Print rows as a table; nothing where there are none."""
+    if not rows:
+        return
     table = rich.table.Table(title=title)
     for name in rows[0]:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
@@ -62,24 +66,43 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def save(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as JSON with device, versions and commit."""
+    """Write rows as JSON with device, versions and commit, in one move: an earlier file stays whole until then."""
     record = {"where": describe_machine(), "rows": list(rows)}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return device, processor count, versions, and the commit of the checkout ("-dirty" where files differ from it)."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
+    """Return device, processor count, versions, and the commit of the checkout ("-dirty" where files differ from it).
+
+    What cannot be found out, since git or a package's metadata is missing, is "unknown".
+    """
     return {
         "device": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(),
         "num_processors": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "trpo-jax")},
-        "commit": commit.stdout.strip(),
+        "versions": {name: version_of(name) for name in ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "trpo-jax")},
+        "commit": describe_commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return UNKNOWN
+
+
+def describe_commit() -> str:
+    line = ["git", "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    except OSError:  # no git
+        return UNKNOWN
+    return found.stdout.strip() or UNKNOWN

@@ -3,7 +3,7 @@
 Importing the package imports no simulator and starts no device.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from trpo_jax.config import ConfigError
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
@@ -37,7 +37,10 @@ from trpo_jax.training.train import train
 from trpo_jax.training.trpo import TRPO, make_trpo
 from trpo_jax.training.trpo_config import TRPOConfig
 
-__version__ = version("trpo-jax")
+try:
+    __version__ = version("trpo-jax")
+except PackageNotFoundError:  # a checkout on the path, not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "TRPO",
