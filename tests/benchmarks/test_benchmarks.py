@@ -1,6 +1,9 @@
 """The benchmarks run at their smallest size; what they measure is not asserted."""
 
 import json
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
 
 import jax.numpy as jnp
 import pytest
@@ -27,6 +30,47 @@ def test_a_result_says_where_it_was_measured(tmp_path):
     record = json.loads((tmp_path / "new" / "result.json").read_text())
     assert record["rows"] == [{"a": 1}]
     assert {"device", "versions", "commit", "date"} <= set(record["where"])
+
+
+def test_what_cannot_be_found_out_about_a_machine_is_unknown(monkeypatch):
+    def nothing(*_, **__):
+        raise FileNotFoundError("git")
+
+    def no_metadata(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(report.subprocess, "run", nothing)
+    monkeypatch.setattr(report, "version", no_metadata)
+    where = report.describe_machine()
+    assert where["commit"] == "unknown"
+    assert set(where["versions"].values()) == {"unknown"}
+
+
+def test_the_package_works_from_a_checkout_that_is_not_installed():
+    code = (
+        "import importlib.metadata as metadata\n"
+        "known = metadata.version\n"
+        "def version(name):\n"
+        "    if name != 'trpo-jax': return known(name)\n"
+        "    raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = version\n"
+        "import trpo_jax; print(trpo_jax.__version__)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "0+unknown"
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "result.json"
+    report.save(path, [{"a": 1}])
+    with pytest.raises(TypeError):
+        report.save(path, [{"a": object()}])
+    assert json.loads(path.read_text())["rows"] == [{"a": 1}]
+
+
+def test_no_rows_are_no_table(capsys):
+    report.show("nothing", [])
+    assert capsys.readouterr().out == ""
 
 
 def test_the_policy_update_benchmark_runs_and_its_competitors_agree(tmp_path, capsys):

@@ -1,0 +1,1 @@
+"""What accelerator.py measures, and the process that measures it."""

@@ -1,0 +1,184 @@
+"""Units that time iterations: beside the simulator alone, stage by stage, in a profile, and compiled otherwise."""
+
+import dataclasses
+import functools
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+
+import report
+from accelerator_parts import kernels
+from accelerator_parts.unit import Context
+from throughput import Simulator, Training
+from trpo_jax import TRPOConfig, make_trpo
+from trpo_jax.environments.registry import as_environment
+from trpo_jax.training import pipeline as pipelines
+from trpo_jax.training.program import side_by_side
+from trpo_jax.training.run_config import starting_config
+from trpo_jax.training.stages import Stages, run_stages
+
+Row = dict[str, Any]
+
+LARGEST_TRACE = 15_000_000
+"""Bytes of a profile that is kept beside the result."""
+
+
+def our_config(environment: str, *, suite: str = "brax", max_kl: float | None = None, **sizes: int) -> TRPOConfig:
+    """Return the settings that ship for an accelerator, some of them changed."""
+    config = starting_config(environment, suite, accelerator=True).trpo
+    if max_kl is not None:
+        config = dataclasses.replace(config, trust_region=dataclasses.replace(config.trust_region, max_kl=max_kl))
+    return dataclasses.replace(config, **sizes)
+
+
+class Started(Training):
+    """A training whose programs were compiled side by side, as `train` does it, and that has finished one iteration.
+
+    Args:
+        environment: without a time limit.
+        config: of the training.
+        iterations: of a call.
+        options: of XLA, besides those that the package sets.
+    """
+
+    def __init__(self, environment: Any, config: TRPOConfig, *, iterations: int, options: Mapping[str, Any] | None = None):
+        shipped = pipelines.compiler_options  # not through super(), which compiles the programs one after another
+        with mock.patch.object(pipelines, "compiler_options", lambda devices: {**shipped(devices), **(options or {})}):
+            self.trpo = make_trpo(environment, config)
+            self.pipeline = pipelines.Pipeline(self.trpo.iteration, jax.devices()[:1])
+        self.iterations = iterations
+        began = time.perf_counter()
+        with side_by_side() as compilers:
+            self.pipeline.compile(compilers)
+        self.state, metrics = self.pipeline.update(self.pipeline.init(jax.random.key(0)))
+        jax.block_until_ready(metrics)
+        self.seconds = time.perf_counter() - began
+        """From the first program's trace to the end of the first iteration."""
+
+    @property
+    def steps(self) -> int:
+        """Environment steps of a call."""
+        return self.trpo.steps_per_iteration * self.iterations
+
+    def stages(self, rounds: int) -> "dict[str, Stage]":
+        """Run some iterations, waiting for each stage."""
+        stages = [Stage(name, stage) for name, stage in self.pipeline.stages._asdict().items()]
+        for _ in range(rounds):
+            self.state, _ = run_stages(Stages(*stages), self.state)
+        return {stage.name: stage for stage in stages}
+
+    def milliseconds(self, rounds: int) -> dict[str, float]:
+        """Return the median milliseconds of each stage, by itself."""
+        return {f"{name} ms": 1e3 * statistics.median(stage.seconds) for name, stage in self.stages(rounds).items()}
+
+
+class Stage:
+    """A stage of an iteration that is waited for; keeps its seconds, and shows them in a profile."""
+
+    def __init__(self, name: str, stage: Any) -> None:
+        self.name, self.stage = name, stage
+        self.seconds: list[float] = []
+
+    def __call__(self, *arguments: Any) -> Any:
+        jax.block_until_ready(arguments)
+        with jax.profiler.TraceAnnotation(self.name):
+            began = time.perf_counter()
+            result = jax.block_until_ready(self.stage(*arguments))
+            self.seconds.append(time.perf_counter() - began)
+        return result
+
+
+def speed(
+    context: Context,
+    *,
+    environment: str,
+    num_envs: int,
+    unroll_length: int,
+    rounds: int,
+    iterations: int,
+    suite: str = "brax",
+    backend: str = "auto",
+) -> Row:
+    """Time a start, and then in turns training and the simulator alone."""
+    began = time.perf_counter()
+    simulated = as_environment(environment, suite=suite, backend=backend)
+    config = our_config(environment, suite=suite, num_envs=num_envs, unroll_length=unroll_length)
+    made = time.perf_counter() - began
+    training = Started(simulated, config, iterations=iterations)
+    first = time.perf_counter() - began
+    simulator = Simulator(simulated, config, iterations)
+    seconds = report.alternate({"training": training, "simulator": simulator}, rounds=rounds)
+    ratio = report.ratio(seconds["simulator"], seconds["training"])
+    return {
+        "environment": environment,
+        "batch": f"{num_envs} × {unroll_length}",
+        "imports": context.imports,
+        "environment and agent": made,
+        "trace, compile, start": first - made,
+        "time to first step": context.imports + first,
+        "training steps/s": training.steps / statistics.median(seconds["training"]),
+        "simulator steps/s": training.steps / statistics.median(seconds["simulator"]),
+        "training ÷ simulator": ratio["median"],
+        "min": ratio["min"],
+        "max": ratio["max"],
+        **training.milliseconds(rounds),
+    }
+
+
+def profile(context: Context, *, environment: str, num_envs: int, unroll_length: int, iterations: int) -> Row:
+    """Profile iterations whose stages are waited for; the trace stays beside the result."""
+    config = our_config(environment, num_envs=num_envs, unroll_length=unroll_length)
+    training = Started(as_environment(environment), config, iterations=iterations)
+    training.stages(2)
+    quiet = jax.profiler.ProfileOptions()
+    quiet.python_tracer_level = 0  # its events are many, and a trace holds a million at most
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=quiet):
+            training.stages(iterations)
+        trace = kernels.trace_file(Path(folder))
+        if trace.stat().st_size <= LARGEST_TRACE:
+            shutil.copy(trace, context.path.with_suffix(".trace.json.gz"))
+        found = kernels.by_stage(trace, Stages._fields)
+    longest = {stage: summary.pop("longest kernels") for stage, summary in found.items()}
+    figures = {f"{stage}: {name}": value for stage, summary in found.items() for name, value in summary.items()}
+    return {"environment": environment, "iterations": iterations, **figures, "longest kernels": longest}
+
+
+def compiled_otherwise(
+    context: Context,
+    *,
+    environment: str,
+    options: Mapping[str, Any],
+    num_envs: int,
+    unroll_length: int,
+    rounds: int,
+    iterations: int,
+) -> Row:
+    """Compile with other options of XLA, and take turns with what ships; no options are what ships."""
+    sizes = {"num_envs": num_envs, "unroll_length": unroll_length}
+    shipped = started_as_shipped(environment, iterations, **sizes)
+    competitors = {"shipped": shipped}
+    if options:
+        config = our_config(environment, **sizes)
+        competitors["changed"] = Started(as_environment(environment), config, iterations=iterations, options=options)
+    seconds = report.alternate(competitors, rounds=rounds)
+    name, training = list(competitors.items())[-1]
+    row = {"options": dict(options), "compile seconds": training.seconds}
+    row["steps/s"] = training.steps / statistics.median(seconds[name])
+    if options:
+        ratio = report.ratio(seconds["shipped"], seconds["changed"])
+        row |= {"steps/s ÷ shipped": ratio["median"], "min": ratio["min"], "max": ratio["max"]}
+    return row | training.milliseconds(rounds)
+
+
+@functools.cache
+def started_as_shipped(environment: str, iterations: int, **sizes: int) -> Started:
+    """Return a training that all units of a process compare theirs with."""
+    return Started(as_environment(environment), our_config(environment, **sizes), iterations=iterations)
