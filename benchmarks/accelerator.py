@@ -38,7 +38,7 @@ PATIENCE = 1.5
 
 TABLE = "accelerator_parts.table"
 
-START = ("imports", "environment and agent", "trace, compile, start", "time to first step")
+START = ("imports and device", "environment and agent", "trace, compile, start", "time to first step")
 SHOWN = (*START, "stopped", result.LEFT_OUT, result.FAILED)
 """Figures that are shown although nothing was predicted for them."""
 
@@ -169,6 +169,7 @@ class Run:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, modules)),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONUTF8": "1",
             "JAX_DEFAULT_MATMUL_PRECISION": "highest",
             "JAX_ENABLE_COMPILATION_CACHE": "true" if part.keeps_programs else "false",
             **cache,
@@ -189,6 +190,8 @@ def show(rows: Sequence[result.Row]) -> None:
 
 
 def text(value: Any) -> str:
+    if value is None:
+        return "never"
     if isinstance(value, list | tuple):
         return ", ".join(map(text, value))
     if isinstance(value, float):

@@ -54,8 +54,8 @@ def main(task: Task) -> int:
         with contextlib.suppress(Exception):  # `measure` meets it again, and writes it down
             if is_there(unit.needs):
                 importlib.import_module(unit.measure.rpartition(".")[0])
+    machine = describe(task)  # which starts the device
     imports = time.monotonic() - task.began
-    machine = describe(task)
     found = programs_found() if part.keeps_programs else None
     for number, unit in enumerate(units):
         rest = needed(units[number + 1 :])

@@ -119,7 +119,7 @@ def speed(
     return {
         "environment": environment,
         "batch": f"{num_envs} × {unroll_length}",
-        "imports": context.imports,
+        "imports and device": context.imports,
         "environment and agent": made,
         "trace, compile, start": first - made,
         "time to first step": context.imports + first,

@@ -162,7 +162,7 @@ def summary(
         "seconds": seconds[-1],
         "seconds without compilation": curve[-1][2],
         "steps/s": steps * (num_runs or 1) / steady,
-        "imports": context.imports,
+        "imports and device": context.imports,
         **({} if made is None else {"environment and agent": made}),
         "trace, compile, start": first - (made or 0.0),
         "time to first step": context.imports + first,

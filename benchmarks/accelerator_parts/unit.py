@@ -26,7 +26,7 @@ class Context:
     stop_at: float
     """`time.monotonic()` at which a training ends, to evaluate what it kept."""
     imports: float
-    """Seconds from the start of the process until all was imported."""
+    """Seconds from the start of the process until all was imported and the device had started."""
     small: bool
     """Whether sizes are tiny, so that competitors' settings must be too."""
     path: Path

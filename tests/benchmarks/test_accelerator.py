@@ -60,6 +60,7 @@ PARTS = (
     part("absent", probe("wait", needs="nowhere.here"), probe("leave_out"), sleeper("good")),
     part("long", sleeper("hour", predicted=3600.0), sleeper("minute", predicted=60.0)),
     part("asleep", sleeper("asleep", seconds=60.0), sleeper("good")),
+    part("overrun", sleeper("overruns", seconds=2.5), sleeper("next", predicted=2.0)),
     part("broken", Unit("broken", "nowhere.measure", 0.0)),
     *(part(f"sleepy {i}", *(sleeper(f"unit {j}", seconds=0.1) for j in range(3))) for i in range(2)),
 )
@@ -122,6 +123,14 @@ def test_a_part_that_takes_too_long_is_ended(probe_parts, monkeypatch):
     assert status == 1
     assert rows["asleep", "asleep"]["failed"] == "took too long: the part was ended after 4 s"
     assert result.is_measured(rows["asleep", "good"])
+
+
+def test_what_a_process_has_no_time_left_for_gets_another(probe_parts, monkeypatch, capfd):
+    monkeypatch.setattr(unit, "START", 0.9)
+    status, rows = probe_parts("overrun")
+    assert status == 0
+    assert all(result.is_measured(row) for row in rows.values())
+    assert capfd.readouterr().out.count("s predicted, ") == 2
 
 
 def test_a_part_that_the_command_ends_in_has_not_failed(probe_parts, monkeypatch):
