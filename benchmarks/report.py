@@ -7,13 +7,14 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
 import rich.console
 import rich.table
+
+from trpo_jax.versions import version_of
 
 UNKNOWN = "unknown"
 
@@ -90,13 +91,6 @@ def describe_machine() -> dict[str, Any]:
         "commit": describe_commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def version_of(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return UNKNOWN
 
 
 def describe_commit() -> str:

@@ -9,6 +9,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -144,8 +145,12 @@ def measure(run: Run, arguments: Arguments, cores: tuple[int, ...]) -> Row:
     curve: list[tuple[int, float, float]] = []
     start = time.perf_counter()
 
+    @functools.cache
+    def evaluator(make_policy: Any) -> Any:
+        return make_evaluator(limited, make_policy, num_episodes=arguments.episodes, deterministic=True)
+
     def visit(steps: int, make_policy: Any, params: Any) -> None:
-        evaluate = make_evaluator(limited, make_policy, num_episodes=arguments.episodes, deterministic=True)
+        evaluate = evaluator(make_policy)
         mean = float(evaluate(params, jax.random.key(10_000 + run.seed)).episode_return.mean())
         curve.append((int(steps), round(time.perf_counter() - start, 1), round(mean, 2)))
 

@@ -3,8 +3,6 @@
 Importing the package imports no simulator and starts no device.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 from trpo_jax.config import ConfigError
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
 from trpo_jax.objective.advantages import generalized_advantage_estimation
@@ -36,11 +34,9 @@ from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.train import train
 from trpo_jax.training.trpo import TRPO, make_trpo
 from trpo_jax.training.trpo_config import TRPOConfig
+from trpo_jax.versions import version_of
 
-try:
-    __version__ = version("trpo-jax")
-except PackageNotFoundError:  # a checkout on the path, not installed
-    __version__ = "0+unknown"
+__version__ = version_of("trpo-jax")
 
 __all__ = [
     "TRPO",

@@ -33,7 +33,8 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
-    Codes: 0 success, 1 a program of a sweep failed, 2 bad input, no device, no memory or a full disk, 130 after Ctrl-C, 143 after SIGTERM.
+    Codes: 0 success; 1 a program of a sweep failed; 2 bad input, no device, too little memory, a full disk; 130 after Ctrl-C;
+    143 after SIGTERM.
     """
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 

@@ -6,7 +6,6 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -21,6 +20,7 @@ from trpo_jax.training.checkpoint import CheckpointError
 from trpo_jax.training.devices import show_cores_as_devices
 from trpo_jax.training.loop import ProgressFn
 from trpo_jax.training.run_folder import locked
+from trpo_jax.versions import version_of
 
 VERSIONS = ("trpo-jax", "jax", "jaxlib", "flax", "brax", "mujoco")
 
@@ -152,7 +152,7 @@ def provenance(devices: Sequence[jax.Device]) -> dict[str, Any]:
         "num_devices": len(devices),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        **{f"version.{name}": version(name) for name in VERSIONS},
+        **{f"version.{name}": version_of(name) for name in VERSIONS},
         "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
 

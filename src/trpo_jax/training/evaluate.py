@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.wrappers import cast_like, is_faulty, strong
-from trpo_jax.training.devices import compiler_options
 from trpo_jax.training.inference import Policy
 from trpo_jax.training.keys import as_typed_key
 
@@ -72,7 +71,7 @@ def make_evaluator(
         start = _Progress(state, key, jnp.ones(num_episodes, bool), nothing)
         return jax.lax.while_loop(lambda progress: jnp.any(progress.active), play, start).episodes
 
-    return jax.jit(evaluate, compiler_options=compiler_options(jax.local_devices()))
+    return jax.jit(evaluate)
 
 
 def summarize(episodes: Episodes, action_repeat: int = 1) -> dict[str, Any]:

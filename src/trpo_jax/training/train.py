@@ -19,7 +19,7 @@ from trpo_jax.environments.registry import as_environment, wrapped_environment
 from trpo_jax.policy.networks import Networks
 from trpo_jax.training.brax_names import networks_from_brax, translate
 from trpo_jax.training.checkpoint import load_params
-from trpo_jax.training.devices import all_devices, put
+from trpo_jax.training.devices import all_devices, compiler_options, put
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.inference import Params, Policy
 from trpo_jax.training.loop import Callbacks, Loop, ProgressFn, Schedule, local_params
@@ -137,14 +137,13 @@ def train(
     trpo = make_trpo(training_environment, config, networks)
     evaluator = None
     if run_evals and num_eval_envs:
-        evaluator = Program(
-            make_evaluator(
-                trpo.environment if eval_env is None else limited(eval_env, num_eval_envs),
-                trpo.make_policy,
-                num_episodes=num_eval_envs,
-                deterministic=deterministic_eval,
-            )
+        evaluate = make_evaluator(
+            trpo.environment if eval_env is None else limited(eval_env, num_eval_envs),
+            trpo.make_policy,
+            num_episodes=num_eval_envs,
+            deterministic=deterministic_eval,
         )
+        evaluator = Program(jax.jit(evaluate, compiler_options=compiler_options(jax.local_devices())))
     if log_training_metrics:
         iteration_fn = _Also(iteration_fn, progress_fn, training_metrics_steps or 1, trpo.steps_per_iteration)
     pipeline = Pipeline(trpo.iteration, all_devices(max_devices_per_host))
