@@ -15,7 +15,6 @@ import tyro
 from trpo_jax.training.plot import COLOURS, STEPS, finish_axis, new_figure
 
 Row = dict[str, Any]
-NAMES = {"trpo_jax": "trpo_jax", "Brax PPO, published": "Brax PPO"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +32,22 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    record = json.loads(arguments.result.read_text(encoding="utf-8"))
-    rows = [
-        row
-        for row in record["rows"]
-        if row.get("part") == "return" and (row["env"], row["seed"]) == (arguments.environment, arguments.seed)
-    ]
-    if not rows:
-        raise SystemExit(f"{arguments.result}: got no training of {arguments.environment} with seed {arguments.seed}")
-    figure = draw(rows, f"{arguments.environment.capitalize()} (Brax, spring), {record['where']['device'].partition(',')[0]}")
+    rows = rows_of(arguments.result, arguments.environment, arguments.seed)
+    figure = draw(rows, f"{arguments.environment.capitalize()} (Brax, spring), {device_of(arguments.result)}")
     figure.savefig(arguments.figure, dpi=150)
+
+
+def rows_of(result: Path, environment: str, seed: int) -> list[Row]:
+    """Return the trainings of an environment with one seed."""
+    rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
+    found = [row for row in rows if "curve" in row and (row["environment"], row.get("seed")) == (environment, seed)]
+    if not found:
+        raise SystemExit(f"{result}: got no training of {environment} with seed {seed}")
+    return found
+
+
+def device_of(result: Path) -> str:
+    return json.loads(result.read_text(encoding="utf-8"))["where"]["device"].partition(",")[0]
 
 
 def draw(rows: list[Row], title: str) -> Any:
@@ -50,9 +55,8 @@ def draw(rows: list[Row], title: str) -> Any:
     figure = new_figure(8.6, 3.5)
     seconds, steps = figure.subplots(1, 2, sharey=True)
     for row, color in zip(rows, COLOURS, strict=False):
-        taken, clock, returns = zip(*row["curve"], strict=True)
-        warm = [row["without_compile"] * i / (len(clock) - 1) for i in range(len(clock))]
-        line = {"color": color, "label": NAMES[row["algorithm"]]}
+        taken, clock, warm, returns = zip(*row["curve"], strict=True)
+        line = {"color": color, "label": row["algorithm"]}
         seconds.plot(clock, returns, lw=2, **line)
         seconds.plot(warm, returns, lw=1.4, ls=":", color=color)
         steps.plot(taken, returns, lw=2, **line)
