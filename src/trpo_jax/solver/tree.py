@@ -7,7 +7,6 @@ from typing import Any, dataclass_transform, no_type_check
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from trpo_jax.config import register_fields
@@ -39,16 +38,6 @@ def check_floating(tree: Any, name: str) -> None:
         if not jnp.issubdtype(dtype, jnp.floating):
             where = name + jax.tree_util.keystr(path)
             raise TypeError(f"{where}: got dtype {dtype}, allowed: a floating dtype; close over leaves of other kinds")
-
-
-def ravel(tree: Params) -> tuple[Float[Array, "P"], Callable[[Float[Array, "P"]], Params]]:
-    """Return all elements as one vector, and the function that puts such a vector back into the tree's shapes and dtypes.
-
-    An accelerator then starts one kernel where it would start one for each leaf. The vector has the widest of the leaves'
-    dtypes, so that an unchanged element comes back bit for bit.
-    """
-    vector, unravel = ravel_pytree(tree)
-    return vector, unravel
 
 
 def upcast(tree: Params) -> Params:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from trpo_jax.solver.conjugate_gradient import CGInfo, solve_with_residual
@@ -18,7 +19,6 @@ from trpo_jax.solver.tree import (
     cast_like,
     check_floating,
     max_abs,
-    ravel,
     scaled,
     upcast,
     vdot,
@@ -167,14 +167,18 @@ def step_along_gradient(
     state: TrustRegionState,
     config: TrustRegionConfig,
 ) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
-    """Take the step of `trust_region_step` from an objective and a gradient that are known already."""
+    """Take the step of `trust_region_step` from an objective and a gradient that are known already.
+
+    On vectors of all parameters: an accelerator starts a kernel for each array that it works on. A vector has the widest of
+    its leaves' dtypes, so that what does not change comes back bit for bit.
+    """
     check_state(state, params, config)
-    vector, unravel = ravel(params)
-    _, unravel_direction = ravel(upcast(params))
+    vector, unravel = ravel_pytree(params)
+    _, unravel_direction = ravel_pytree(upcast(params))
     if state.direction is not None:
-        state = state._replace(direction=ravel(state.direction)[0])
+        state = state._replace(direction=ravel_pytree(state.direction)[0])
     new, state, info = _step_on_vectors(
-        _on_vectors(problem, unravel, unravel_direction), objective, ravel(upcast(gradient))[0], vector, state, config
+        _on_vectors(problem, unravel, unravel_direction), objective, ravel_pytree(upcast(gradient))[0], vector, state, config
     )
     if state.direction is not None:
         state = state._replace(direction=unravel_direction(state.direction))
@@ -182,7 +186,7 @@ def step_along_gradient(
 
 
 def _on_vectors(problem: Problem, unravel: Callable[[Array], Params], unravel_direction: Callable[[Array], Params]) -> Problem:
-    """Pose a problem for vectors instead of trees, since an accelerator pays for each array that it works on.
+    """Pose a problem for vectors instead of trees.
 
     Directions, unlike parameters and what a product is taken with, have at least float32.
     """
@@ -190,7 +194,7 @@ def _on_vectors(problem: Problem, unravel: Callable[[Array], Params], unravel_di
     def precondition_fn(damping: Float[Array, ""]) -> MatVec:
         assert problem.precondition_fn is not None
         precondition = problem.precondition_fn(damping)
-        return lambda residual: ravel(precondition(unravel_direction(residual)))[0]
+        return lambda residual: ravel_pytree(precondition(unravel_direction(residual)))[0]
 
     def largest_curvature_fn(x: Float[Array, "P"]) -> Float[Array, ""]:
         assert problem.largest_curvature_fn is not None
@@ -198,7 +202,7 @@ def _on_vectors(problem: Problem, unravel: Callable[[Array], Params], unravel_di
 
     return Problem(
         evaluate_fn=lambda vector: problem.evaluate_fn(unravel(vector)),
-        matvec=lambda vector: ravel(problem.matvec(unravel(vector)))[0],
+        matvec=lambda vector: ravel_pytree(problem.matvec(unravel(vector)))[0],
         largest_curvature_fn=None if problem.largest_curvature_fn is None else largest_curvature_fn,
         precondition_fn=None if problem.precondition_fn is None else precondition_fn,
     )

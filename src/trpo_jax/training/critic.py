@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from trpo_jax.config import config, setting
 from trpo_jax.policy.networks import Activation, Network
-from trpo_jax.solver.tree import pytree_dataclass, ravel, where_finite
+from trpo_jax.solver.tree import pytree_dataclass, where_finite
 from trpo_jax.weights import unit_weight, variance, weighted_mean
 
 
@@ -59,7 +60,7 @@ def init_critic(
     """Draw a critic's parameters; `observation` is one observation, or zeros like it."""
     params = network.init(key, observation)
     critic = CriticParams(params, jnp.asarray(reward_scaling, jnp.float32), network)
-    return CriticState(critic, _adam.init(ravel(params)[0]))
+    return CriticState(critic, _adam.init(ravel_pytree(params)[0]))
 
 
 def predict_scaled_value(critic: CriticParams, observation: Any) -> Float[Array, "..."]:
@@ -93,7 +94,7 @@ def fit_critic(
         (state, mean squared error during the last pass, in squared units of the scaled reward). Should numbers overflow,
         the state is the one passed in.
     """
-    vector, unravel = ravel(state.critic.params)
+    vector, unravel = ravel_pytree(state.critic.params)
 
     def loss_fn(vector: Float[Array, "P"], batch: Regression) -> Float[Array, ""]:
         error = state.critic.network.apply(unravel(vector), batch.observation) - batch.target
