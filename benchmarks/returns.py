@@ -4,7 +4,7 @@
     python benchmarks/returns.py --accelerator --num-timesteps 10_000_000 --algorithms trpo_jax ppo --jobs 2
 
 `--accelerator` takes the settings for an accelerator, wherever this runs; on a CPU that takes longer and returns the same.
-`ppo` is Brax's PPO with the settings that Brax publishes for an accelerator. Runs that FILE holds already are not repeated.
+`ppo` is Brax's PPO with the settings that Brax publishes for an accelerator. FILE grows by a row for each run.
 """
 
 import concurrent.futures
@@ -45,7 +45,9 @@ class Arguments:
     jobs: int = 1
     """Trainings at once, each with its share of the processor's cores."""
     json: str | None = None
-    """Where to write the result, and read what was measured before."""
+    """Where to write the result."""
+    resume: bool = False
+    """Keep what that file holds, and run only what it lacks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Run:
 
 
 def main(arguments: Arguments) -> None:
-    rows = earlier_rows(arguments.json)
+    rows = earlier_rows(arguments.json) if arguments.resume else []
     runs = [
         Run(algorithm, environment, seed)
         for environment in arguments.environments
