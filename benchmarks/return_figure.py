@@ -16,6 +16,9 @@ from trpo_jax.training.plot import COLOURS, STEPS, finish_axis, new_figure
 
 Row = dict[str, Any]
 
+OTHER_SETTINGS = "ant_more_envs"
+"""The benchmark's part whose trainings have other settings than those that ship."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -40,10 +43,14 @@ def main(arguments: Arguments) -> None:
 def rows_of(result: Path, environment: str, seed: int) -> list[Row]:
     """Return the trainings of an environment with one seed."""
     rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
-    found = [row for row in rows if "curve" in row and (row["environment"], row.get("seed")) == (environment, seed)]
+    found = {
+        row["algorithm"]: row
+        for row in rows
+        if "curve" in row and (row["environment"], row.get("seed")) == (environment, seed) and row.get("part") != OTHER_SETTINGS
+    }
     if not found:
         raise SystemExit(f"{result}: got no training of {environment} with seed {seed}")
-    return found
+    return list(found.values())
 
 
 def device_of(result: Path) -> str:

@@ -67,12 +67,14 @@ def main(arguments: Arguments) -> None:
         for algorithm in arguments.algorithms
         for seed in arguments.seeds
     ]
-    done = {(row["algorithm"], row["environment"], row["seed"]) for row in rows}
-    left = [run for run in runs if dataclasses.astuple(run) not in done]
+    check_published(runs)
+    settings = {"accelerator": arguments.accelerator, "num_timesteps": arguments.num_timesteps, "episodes": arguments.episodes}
+    done = [{name: row.get(name) for name in (*vars(runs[0]), *settings)} for row in rows]
+    left = [run for run in runs if vars(run) | settings not in done]
     cores = share_of_cores(arguments.jobs)
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         for future in concurrent.futures.as_completed([pool.submit(measure_apart, run, arguments, cores) for run in left]):
-            rows.append(future.result())
+            rows.append(future.result() | settings)
             print({name: value for name, value in rows[-1].items() if name != "curve"}, flush=True)
             if arguments.json:
                 import report
@@ -80,11 +82,28 @@ def main(arguments: Arguments) -> None:
                 report.save(arguments.json, rows)
     import report
 
-    report.show("deterministic evaluation", summary(rows))
+    report.show("deterministic evaluation", summary([row for row in rows if "failed" not in row]))
+    if failed := [row for row in rows if "failed" in row]:
+        raise SystemExit(
+            "failed: " + ", ".join(f"{row['algorithm']} on {row['environment']}, seed {row['seed']}" for row in failed)
+        )
 
 
 def earlier_rows(path: str | None) -> list[Row]:
-    return json.loads(Path(path).read_text(encoding="utf-8"))["rows"] if path and Path(path).exists() else []
+    """Return what a file holds of runs that ended well."""
+    rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"] if path and Path(path).exists() else []
+    return [row for row in rows if "failed" not in row]
+
+
+def check_published(runs: list[Run]) -> None:
+    """Raise SystemExit for a run of PPO where Brax publishes no settings."""
+    from brax_ppo import PUBLISHED
+
+    for run in runs:
+        if run.algorithm == "ppo" and run.environment not in PUBLISHED:
+            raise SystemExit(
+                f"ppo: got {run.environment!r}, allowed: {', '.join(PUBLISHED)}, for which Brax publishes settings"
+            )
 
 
 def summary(rows: list[Row]) -> list[Row]:
@@ -121,6 +140,8 @@ def measure_apart(run: Run, arguments: Arguments, shares: "queue.Queue[tuple[int
     try:
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             return process.submit(measure, run, arguments, cores).result()
+    except Exception as error:  # the other runs go on
+        return dataclasses.asdict(run) | {"failed": f"{type(error).__name__}: {error}"[:500]}
     finally:
         shares.put(cores)
 

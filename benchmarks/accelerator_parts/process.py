@@ -97,7 +97,7 @@ def describe(task: Task) -> dict[str, Any]:
 
     where = report.describe_machine()
     result.describe(Path(task.path), where)
-    return {"device": where["device"]}
+    return {name: where[name] for name in ("device", "commit", "date")}
 
 
 def programs_found() -> list[str]:

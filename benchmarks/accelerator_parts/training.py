@@ -14,6 +14,7 @@ from brax_ppo import PUBLISHED, Stopwatch, steady_stretch, train_ppo
 from trpo_jax import make_trpo, train
 from trpo_jax.environments.brax import load_environment
 from trpo_jax.sweep.population import Population
+from trpo_jax.training.devices import compiler_options
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.loop import Callbacks, Loop
 from trpo_jax.training.store import Progress
@@ -181,10 +182,10 @@ def reached(curve: list[tuple[int, float, float, float]], goal: float) -> list[f
 def evaluate(keeper: Keeper, environment: Any, *, episodes: int, together: bool) -> np.ndarray:
     """Return the mean return of each of V policies `[V, 1]`, or where each stands for R runs, `[V, R]`."""
     play = make_evaluator(environment, keeper.make_policy, num_episodes=episodes, deterministic=True)
-    # Not inside another jit: a program that is compiled with options of its own may not be a part of one.
     play = jax.vmap(play, (0, None))
     if together:
         play = jax.vmap(play, (0, None))
+    play = jax.jit(play, compiler_options=compiler_options(jax.local_devices()))
     policies = jax.tree.map(lambda *leaves: np.stack(leaves), *keeper.policies)
     mean = np.asarray(play(policies, jax.random.key(0)).episode_return).mean(axis=-1)
     return mean if together else mean[:, None]

@@ -259,11 +259,11 @@ def kept(stop_at=float("inf")):
     return keeper
 
 
-def test_kept_policies_are_evaluated_together_by_a_program_with_options_of_its_own(monkeypatch):
+def test_kept_policies_are_evaluated_together(monkeypatch):
     from accelerator_parts import training
 
-    options = {"xla_gpu_enable_triton_gemm": False}  # as on a GPU, where such a program may not be a part of another
-    monkeypatch.setattr("trpo_jax.training.evaluate.compiler_options", lambda devices: options)
+    options = {"xla_gpu_enable_triton_gemm": False}  # as on a GPU
+    monkeypatch.setattr(training, "compiler_options", lambda devices: options)
     context = Context(float("inf"), imports=1.0, small=False, path=Path())
     row = training.summary(kept(), EpisodeLimit(Payer(), 5), context, episodes=2, batch=25)
     assert (row["final"], row["best"], row["steps/s"]) == (5000.0, 5000.0, 25.0)

@@ -45,7 +45,7 @@ PLATFORMS = {
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("command", ["train fast", "sweep good.toml"])
+@pytest.mark.parametrize("command", ["train fast", "sweep good.toml", "evaluate began", "render began"])
 def test_a_device_that_cannot_start_is_one_clear_line(tmp_path, command, platform):
     variables = os.environ | {"JAX_PLATFORMS": platform}
     arguments = [sys.executable, "-m", "trpo_jax", *command.split()]
@@ -76,7 +76,7 @@ BAD = {
     "train ant --resume began": "ENV|CONFIG.toml: got 'ant', allowed: none where --resume names a run",
     "train --resume began --run-dir other": "run_dir: got 'other', allowed: none where --resume names a run",
     "train --resume began --accelerator": "accelerator: got True, allowed: none where --resume names a run",
-    "train nothing.toml --accelerator": "accelerator: got True, allowed: a configuration file with a table [accelerator]",
+    "train nothing.toml --accelerator": "accelerator: got True, allowed: a configuration file whose table [accelerator]",
     "train strange.toml": "strange.toml: accelerator.num_env: got 3, allowed: a known field; did you mean num_envs",
     "train --resume began --num-envs 7": "num_envs: got 7, allowed: 64, with which the run began",
     "train --resume began --trust-region.max-kl 0.5": "trust_region.max_kl: got 0.5, allowed: 0.01, with which the run began",

@@ -315,3 +315,17 @@ def test_actions_of_another_kind_than_the_policys_are_refused(own_errors):
     params, batch = draw("categorical", "float32")
     with pytest.raises(TypeError, match=r"batch.action: got dtype float32, allowed: one like int32"):
         trust_region_update(POLICIES["categorical"], params, batch._replace(action=batch.action.astype("float32")), CONFIG)
+
+
+@pytest.mark.parametrize("num_parts", [3, 6])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_microbatches_lose_no_precision_in_float64(x64, num_parts, weighted):
+    """The share of a part, 1/3, is no number that float32 holds."""
+    params, batch = draw("gaussian", "float64", seed=7)
+    size = 12 * (batch.log_prob.shape[-1] // 12)
+    batch = jax.tree.map(lambda leaf: leaf[:size], batch)
+    batch = batch._replace(weight=jnp.ones(size) if weighted else None)
+    whole, parts = (
+        update("gaussian", params, batch, dataclasses.replace(CONFIG, num_microbatches=count))[1] for count in (1, num_parts)
+    )
+    np.testing.assert_allclose([parts.kl, parts.gradient_norm], [whole.kl, whole.gradient_norm], rtol=1e-11)

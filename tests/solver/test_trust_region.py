@@ -212,3 +212,45 @@ def test_steps_under_scan_equal_steps_one_by_one():
 def test_integer_parameters_are_refused_by_name(own_errors):
     with pytest.raises(TypeError, match=r"params\['n'\]: got dtype int32, allowed: a floating dtype"):
         trust_region_step(lambda p: 0.0, lambda p: 0.0, lambda v: v, {"n": jnp.arange(2)}, CONFIG)
+
+
+@pytest.mark.parametrize("narrow", ["float16", "float32"])
+def test_a_leaf_of_a_narrower_dtype_is_never_accepted_with_an_infinity(x64, narrow):
+    """The step of all parameters fits the widest dtype; that of one leaf overflows its own, unseen by objective and KL."""
+    params = {"a": jnp.ones(1, narrow), "b": jnp.ones(1, "float64")}
+    far = 1e3 * float(jnp.finfo(narrow).max)
+
+    def objective(params):
+        return jnp.tanh(params["a"][0].astype("float64")) + params["b"][0]
+
+    config = TrustRegionConfig(max_kl=0.5 * far**2, damping=0.0, line_search=False)
+    new, info = trust_region_step(objective, lambda _: jnp.zeros(()), lambda v: v, params, config)
+    assert info.outcome == StepOutcome.NOT_FINITE
+    for name, leaf in params.items():
+        assert new[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(new[name], leaf)
+
+
+def transposed(v):
+    return {"w": v["w"].T, "b": v["b"]}
+
+
+def renamed(v):
+    return {"W": v["w"], "b": v["b"]}
+
+
+@pytest.mark.parametrize("wrong", [transposed, renamed])
+@pytest.mark.parametrize("where", ["matvec", "preconditioner"])
+def test_a_vector_of_another_structure_is_refused_by_name(wrong, where):
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
+    maps = {"matvec": lambda v: v, "preconditioner": lambda v: v, where: wrong}
+    name = "what matvec returns" if where == "matvec" else "the preconditioned vector"
+    with pytest.raises(ValueError, match=rf"^{name}: got PyTreeDef\(.*\) of shapes .*, allowed: PyTreeDef\(.*, as params are"):
+        trust_region_step(
+            lambda p: jnp.sum(p["w"]),
+            lambda p: jnp.sum(p["w"] ** 2),
+            maps["matvec"],
+            params,
+            CONFIG,
+            preconditioner=maps["preconditioner"],
+        )

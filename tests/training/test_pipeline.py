@@ -58,7 +58,7 @@ def test_the_evaluator_is_compiled_once_and_begun_before_the_first_iteration(mon
 
 
 def test_a_program_that_needs_more_memory_than_its_device_has_does_not_start(monkeypatch):
-    monkeypatch.setattr("trpo_jax.training.program.available_memory", lambda device: 1000)
+    monkeypatch.setattr("trpo_jax.training.pipeline.available_memory", lambda device: 1000)
     with pytest.raises(
         ConfigError, match=r"^num_envs and unroll_length: got .*, allowed: one that fits into the device.s 0.0 GB"
     ):

@@ -46,7 +46,7 @@ class PlainConsole:
         self.say(f"{'going on in' if resumed else 'run folder'} {run_dir}")
         kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
         self.say(
-            f"compiling (the first start takes longest; {f'programs are kept in {kept}' if kept else 'nothing is kept'}) …"
+            f"compiling (the first start takes longest; {f'programs are kept in {kept}' if kept else 'they are not kept'}) …"
         )
 
     def iteration(self, step: int, metrics: dict[str, float]) -> None:

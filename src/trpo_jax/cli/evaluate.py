@@ -28,11 +28,14 @@ def evaluate_command(arguments: list[str]) -> int:
     """Evaluate as the arguments say; return the exit code."""
     parsed = parse(EvaluateArguments, arguments, command="evaluate", description=DESCRIPTION)
 
+    import jax
+
     from trpo_jax.training.evaluate import confidence_interval, summarize
     from trpo_jax.training.run import evaluate_run
     from trpo_jax.training.run_folder import open_run_folder
 
     folder, run_config = open_run_folder(parsed.run)
+    jax.devices()  # a device that cannot start is told of in one line here, and only here
     step, episodes = evaluate_run(
         run_config, folder, num_episodes=parsed.episodes, deterministic=parsed.deterministic, seed=parsed.seed
     )

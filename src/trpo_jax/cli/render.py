@@ -39,6 +39,9 @@ def render_command(arguments: list[str]) -> int:
     from trpo_jax.training.run_folder import open_run_folder
 
     folder, run_config = open_run_folder(parsed.run)
+    import jax
+
+    jax.devices()  # a device that cannot start is told of in one line here, and only here
     from trpo_jax.training.render import render_run  # imports simulators, for which a wrong RUN need not wait
 
     rendering = render_run(run_config, folder, max_steps=parsed.max_steps, seed=parsed.seed, output=parsed.format)

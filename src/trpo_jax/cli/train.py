@@ -100,7 +100,9 @@ def parse_arguments(arguments: list[str], *, accelerator: bool = False) -> Train
     config = starting_config(target, suite) if target else RunConfig()
     accelerated = starting_config(target, suite, accelerator=True) if target and accelerator else config
     if _accelerator_option(arguments) and target and accelerated == config:
-        raise ConfigError("accelerator", True, f"a configuration file with a table [accelerator]; {target} has none")
+        raise ConfigError(
+            "accelerator", True, f"a configuration file whose table [accelerator] changes something; {target} has none"
+        )
     default = TrainArguments(target or "ant", accelerated, accelerator=accelerated != config)
     return parse(TrainArguments, arguments, command="train", description=DESCRIPTION, default=default)
 

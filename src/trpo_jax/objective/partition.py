@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from trpo_jax.solver.tree import scaled, upcast
+from trpo_jax.solver.tree import upcast
 from trpo_jax.weights import AxisName
 
 
@@ -59,7 +59,7 @@ def mean_and_max(partition: Partition, fn: Callable[[Any], tuple[Any, Any]]) -> 
     def shared(part: Any) -> tuple[Any, Any]:
         means, largest = fn(part)
         means = upcast(means)
-        return means if share is None else scaled(jnp.float32(share), means), largest
+        return means if share is None else jax.tree.map(lambda mean: mean * share, means), largest
 
     if partition.num_parts == 1:
         means, largest = shared(partition.parts)

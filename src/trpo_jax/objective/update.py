@@ -123,18 +123,7 @@ def _policy_problem(
     """Return the constrained maximization that a batch poses, with the surrogate and its gradient at `params`."""
     mine = local(params, axis_name)
     axes = batch.log_prob.shape
-
-    def divide(batch: Batch) -> Partition:
-        weight = None if batch.weight is None else unit_weight(batch.weight, axis_name=axis_name)
-        return partition(
-            batch._replace(weight=weight),
-            batch.log_prob.shape,
-            weighted=weight is not None,
-            num_parts=config.num_microbatches,
-            axis_name=axis_name,
-        )
-
-    whole = divide(batch)
+    whole = states = _divide(batch, config, axis_name)
     old = map_parts(whole, lambda part: jax.lax.stop_gradient(policy_fn(mine, part.observation)))
     whole = whole._replace(parts=_Samples(whole.parts, old))
 
@@ -146,6 +135,7 @@ def _policy_problem(
     indices = curvature_indices(axes[-1], config.curvature_fraction, config.num_microbatches, chance)
     if indices is not None:
         batch = jax.tree.map(lambda leaf: jnp.take(leaf, indices, len(axes) - 1), batch)
+        states = _divide(batch, config, axis_name)
     precondition_fn = None
     if config.preconditioner == "diagonal":
         diagonal = fisher_diagonal(policy_fn, mine, batch, axis_name=axis_name)
@@ -155,11 +145,23 @@ def _policy_problem(
 
     problem = Problem(
         evaluate_fn=_evaluation(policy_fn, whole, config),
-        matvec=_fisher(policy_fn, mine, divide(batch)),
+        matvec=_fisher(policy_fn, mine, states),
         largest_curvature_fn=_largest_curvature(policy_fn, mine, whole) if config.kl_constraint == "max" else None,
         precondition_fn=precondition_fn,
     )
     return problem, objective, gradient
+
+
+def _divide(batch: Batch, config: TrustRegionConfig, axis_name: AxisName | None) -> Partition:
+    """Return a batch in microbatches, whose weights have a sum of 1 over all of them."""
+    weight = None if batch.weight is None else unit_weight(batch.weight, axis_name=axis_name)
+    return partition(
+        batch._replace(weight=weight),
+        batch.log_prob.shape,
+        weighted=weight is not None,
+        num_parts=config.num_microbatches,
+        axis_name=axis_name,
+    )
 
 
 def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig) -> Callable[[Params], Evaluation]:

@@ -1,7 +1,7 @@
 """The trust-region step: the natural direction by conjugate gradients, its length by the constraint, then a line search."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,8 @@ class Problem(NamedTuple):
     """x -> the largest xᵀF_i x of any state i; given where the constraint is the largest KL."""
     precondition_fn: Callable[[Float[Array, ""]], MatVec] | None = None
     """damping -> the map r -> M⁻¹ r, with M close to F + damping·I."""
+    round_fn: Callable[[Params], Params] = lambda params: params
+    """params -> what of them the leaves' dtypes can hold."""
 
 
 class _Trial(NamedTuple):
@@ -177,15 +179,29 @@ def step_along_gradient(
     _, unravel_direction = ravel_pytree(upcast(params))
     if state.direction is not None:
         state = state._replace(direction=ravel_pytree(state.direction)[0])
-    new, state, info = _step_on_vectors(
-        _on_vectors(problem, unravel, unravel_direction), objective, ravel_pytree(upcast(gradient))[0], vector, state, config
-    )
+    vectors = _on_vectors(problem, params, unravel, unravel_direction)
+    gradient = _ravel_like(params, upcast(gradient), "the gradient")
+    new, state, info = _step_on_vectors(vectors, objective, gradient, vector, state, config)
     if state.direction is not None:
         state = state._replace(direction=unravel_direction(state.direction))
     return unravel(new), state, info
 
 
-def _on_vectors(problem: Problem, unravel: Callable[[Array], Params], unravel_direction: Callable[[Array], Params]) -> Problem:
+def _ravel_like(params: Params, tree: Params, name: str) -> Float[Array, "P"]:
+    """Return a tree as one vector; raise ValueError if it has not the structure and shapes of the parameters."""
+    wanted, got = (_structure_and_shapes(each) for each in (params, tree))
+    if got != wanted:
+        raise ValueError(f"{name}: got {got[0]} of shapes {got[1]}, allowed: {wanted[0]} of shapes {wanted[1]}, as params are")
+    return ravel_pytree(tree)[0]
+
+
+def _structure_and_shapes(tree: Params) -> tuple[Any, list[tuple[int, ...]]]:
+    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _on_vectors(
+    problem: Problem, params: Params, unravel: Callable[[Array], Params], unravel_direction: Callable[[Array], Params]
+) -> Problem:
     """Pose a problem for vectors instead of trees.
 
     Directions, unlike parameters and what a product is taken with, have at least float32.
@@ -194,7 +210,7 @@ def _on_vectors(problem: Problem, unravel: Callable[[Array], Params], unravel_di
     def precondition_fn(damping: Float[Array, ""]) -> MatVec:
         assert problem.precondition_fn is not None
         precondition = problem.precondition_fn(damping)
-        return lambda residual: ravel_pytree(precondition(unravel_direction(residual)))[0]
+        return lambda residual: _ravel_like(params, precondition(unravel_direction(residual)), "the preconditioned vector")
 
     def largest_curvature_fn(x: Float[Array, "P"]) -> Float[Array, ""]:
         assert problem.largest_curvature_fn is not None
@@ -202,17 +218,25 @@ def _on_vectors(problem: Problem, unravel: Callable[[Array], Params], unravel_di
 
     return Problem(
         evaluate_fn=lambda vector: problem.evaluate_fn(unravel(vector)),
-        matvec=lambda vector: ravel_pytree(problem.matvec(unravel(vector)))[0],
+        matvec=lambda vector: _ravel_like(params, problem.matvec(unravel(vector)), "what matvec returns"),
         largest_curvature_fn=None if problem.largest_curvature_fn is None else largest_curvature_fn,
         precondition_fn=None if problem.precondition_fn is None else precondition_fn,
+        round_fn=_rounding(params, unravel),
     )
+
+
+def _rounding(params: Params, unravel: Callable[[Array], Params]) -> Callable[[Float[Array, "P"]], Float[Array, "P"]]:
+    """Return the map from a vector to what is left of it in the leaves, some of which may have narrower dtypes."""
+    if len({jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}) == 1:
+        return lambda vector: vector
+    return lambda vector: ravel_pytree(unravel(vector))[0]
 
 
 def _step_on_vectors(
     problem: Problem,
     objective: Float[Array, ""],
-    gradient: Params,
-    params: Params,
+    gradient: Float[Array, "P"],
+    params: Float[Array, "P"],
     state: TrustRegionState,
     config: TrustRegionConfig,
 ) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
@@ -296,7 +320,7 @@ def _search(
     """Look for the largest fraction of the step that is accepted; without line search, try the whole step only."""
 
     def trial_fn(fraction: Float[Array, ""]) -> tuple[Bool[Array, ""], _Trial]:
-        candidate = cast_like(add_scaled(upcast(params), fraction, step), params)
+        candidate = problem.round_fn(cast_like(add_scaled(upcast(params), fraction, step), params))
         evaluation = problem.evaluate_fn(candidate)
         improvement = evaluation.objective - objective
         finite = all_finite((candidate, improvement, evaluation.constraint))

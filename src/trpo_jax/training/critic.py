@@ -114,9 +114,9 @@ def fit_critic(
         return carry, weighted_mean(losses, jnp.sum(batches.weight, within))
 
     start = (vector, state.optimizer)
-    fitted, losses = jax.lax.scan(pass_over, start, jax.random.split(key, config.num_epochs))
-    vector, optimizer = where_finite(fitted, start)
-    return CriticState(dataclasses.replace(state.critic, params=unravel(vector)), optimizer), losses[-1]
+    (vector, optimizer), losses = jax.lax.scan(pass_over, start, jax.random.split(key, config.num_epochs))
+    params, optimizer = where_finite((unravel(vector), optimizer), (state.critic.params, state.optimizer))
+    return CriticState(dataclasses.replace(state.critic, params=params), optimizer), losses[-1]
 
 
 def _minibatches(samples: Regression, key: Key[Array, ""], count: int) -> Any:

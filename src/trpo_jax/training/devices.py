@@ -58,9 +58,9 @@ def compiler_options(devices: Sequence[jax.Device]) -> dict[str, Any]:
     return {"xla_gpu_enable_triton_gemm": False} if devices[0].platform in ("gpu", "cuda") else {}
 
 
-def check_memory(needed: int, available: int | None) -> None:
-    """Raise ConfigError if a program needs more bytes than its device has; None where the device does not tell."""
-    if available is not None and needed > available:
+def check_memory(needed: int, available: int) -> None:
+    """Raise ConfigError if a program of an iteration needs more bytes than its device has."""
+    if needed > available:
         needs, has = (f"{size / 1e9:.1f} GB" for size in (needed, available))
         raise ConfigError(
             "num_envs and unroll_length",
@@ -70,8 +70,9 @@ def check_memory(needed: int, available: int | None) -> None:
 
 
 def available_memory(device: jax.Device) -> int | None:
-    """Return the bytes that JAX may use on a device, None where it does not tell."""
-    statistics = device.memory_stats() if device.platform != "cpu" else None
+    """Return the bytes that JAX may use on a device of this process, None where it does not tell."""
+    tells = device.platform != "cpu" and device in jax.local_devices()
+    statistics = device.memory_stats() if tells else None
     return None if statistics is None else statistics.get("bytes_limit")
 
 

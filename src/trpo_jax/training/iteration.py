@@ -133,7 +133,7 @@ class Iteration:
         policy, trust_region, info = stateful_trust_region_update(
             self._policy_of_rows,
             learner.policy,
-            self._rows(Batch(observation, transition.action, transition.log_prob, self._standardize(advantage, unit), unit)),
+            self._rows(Batch(observation, transition.action, transition.log_prob, self._standardize(advantage, unit), weight)),
             learner.trust_region,
             hyperparameters.trust_region,
             key=key,

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from trpo_jax.config import ConfigError
-from trpo_jax.training.devices import are_cores_of_one_processor, compiler_options, put
+from trpo_jax.training.devices import are_cores_of_one_processor, available_memory, compiler_options, put
 from trpo_jax.training.iteration import Iteration
 from trpo_jax.training.keys import as_typed_key
 from trpo_jax.training.metrics import Metrics
@@ -79,18 +79,19 @@ class Pipeline:
         aside = concurrent.futures.ThreadPoolExecutor(1) if one_processor else None
         beforehand = concurrent.futures.ThreadPoolExecutor(1) if one_processor and not apart else None
         next_keys, draw, collect, improve, fit = iteration.stages
+        program = functools.partial(Program, available_memory=available_memory(devices[0]))
         self.stages: Any = Stages(
-            next_keys=Program(jit(next_keys, out_shardings=everywhere), thread=beforehand),
-            draw=Program(jit(draw, out_shardings=by_time), thread=beforehand),
-            collect=Program(
+            next_keys=program(jit(next_keys, out_shardings=everywhere), thread=beforehand),
+            draw=program(jit(draw, out_shardings=by_time), thread=beforehand),
+            collect=program(
                 jit(collect, donate_argnums=1, out_shardings=(spread, by_time, everywhere)),
                 move={0: everywhere} if apart else {},
             ),
-            improve=Program(
+            improve=program(
                 jit(improve, out_shardings=(learning, learning if apart else by_time, learning)),
                 move={2: learning, 4: learning} if apart else {},
             ),
-            fit=Program(jit(fit, out_shardings=learning), move={3: learning} if apart else {}, thread=aside),
+            fit=program(jit(fit, out_shardings=learning), move={3: learning} if apart else {}, thread=aside),
         )
 
     @functools.cached_property

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from trpo_jax.training.devices import available_memory, check_memory, put
+from trpo_jax.training.devices import check_memory, put
 from trpo_jax.training.stages import Stages, run_stages
 from trpo_jax.training.state import TrainState
 
@@ -21,6 +21,7 @@ class Program:
         function: jitted.
         thread: that starts it; None for the caller's.
         move: positions of arguments, and where those arguments are to be put.
+        available_memory: bytes that it may use on each device; None for any number.
     """
 
     def __init__(
@@ -28,11 +29,12 @@ class Program:
         function: Any,
         thread: concurrent.futures.Executor | None = None,
         move: Mapping[int, jax.sharding.Sharding] | None = None,
+        available_memory: int | None = None,
     ):
         self._function, self._thread, self._move = function, thread, move or {}
+        self._available_memory = available_memory
         self._compiled: concurrent.futures.Future[Any] | None = None
         self._described: Any = None
-        self._is_checked = False
 
     def compile(self, compilers: concurrent.futures.Executor, *arguments: Any) -> Any:
         """Trace it, unless it was, and let one of the compilers go on; return what it returns, as `jax.ShapeDtypeStruct`.
@@ -50,12 +52,12 @@ class Program:
         return jax.eval_shape(self._function, *self._moved(arguments))
 
     def __call__(self, *arguments: Any) -> Any:
-        """Start it. Raises ConfigError if it was compiled ahead and its device has too little memory."""
+        """Start it. Raises ConfigError if it was compiled ahead and needs more memory than there is."""
         arguments = self._moved(arguments)
         run = self._function if self._compiled is None else self._compiled.result()
-        if self._compiled is not None and not self._is_checked:
-            check_memory(_needed_memory(run), available_memory(jax.local_devices()[0]))
-            self._is_checked = True
+        if self._compiled is not None and self._available_memory is not None:
+            check_memory(_needed_memory(run), self._available_memory)
+            self._available_memory = None  # checked once
         if self._thread is None:
             return run(*arguments)
         return self._thread.submit(run, *arguments).result()

@@ -159,12 +159,7 @@ def train(
     else:
         progress = Progress()
     if progress.iteration < schedule.num_iterations:
-        with side_by_side() as compilers:
-            pipeline.compile(compilers, to_init=earlier is None)
-            if (
-                evaluator is not None and schedule.evaluations and jax.process_index() == 0
-            ):  # beside the training, if that does not begin with it
-                evaluator.compile(compilers, *_evaluated_like(pipeline))
+        _compile_ahead(pipeline, evaluator if schedule.evaluations else None, to_init=earlier is None)
     if earlier is None:
         state = pipeline.init(state_key)
         state = _restored(pipeline, state, restore_checkpoint_path, restore_params, restore_value_fn)
@@ -180,6 +175,14 @@ def train(
     with store or contextlib.nullcontext():
         state = loop.run(state, progress)
     return trpo.make_policy, local_params(state), loop.metrics
+
+
+def _compile_ahead(pipeline: Pipeline, evaluator: Program | None, *, to_init: bool) -> None:
+    """Begin to compile all programs. The evaluator's is last, and mostly compiled while the first iterations run."""
+    with side_by_side() as compilers:
+        pipeline.compile(compilers, to_init=to_init)
+        if evaluator is not None and jax.process_index() == 0:  # the others do not evaluate
+            evaluator.compile(compilers, *_evaluated_like(pipeline))
 
 
 def _evaluated_like(pipeline: Pipeline) -> tuple[Any, Any]:
