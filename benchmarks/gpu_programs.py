@@ -146,6 +146,9 @@ def ppo(arguments: Arguments, device: jax.Device) -> Iterator[Row]:
 
         return capture
 
+    if arguments.environment not in PUBLISHED:
+        yield {"program": "Brax PPO", "left out": f"no settings are published for {arguments.environment}"}
+        return
     try:
         with mock.patch.object(jax, "pmap", pmap):
             settings = PUBLISHED[arguments.environment]

@@ -24,6 +24,12 @@ def test_unit_weights_add_up_to_one_whatever_their_dtype(dtype):
     np.testing.assert_allclose(np.asarray(unit, np.float64).sum(), 1.0, rtol=1e-5)
 
 
+def test_a_positive_weight_never_becomes_zero():
+    unit = unit_weight(jnp.ones(1000).at[3].set(1e-37).at[4].set(0.0))
+    assert unit[3] > 0
+    assert unit[4] == 0
+
+
 @given(st.integers(0, 2**32 - 1), st.floats(-30, 30))
 @settings(max_examples=40)
 def test_mean_and_variance_are_those_of_numpy_at_any_scale_of_the_weights(x64, seed, exponent):

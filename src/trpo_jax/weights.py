@@ -25,7 +25,8 @@ def unit_weight(
     total = jnp.sum(scaled, axis, keepdims=True)
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
-    return scaled / jnp.where(total > 0, total, 1.0)
+    unit = scaled / jnp.where(total > 0, total, 1.0)
+    return jnp.where(weight > 0, jnp.maximum(unit, jnp.finfo(unit.dtype).tiny), unit)  # what counts goes on counting
 
 
 def average(values: Float[Array, "..."], weight: Float[Array, "..."] | None) -> Float[Array, ""]:

@@ -58,7 +58,7 @@ class EpisodeLimit:
 class FreshAutoReset:
     """Restart every environment whose episode ends, from an initial state drawn for it, and hand on the final state.
 
-    So it does with one whose observation or reward is not finite. One that `resets_itself` it leaves to do so.
+    Environments with a non-finite observation or reward are also reset. Self-resetting environments are left alone.
 
     Initial states are drawn beforehand, so that a step never pays for a reset that it does not use; how often new ones are
     drawn is the caller's choice. Each environment has its own: no state crosses environments, and so no device.

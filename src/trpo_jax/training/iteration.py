@@ -160,7 +160,7 @@ class Iteration:
         return critic, {"training/value_loss": loss}
 
     def _weight(self, transition: Transition) -> Float[Array, "T N"]:
-        """Return 0 for what is no experience, and for what ends at a final observation that no one may see; else 1."""
+        """Return 0 for faulty samples and for truncations whose final observation is hidden, else 1."""
         unusable = transition.fault
         if not self.environment.keeps_final_observation:
             unusable |= transition.truncated

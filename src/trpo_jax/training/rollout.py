@@ -58,7 +58,7 @@ class RolloutState(NamedTuple):
     """What goes on from one rollout to the next."""
 
     environments: EnvironmentState
-    """At the end of no episode."""
+    """Finished environments have already been reset."""
     episodes: EpisodeStatistics
 
 
