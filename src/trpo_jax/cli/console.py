@@ -45,9 +45,8 @@ class PlainConsole:
             self.say("with the settings for an accelerator (--no-accelerator takes those for a CPU)")
         self.say(f"{'going on in' if resumed else 'run folder'} {run_dir}")
         kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-        self.say(
-            f"compiling (the first start takes longest; {f'programs are kept in {kept}' if kept else 'they are not kept'}) …"
-        )
+        cache = f"compiled programs are kept in {kept}" if kept else "compiled programs are not kept"
+        self.say(f"compiling; the first start takes longest, {cache} …")
 
     def iteration(self, step: int, metrics: dict[str, float]) -> None:
         """Report an iteration."""
