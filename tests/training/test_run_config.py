@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -124,6 +125,19 @@ def test_a_torn_line_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a"')
     assert log(path, (2, {"a": 2.0})).splitlines() == ['{"step": 1, "a": 1.0}', '{"step": 2, "a": 2.0}']
+
+
+@pytest.mark.parametrize("environment", ["ant", "humanoid"])
+def test_what_ships_for_an_accelerator_is_what_was_measured_on_one_but_for_the_critics_learning_rate(environment):
+    rows = json.loads((Path(__file__).parents[2] / "docs/benchmarks/h200_2026-11-27/results.json").read_text())["rows"]
+    (measured,) = (row["settings"] for row in rows if (row.get("algorithm"), row.get("environment")) == ("trpo_jax", environment))
+    trpo = starting_config(environment, accelerator=True).trpo
+    parts = {"tr_": trpo.trust_region, "cr_": trpo.critic, "po_": trpo.policy}
+    for name, value in measured.items():
+        part = parts.get(name[:3], trpo)
+        shipped_value = getattr(part, name[3:] if name[:3] in parts else name)
+        expected = 3e-3 if name == "cr_learning_rate" else value
+        assert shipped_value == (tuple(expected) if isinstance(expected, list) else expected), name
 
 
 @pytest.fixture
