@@ -14,6 +14,7 @@ import jax
 import rich.console
 import rich.table
 
+from trpo_jax.training.files import write_whole
 from trpo_jax.versions import version_of
 
 UNKNOWN = "unknown"
@@ -69,11 +70,8 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 def save(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as JSON with device, versions and commit, in one move: an earlier file stays whole until then."""
     record = {"where": describe_machine(), "rows": list(rows)}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    new.replace(path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
 def describe_machine() -> dict[str, Any]:

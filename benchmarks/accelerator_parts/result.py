@@ -40,6 +40,7 @@ def changed(path: Path) -> Iterator[dict[str, Any]]:
     with FileLock(f"{path}.lock"):
         record = read(path)
         yield record
+        # Not by the package's `write_whole`: importing it imports jax, which the process that starts the parts must not.
         new = path.with_name(path.name + ".new")
         with new.open("w", encoding="utf-8") as file:
             file.write(json.dumps(record, indent=1) + "\n")

@@ -61,16 +61,14 @@ def train_command(arguments: list[str]) -> int:
     parsed = parse_arguments(arguments, accelerator=bool(accelerator))
     _join_others(parsed)
 
-    import jax
-
-    from trpo_jax.training.devices import all_devices, show_cores_as_devices
+    from trpo_jax.training.devices import all_devices, is_accelerated, show_cores_as_devices
     from trpo_jax.training.pipeline import Pipeline
     from trpo_jax.training.run import resolve, run_environment
     from trpo_jax.training.trpo import make_trpo
 
     if not parsed.distributed:  # several processes on one machine have a core each
         show_cores_as_devices(parsed.run.trpo.num_envs, parsed.max_devices_per_host)
-    if accelerator is None and parsed.resume is None and jax.default_backend() != "cpu":
+    if accelerator is None and parsed.resume is None and is_accelerated():
         parsed = parse_arguments(arguments, accelerator=True)
     run_config = resolve(parsed.run)
     environment = run_environment(run_config)

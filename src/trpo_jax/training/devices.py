@@ -13,6 +13,11 @@ FEWEST_ENVS_A_DEVICE = 16
 """With fewer, a device that is a processor's core spends more on starting operations than it saves."""
 
 
+def is_accelerated() -> bool:
+    """Tell whether JAX's default device is no CPU; starts the device."""
+    return jax.default_backend() != "cpu"
+
+
 def all_devices(max_devices_per_host: int | None = None) -> list[jax.Device]:
     """Return the devices of all processes, or so many of each. Raises ConfigError for a number below 1."""
     if max_devices_per_host is None:

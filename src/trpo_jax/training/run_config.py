@@ -5,11 +5,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import tomli_w
 import tyro
 
 from trpo_jax.config import ConfigError, config, errors_in, from_mapping, setting, to_mapping, unknown_name
+from trpo_jax.training.devices import is_accelerated
 from trpo_jax.training.files import write_whole
 from trpo_jax.training.trpo_config import TRPOConfig
 
@@ -137,7 +137,7 @@ def shipped_config(environment: str, *, suite: str = "brax", accelerator: bool |
         `RunConfig`; its field `trpo` is the TRPOConfig.
     """
     if accelerator is None:
-        accelerator = jax.default_backend() != "cpu"
+        accelerator = is_accelerated()
     return starting_config(environment, suite, accelerator=accelerator)
 
 
