@@ -165,12 +165,11 @@ def options(arguments: Arguments, device: jax.Device) -> Iterator[Row]:
         {},
         {"num_microbatches": 4},
         {"kl_constraint": "max"},
-        {"preconditioner": "diagonal"},
         {"line_search": False},
         {"curvature_fraction": 0.25},
         {"curvature_fraction": 0.25, "curvature_sampling": "random"},
-        {"num_microbatches": 4, "kl_constraint": "max", "preconditioner": "diagonal"},
-        {"warm_start": True, "adaptive_damping": True},
+        {"num_microbatches": 4, "kl_constraint": "max", "damping_shape": "gradient"},
+        {"damping_shape": "gradient"},
     ]
     for dtype in ("float32", "float64", "bfloat16"):
         with jax.enable_x64(dtype == "float64"):

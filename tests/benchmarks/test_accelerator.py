@@ -342,7 +342,7 @@ def test_a_part_runs_at_its_smallest_size(tmp_path, capfd):
     (row,) = record["rows"]
     assert {"device", "versions", "commit", "commands"} <= set(record["where"])
     assert set(row["predicted"]) <= set(row)
-    assert row["collect: kernels"] > row["next_keys: kernels"] > 0
+    assert row["collect: kernels"] > row["advance: kernels"] > 0
     assert path.with_suffix(".trace.json.gz").exists()
     assert "predicted and measured" in capfd.readouterr().out
 

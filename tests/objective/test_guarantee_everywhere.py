@@ -52,10 +52,8 @@ OPTIONS = {
     "plain": TrustRegionConfig(cg_iterations=5),
     "microbatches": TrustRegionConfig(cg_iterations=5, num_microbatches=3, curvature_fraction=0.5),
     "largest KL": TrustRegionConfig(cg_iterations=5, kl_constraint="max", num_microbatches=2),
-    "adaptive": TrustRegionConfig(cg_iterations=5, warm_start=True, adaptive_damping=True, accept_ratio=0.1),
-    "preconditioned": TrustRegionConfig(
-        cg_iterations=5, preconditioner="diagonal", curvature_fraction=0.5, curvature_sampling="random"
-    ),
+    "shaped damping": TrustRegionConfig(cg_iterations=5, damping_shape="gradient", accept_ratio=0.1),
+    "random curvature": TrustRegionConfig(cg_iterations=5, curvature_fraction=0.5, curvature_sampling="random"),
     "natural gradient": TrustRegionConfig(cg_iterations=5, line_search=False),
 }
 # Every distribution and every option in both precisions, without the product of all three, which would take long to compile.

@@ -10,13 +10,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from trpo_jax.config import ConfigError
-from trpo_jax.objective.fisher_diagonal import fisher_diagonal
 from trpo_jax.objective.partition import curvature_indices
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.objective.update import stateful_trust_region_update, trust_region_update
 from trpo_jax.policy.distributions import DiagonalGaussian
 from trpo_jax.solver.curvature import fisher_vector_product
-from trpo_jax.solver.trust_region_config import adapt_damping, init_trust_region_state
+from trpo_jax.solver.trust_region_config import init_trust_region_state
 from update_problems import CONFIG, NAMES, POLICIES, A, B, O, draw, examine, gaussian_fn, same_bits, update
 
 pytestmark = pytest.mark.quick_compilation
@@ -165,14 +164,15 @@ def test_the_maximum_constraint_leaves_out_states_without_weight(x64):
 def test_natural_gradient_mode_takes_the_whole_step_whatever_the_kl_and_the_surrogate_say(x64, name):
     params, batch = draw(name, "float64", seed=6)
     # A step this large leaves the trust region, so that the line search would shorten it.
-    options = config(max_kl=2.0, damping=1e-3, cg_iterations=30)
+    options = config(max_kl=2.0, damping=1e-2, cg_iterations=30)
     searched, searched_info = update(name, params, batch, options)
     natural, info = update(name, params, batch, dataclasses.replace(options, line_search=False))
     assert searched_info.step_fraction < 1
     assert info.accepted
     assert (int(info.backtracks), float(info.step_fraction)) == (0, 1.0)
     flat, searched_flat, natural_flat = (np.asarray(ravel_pytree(p)[0]) for p in (params, searched, natural))
-    np.testing.assert_allclose((searched_flat - flat) / searched_info.step_fraction, natural_flat - flat, rtol=1e-8, atol=1e-12)
+    searched_unit, natural_unit = (step / np.linalg.norm(step) for step in (searched_flat - flat, natural_flat - flat))
+    np.testing.assert_allclose(searched_unit, natural_unit, rtol=1e-8, atol=1e-12)
     kl, _, improvement, _ = examine(name, params, natural, batch, 0.0)
     np.testing.assert_allclose([info.kl, info.surrogate_improvement], [kl, improvement], rtol=1e-8)
 
@@ -188,7 +188,7 @@ def test_natural_gradient_mode_still_returns_the_old_parameters_for_what_is_not_
 
 def test_the_accept_ratio_compares_with_the_prediction_for_the_fraction_tried_bug_2(x64):
     params, batch = draw("gaussian", "float64", seed=7)
-    lenient, strict = (config(max_kl=0.2, damping=0.1, cg_iterations=30, accept_ratio=ratio) for ratio in (0.0, 0.95))
+    lenient, strict = (config(max_kl=0.02, damping=0.1, cg_iterations=30, accept_ratio=ratio) for ratio in (0.0, 0.95))
     _, free = update("gaussian", params, batch, lenient)
     _, info = update("gaussian", params, batch, strict)
     assert info.accepted
@@ -199,116 +199,41 @@ def test_the_accept_ratio_compares_with_the_prediction_for_the_fraction_tried_bu
     assert free.surrogate_improvement < 0.95 * free.expected_improvement
 
 
-# --- preconditioning, warm start, adaptive damping --------------------------------------------------------
+# --- shaped damping ---------------------------------------------------------------------------------------
 
 
-def linear_fn(params, observation):
-    mean = observation @ params["in"]
-    return DiagonalGaussian(mean, jnp.broadcast_to(params["log_std"], mean.shape))
-
-
-def badly_scaled(dtype, batch_size=256):
-    """A Gaussian policy whose inputs differ in scale by 10⁴: its Fisher matrix is ill-conditioned, mostly by its diagonal."""
-    rng = np.random.default_rng(0)
-    scales = np.logspace(-2, 2, 30)
-    params = {"in": jnp.asarray(rng.normal(size=(30, A)) / scales[:, None], dtype), "log_std": jnp.zeros(A, dtype)}
-    observation = jnp.asarray(rng.normal(size=(batch_size, 30)) * scales, dtype)
-    policy = linear_fn(params, observation)
-    action = policy.mean + jnp.asarray(rng.normal(size=policy.mean.shape), dtype)
-    return params, Batch(observation, action, policy.log_prob(action), jnp.asarray(rng.normal(size=batch_size), dtype))
-
-
-def test_the_diagonal_estimate_is_the_fisher_matrixs_diagonal_up_to_its_sampling_error(x64):
-    rng = np.random.default_rng(1)
-    params, small = draw("gaussian", "float64", seed=9)
-    many = 256 * 40
-    observation = jnp.tile(small.observation, (many // B + 1, 1))[:many]
-    policy = gaussian_fn(params, observation)
-    action = policy.mean + jnp.exp(policy.log_std) * jnp.asarray(rng.normal(size=policy.mean.shape))
-    weight = jnp.asarray(rng.random(many))
-    batch = Batch(observation, action, policy.log_prob(action), jnp.zeros(many), weight)
-    diagonal = jax.jit(fisher_diagonal, static_argnums=0)
-    estimates = [
-        ravel_pytree(diagonal(gaussian_fn, params, jax.tree.map(lambda leaf, i=i: leaf[i::40], batch)))[0] for i in range(40)
-    ]
-    matvec = fisher_vector_product(lambda p: gaussian_fn(p, observation), params, weight=weight)
-    flat, unravel = ravel_pytree(params)
-    exact = jnp.diag(jax.vmap(lambda column: ravel_pytree(matvec(unravel(column)))[0])(jnp.eye(flat.size)))
-    error = np.std(estimates, axis=0) / np.sqrt(40)
-    assert (np.abs(np.mean(estimates, axis=0) - exact) < 5 * error + 1e-12).all()
-    assert (error < 0.2 * exact + 1e-9).all()
-
-
-def test_the_diagonal_preconditioner_saves_iterations_and_changes_no_solution(x64):
-    params, batch = badly_scaled("float64")
-    options = dataclasses.replace(config(damping=1e-6, cg_iterations=1000), cg_tolerance=1e-16)
-    plain, plain_info = compiled_update(linear_fn, params, batch, options)
-    options = dataclasses.replace(options, preconditioner="diagonal")
-    preconditioned, info = compiled_update(linear_fn, params, batch, options)
-    assert plain_info.accepted
-    for key in params:
-        np.testing.assert_allclose(preconditioned[key], plain[key], rtol=1e-4)
-    assert info.cg_iterations < 0.7 * plain_info.cg_iterations
-
-
-def test_a_warm_start_from_the_solution_itself_needs_no_iteration_whatever_the_gradients_scale(x64):
-    params, batch = badly_scaled("float64")
-    options = dataclasses.replace(config(warm_start=True, cg_iterations=100), cg_tolerance=1e-10)
-    start = init_trust_region_state(params, options)
-    new, state, cold = compiled_stateful_update(linear_fn, params, batch, start, options)
-    plain, plain_info = compiled_update(linear_fn, params, batch, dataclasses.replace(options, warm_start=False))
-    assert_same_update((new, cold), (plain, plain_info), rtol=1e-6)
-    assert cold.cg_iterations > 5
-    opposite = batch._replace(advantage=-3.0 * batch.advantage)
-    again, _, warm = compiled_stateful_update(linear_fn, params, opposite, state, options)
-    assert warm.cg_iterations == 0
-    for key in params:
-        np.testing.assert_allclose(again[key] - params[key], -(new[key] - params[key]), rtol=0.5, atol=1e-2)
-
-
-def test_adaptive_damping_grows_after_a_shortened_step_shrinks_after_a_good_one_and_is_carried(x64):
-    params, batch = draw("gaussian", "float64", seed=10)
-    for max_kl, factor in ((1e-4, 1 / 1.5), (5.0, 1.5)):
-        options = config(max_kl=max_kl, adaptive_damping=True)
-        state = init_trust_region_state(params, options)
-        _, state, info = compiled_stateful_update(gaussian_fn, params, batch, state, options)
-        np.testing.assert_allclose(info.damping, CONFIG.damping, rtol=1e-6)
-        np.testing.assert_allclose(state.damping, factor * CONFIG.damping, rtol=1e-6)
-        _, _, second = compiled_stateful_update(gaussian_fn, params, batch, state, options)
-        np.testing.assert_allclose(second.damping, factor * CONFIG.damping, rtol=1e-6)
-        assert (info.step_fraction < 1) == (factor > 1)
-
-
-def test_adaptive_damping_stays_in_range_and_is_left_alone_where_nothing_was_tried():
-    params, batch = draw("gaussian", "float32")
-    options = config(adaptive_damping=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_shaped_damping_over_several_updates_is_that_of_dense_algebra(x64, name):
+    """The average is of the surrogate's gradients, and the direction solves (F + λD) x = g."""
+    params, batch = draw(name, "float64", seed=9)
+    options = config(damping_shape="gradient", gradient_decay=0.8, damping=0.3, cg_iterations=200)
     state = init_trust_region_state(params, options)
-    _, untouched, _ = compiled_stateful_update(gaussian_fn, params, batch._replace(advantage=jnp.zeros(B)), state, options)
-    assert untouched.damping == state.damping
-    refused = batch._replace(advantage=jnp.nan * batch.advantage)
-    _, grown, _ = compiled_stateful_update(gaussian_fn, params, refused, state._replace(damping=jnp.float32(900)), options)
-    np.testing.assert_allclose(grown.damping, 1000, rtol=1e-6)
-    yes, no = jnp.asarray(True), jnp.asarray(False)
-    np.testing.assert_allclose(adapt_damping(jnp.float32(1.2e-6), good=yes, poor=no), 1e-6, rtol=1e-6)
-    np.testing.assert_allclose(adapt_damping(jnp.float32(0.3), good=no, poor=no), 0.3, rtol=1e-6)
+    flat, unravel = ravel_pytree(params)
+    average = np.zeros(flat.size)
+    for shift in (0.0, 1.0, -0.5):
+        shifted = batch._replace(advantage=batch.advantage + shift * batch.observation[:, 0])
+        new, state, info = compiled_stateful_update(POLICIES[name], params, shifted, state, options)
+        assert info.accepted
+
+        def surrogate(vector, shifted=shifted):
+            ratio = jnp.exp(POLICIES[name](unravel(vector), shifted.observation).log_prob(shifted.action) - shifted.log_prob)
+            return jnp.average(ratio * shifted.advantage, weights=shifted.weight)
+
+        gradient = np.asarray(jax.grad(surrogate)(flat))
+        average = 0.8 * average + 0.2 * gradient**2
+        np.testing.assert_allclose(ravel_pytree(state.squared_gradient)[0], average, rtol=1e-8, atol=1e-14)
+    matvec = fisher_vector_product(lambda p: POLICIES[name](p, batch.observation), params, weight=batch.weight)
+    fisher = np.asarray(jax.vmap(lambda column: ravel_pytree(matvec(unravel(column)))[0])(jnp.eye(flat.size)))
+    shape = np.sqrt(average) / np.sqrt(average).mean() + 1e-4
+    direction = np.linalg.solve(fisher + 0.3 * np.diag(shape), gradient)
+    step = np.asarray(ravel_pytree(new)[0] - flat)
+    assert step @ direction / np.linalg.norm(step) / np.linalg.norm(direction) > 1 - 1e-8
 
 
-@pytest.mark.parametrize("option", ["warm_start", "adaptive_damping"])
-def test_options_that_need_a_state_are_refused_without_one_and_states_of_others_too(option):
+def test_shaped_damping_without_a_state_is_refused():
     params, batch = draw("gaussian", "float32")
-    with pytest.raises(ConfigError, match=f"{option}: got True, allowed: false where no state is carried"):
-        trust_region_update(gaussian_fn, params, batch, config(**{option: True}))
-    plain = init_trust_region_state(params, config())
-    with pytest.raises(ValueError, match=r"state\.(direction|damping): got None, allowed: what init_trust_region_state"):
-        stateful_trust_region_update(gaussian_fn, params, batch, plain, config(**{option: True}))
-
-
-def test_a_direction_of_other_parameters_is_refused():
-    params, batch = draw("gaussian", "float32")
-    options = config(warm_start=True)
-    other = init_trust_region_state({**params, "bias": jnp.zeros(7)}, options)
-    with pytest.raises(ValueError, match=r"state.direction: got arrays of other shapes than params"):
-        stateful_trust_region_update(gaussian_fn, params, batch, other, options)
+    with pytest.raises(ConfigError, match="damping_shape: got 'gradient', allowed: \"identity\" where no state is carried"):
+        trust_region_update(gaussian_fn, params, batch, config(damping_shape="gradient"))
 
 
 def test_actions_of_another_kind_than_the_policys_are_refused(own_errors):

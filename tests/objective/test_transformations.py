@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.objective.update import stateful_trust_region_update, trust_region_update
-from trpo_jax.solver.trust_region_config import init_trust_region_state
+from trpo_jax.solver.trust_region_config import TrustRegionState, init_trust_region_state
 from update_problems import CONFIG, draw, examine, gaussian_fn, update
 
 pytestmark = pytest.mark.quick_compilation
@@ -22,7 +22,7 @@ DEVICES = 4
 OPTIONS = {
     "plain": {},
     "microbatches and largest KL": {"num_microbatches": 3, "kl_constraint": "max"},
-    "everything adaptive": {"preconditioner": "diagonal", "warm_start": True, "adaptive_damping": True},
+    "shaped damping": {"damping_shape": "gradient"},
     "natural gradient": {"line_search": False},
 }
 
@@ -165,17 +165,22 @@ def test_a_population_is_vmapped_over_parameters_batches_and_every_float_of_the_
         "cg_tolerance": [1e-20, 1e-3, 1e-6],
         "backtrack_factor": [0.5, 0.8, 0.7],
         "accept_ratio": [0.0, 0.5, 0.9],
+        "gradient_decay": [0.0, 0.5, 0.9],
     }
 
     def configured(**values):
-        return dataclasses.replace(CONFIG, **values)
+        return dataclasses.replace(CONFIG, damping_shape="gradient", **values)
+
+    def updated(params, batch, config):
+        state = TrustRegionState(jax.tree.map(jnp.square, params))
+        return stateful_trust_region_update(gaussian_fn, params, batch, state, config)
 
     config = configured(**{name: jnp.asarray(values) for name, values in floats.items()})
     assert len(jax.tree.leaves(config)) == len(floats)
-    update_fn = functools.partial(trust_region_update, gaussian_fn)
-    together = jax.jit(jax.vmap(update_fn))(params, batch, config)
+    together = jax.jit(jax.vmap(updated))(params, batch, config)
+    compiled = jax.jit(updated)
     for i, member in enumerate(members):
-        alone = update("gaussian", *member, configured(**{name: values[i] for name, values in floats.items()}))
+        alone = compiled(*member, configured(**{name: values[i] for name, values in floats.items()}))
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone, rtol=1e-6)
 
 

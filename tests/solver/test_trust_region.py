@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from trpo_jax.config import ConfigError
 from trpo_jax.solver.outcome import StepOutcome
-from trpo_jax.solver.trust_region import trust_region_step
-from trpo_jax.solver.trust_region_config import TrustRegionConfig
+from trpo_jax.solver.trust_region import SLACK, stateful_trust_region_step, trust_region_step
+from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 
 N = 4
 _BASIS, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(N, N)))
@@ -52,11 +53,10 @@ def step(config, *, bend=0.0, scale=1.0, kl_scale=1.0, kl_offset=0.0, curvature=
     return join(new), info
 
 
-def natural_step(max_kl=CONFIG.max_kl, damping=CONFIG.damping):
-    """sqrt(2δ / xᵀAx)·x with x = A⁻¹g, in numpy."""
-    matrix = CURVATURE + damping * np.eye(N)
-    x = np.linalg.solve(matrix, GRADIENT)
-    return np.sqrt(2 * max_kl / (x @ matrix @ x)) * x
+def natural_step(max_kl=CONFIG.max_kl, damping=CONFIG.damping, shape=np.ones(N)):
+    """sqrt(2δ / xᵀFx)·x with x = (F + λD)⁻¹g, in numpy; a hair shorter, as the step is."""
+    x = np.linalg.solve(CURVATURE + damping * np.diag(shape), GRADIENT)
+    return np.sqrt(2 * max_kl / ((1 + SLACK) * (x @ CURVATURE @ x))) * x
 
 
 def same_bits(a, b):
@@ -88,11 +88,34 @@ def test_the_step_on_a_quadratic_is_the_analytic_one(dtype):
 
 @pytest.mark.parametrize("damping", [0.0, 0.25, 4.0])
 @pytest.mark.parametrize("max_kl", [1e-6, 0.01, 3.0])
-def test_the_length_is_that_of_the_damped_quadratic(x64, max_kl, damping):
-    # Without damping the step ends on the constraint, where rounding decides: a hair of slack decides for it.
-    new, info = step(dataclasses.replace(CONFIG, max_kl=max_kl, damping=damping), kl_scale=1 - 1e-6, dtype="float64")
-    np.testing.assert_allclose(new - PARAMS, natural_step(max_kl, damping), rtol=1e-6)
-    assert info.kl <= max_kl
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_step_ends_just_inside_the_constraint_whatever_the_damping(max_kl, damping, precision):
+    with jax.enable_x64(precision == "float64"):
+        new, info = step(dataclasses.replace(CONFIG, max_kl=max_kl, damping=damping), dtype=precision)
+        if precision == "float64":
+            np.testing.assert_allclose(new - PARAMS, natural_step(max_kl, damping), rtol=1e-6)
+        assert info.backtracks == 0
+        assert (1 - 2 * SLACK) * max_kl < info.kl <= max_kl
+
+
+def test_without_a_line_search_the_length_is_the_cautious_one_of_the_damped_quadratic(x64):
+    new, _ = step(dataclasses.replace(CONFIG, line_search=False), dtype="float64")
+    matrix = CURVATURE + CONFIG.damping * np.eye(N)
+    x = np.linalg.solve(matrix, GRADIENT)
+    np.testing.assert_allclose(new - PARAMS, np.sqrt(2 * CONFIG.max_kl / (x @ matrix @ x)) * x, rtol=1e-9)
+
+
+def test_a_direction_that_the_curvature_does_not_see_goes_no_further_than_the_line_search_can_come_back():
+    """F is zero, the true KL is that of the damping: half of the line search comes back to the damped length."""
+    config = dataclasses.replace(CONFIG, max_backtracks=6, damping=0.5)
+
+    def kl_fn(p):
+        return 0.25 * (1 - 1e-5) * jnp.sum(p**2)
+
+    _, info = trust_region_step(lambda p: p @ jnp.ones(2), kl_fn, jnp.zeros_like, jnp.zeros(2), config)
+    assert info.accepted
+    assert info.backtracks == 3
+    np.testing.assert_allclose(info.kl, config.max_kl, rtol=1e-4)
 
 
 @pytest.mark.parametrize("exponent", [-100, -60, -1, 1, 60, 100])  # 1e-30 … 1e30
@@ -240,17 +263,109 @@ def renamed(v):
 
 
 @pytest.mark.parametrize("wrong", [transposed, renamed])
-@pytest.mark.parametrize("where", ["matvec", "preconditioner"])
-def test_a_vector_of_another_structure_is_refused_by_name(wrong, where):
+def test_a_vector_of_another_structure_is_refused_by_name(wrong):
     params = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
-    maps = {"matvec": lambda v: v, "preconditioner": lambda v: v, where: wrong}
-    name = "what matvec returns" if where == "matvec" else "the preconditioned vector"
-    with pytest.raises(ValueError, match=rf"^{name}: got PyTreeDef\(.*\) of shapes .*, allowed: PyTreeDef\(.*, as params are"):
-        trust_region_step(
-            lambda p: jnp.sum(p["w"]),
-            lambda p: jnp.sum(p["w"] ** 2),
-            maps["matvec"],
-            params,
-            CONFIG,
-            preconditioner=maps["preconditioner"],
-        )
+    pattern = r"^what matvec returns: got PyTreeDef\(.*\) of shapes .*, allowed: PyTreeDef\(.*, as params are"
+    with pytest.raises(ValueError, match=pattern):
+        trust_region_step(lambda p: jnp.sum(p["w"]), lambda p: jnp.sum(p["w"] ** 2), wrong, params, CONFIG)
+
+
+# --- shaped damping -------------------------------------------------------------------------------------
+
+SHAPED = dataclasses.replace(CONFIG, damping_shape="gradient", gradient_decay=0.9)
+AVERAGE = np.array([4.0, 0.25, 0.0, 1e-6])
+
+
+@jax.jit
+def shaped_step(config, average, gradient=GRADIENT, curvature=CURVATURE):
+    """Step from zero on the objective gᵀp under the KL ½pᵀFp, with such an average of squared gradients before."""
+    gradient, curvature = (jnp.asarray(each, jnp.result_type(float)) for each in (gradient, curvature))
+    average = None if average is None else split(jnp.asarray(average, gradient.dtype))
+    new, state, info = stateful_trust_region_step(
+        lambda p: gradient @ join(p),
+        lambda p: 0.5 * join(p) @ curvature @ join(p),
+        lambda v: split(curvature @ join(v)),
+        split(jnp.zeros(N)),
+        TrustRegionState(average),
+        config,
+    )
+    return join(new), None if average is None else join(state.squared_gradient), info
+
+
+def shape(average):
+    """D, by its definition."""
+    return np.sqrt(average) / np.sqrt(average).mean() + 1e-4
+
+
+@pytest.mark.parametrize("damping", [1e-3, 0.5, 30.0])
+def test_shaped_damping_solves_the_system_that_it_names_bug_of_coordinates(x64, damping):
+    new, average, info = shaped_step(dataclasses.replace(SHAPED, damping=damping, max_backtracks=30), AVERAGE)
+    expected = 0.9 * AVERAGE + 0.1 * GRADIENT**2
+    np.testing.assert_allclose(average, expected, rtol=1e-12)
+    np.testing.assert_allclose(new, natural_step(damping=damping, shape=shape(expected)), rtol=1e-6)
+    assert info.cg_residual < 1e-9
+
+
+def test_little_shaped_damping_leaves_the_natural_gradient_and_much_of_it_is_adams_direction(x64):
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    average = 0.9 * AVERAGE + 0.1 * GRADIENT**2
+    for damping, direction in ((1e-7, np.linalg.solve(CURVATURE, GRADIENT)), (1e7, GRADIENT / np.sqrt(average))):
+        new, _, info = shaped_step(dataclasses.replace(SHAPED, damping=damping), AVERAGE)
+        assert cosine(new, direction) > 1 - 1e-6
+        assert 0 < info.kl <= CONFIG.max_kl
+    equal, _, _ = shaped_step(SHAPED, GRADIENT**2 / GRADIENT**2, gradient=np.ones(N))
+    plain, _, _ = shaped_step(dataclasses.replace(CONFIG, damping=CONFIG.damping * (1 + 1e-4)), None, gradient=np.ones(N))
+    np.testing.assert_allclose(equal, plain, rtol=1e-9)
+
+
+@pytest.mark.parametrize("unit", [0.01, 3.0])
+def test_other_units_of_all_parameters_are_undone_by_the_square_of_the_unit_in_the_damping(x64, unit):
+    """In p = unit·q the gradient is unit·g, F is unit²·F and D stays: so λ takes the place of unit²·λ."""
+    new, _, _ = shaped_step(SHAPED, AVERAGE)
+    other = dataclasses.replace(SHAPED, damping=SHAPED.damping * unit**2)
+    moved, _, _ = shaped_step(other, unit**2 * AVERAGE, gradient=unit * GRADIENT, curvature=unit**2 * CURVATURE)
+    np.testing.assert_allclose(unit * moved, new, rtol=1e-8)
+
+
+def test_the_shape_does_not_depend_on_the_scale_of_the_gradients():
+    reference, _, _ = shaped_step(SHAPED, AVERAGE)
+    for exponent in (-40, 40):
+        scale = np.float32(2.0) ** exponent
+        new, _, _ = shaped_step(SHAPED, scale**2 * np.float32(AVERAGE), gradient=scale * np.float32(GRADIENT))
+        np.testing.assert_allclose(new, reference, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_gradient_that_cannot_be_squared_leaves_the_average_as_it_was(bad):
+    _, average, info = shaped_step(SHAPED, AVERAGE, gradient=np.float32(GRADIENT) * np.float32(bad))
+    np.testing.assert_array_equal(average, np.float32(AVERAGE))
+    assert bool(info.accepted) == np.isfinite(bad)
+
+
+def test_without_any_gradient_so_far_the_shape_is_the_identity():
+    new, average, info = shaped_step(SHAPED, np.zeros(N), gradient=1e-30 * GRADIENT)
+    np.testing.assert_array_equal(average, 0)
+    assert info.accepted
+    np.testing.assert_allclose(new, natural_step(), rtol=1e-3)
+    _, average, info = shaped_step(SHAPED, AVERAGE, gradient=0 * GRADIENT)
+    assert info.outcome == StepOutcome.ZERO_GRADIENT
+    np.testing.assert_allclose(average, 0.9 * AVERAGE, rtol=1e-6)
+
+
+def test_shaped_damping_without_a_state_is_refused_and_so_are_states_of_others():
+    params = split(jnp.zeros(N))
+    functions = (lambda p: jnp.sum(p["b"]), lambda p: jnp.sum(p["b"] ** 2), lambda v: v)
+    with pytest.raises(ConfigError, match="damping_shape: got 'gradient', allowed: \"identity\" where no state is carried"):
+        trust_region_step(*functions, params, SHAPED)
+    plain, shaped = (init_trust_region_state(params, config) for config in (CONFIG, SHAPED))
+    for state, config in ((plain, SHAPED), (shaped, CONFIG)):
+        with pytest.raises(
+            ValueError,
+            match=r"state.squared_gradient: got (None|an average), allowed: what init_trust_region_state gives this config",
+        ):
+            stateful_trust_region_step(*functions, params, state, config)
+    other = init_trust_region_state({**params, "b": jnp.zeros(7)}, SHAPED)
+    with pytest.raises(ValueError, match=r"state.squared_gradient: got arrays of other shapes than params"):
+        stateful_trust_region_step(*functions, params, other, SHAPED)

@@ -55,9 +55,7 @@ def test_so_is_one_whose_rollouts_are_spread_over_cores(tmp_path):
 
 
 def test_options_that_carry_a_state_are_resumed_too(tmp_path):
-    trust_region = TrustRegionConfig(
-        warm_start=True, adaptive_damping=True, curvature_fraction=0.5, curvature_sampling="random"
-    )
+    trust_region = TrustRegionConfig(damping_shape="gradient", curvature_fraction=0.5, curvature_sampling="random")
     config = dataclasses.replace(SMALL, trust_region=trust_region)
     _, _, rows = run(tmp_path / "whole", 6 * 16, config=config)
     run(tmp_path / "parts", 3 * 16, config=config)

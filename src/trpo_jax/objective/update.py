@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from trpo_jax.config import ConfigError
-from trpo_jax.objective.fisher_diagonal import diagonal_preconditioner, fisher_diagonal
 from trpo_jax.objective.partition import Partition, curvature_indices, local, map_parts, mean_and_max, partition
 from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
 from trpo_jax.policy.distributions import Distribution
@@ -90,7 +89,7 @@ def stateful_trust_region_update(
     key: PRNGKeyArray | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
-    """Do as `trust_region_update`, with a warm start or adaptive damping from the `state` that the last update returned.
+    """Do as `trust_region_update`, with damping shaped by the gradients of earlier updates, which `state` has averaged.
 
     The first `state` is `init_trust_region_state(params, config)`; all other arguments are those of `trust_region_update`.
     Returns (params, state, `TrustRegionInfo`).
@@ -136,18 +135,10 @@ def _policy_problem(
     if indices is not None:
         batch = jax.tree.map(lambda leaf: jnp.take(leaf, indices, len(axes) - 1), batch)
         states = _divide(batch, config, axis_name)
-    precondition_fn = None
-    if config.preconditioner == "diagonal":
-        diagonal = fisher_diagonal(policy_fn, mine, batch, axis_name=axis_name)
-
-        def precondition_fn(damping: Float[Array, ""]) -> MatVec:
-            return diagonal_preconditioner(diagonal, damping)
-
     problem = Problem(
         evaluate_fn=_evaluation(policy_fn, whole, config),
         matvec=_fisher(policy_fn, mine, states),
         largest_curvature_fn=_largest_curvature(policy_fn, mine, whole) if config.kl_constraint == "max" else None,
-        precondition_fn=precondition_fn,
     )
     return problem, objective, gradient
 

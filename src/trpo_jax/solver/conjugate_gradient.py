@@ -73,13 +73,9 @@ def solve_with_residual(
     max_iterations: int,
     tolerance: float | Float[Array, ""],
     x0: Params | None = None,
-    scale_x0: bool = False,
     preconditioner: MatVec | None = None,
 ) -> tuple[Params, Params, CGInfo]:
-    """Run `conjugate_gradient` and also return the residual b - A x, from which xᵀAx follows without a product.
-
-    With `scale_x0` the iteration starts from the multiple of x0 that is the best one, (x0ᵀb / x0ᵀAx0)·x0.
-    """
+    """Run `conjugate_gradient` and also return the residual b - A x, from which xᵀAx follows without a product."""
     check_floating(b, "b")
     if max_iterations < 1:
         raise ValueError(f"max_iterations: got {max_iterations}, allowed: an integer >= 1")
@@ -93,7 +89,7 @@ def solve_with_residual(
             return upcast(matvec(cast_like(v, b)))
 
     def solve(product: MatVec, target: Params) -> tuple[Params, tuple[Params, CGInfo]]:
-        start = _start(product, target, None if x0 is None else scaled(1.0 / size, upcast(x0)), scale_x0)
+        start = _start(product, target, None if x0 is None else scaled(1.0 / size, upcast(x0)))
         return _iterate(product, target, *start, max_iterations, tolerance, preconditioner)
 
     target = scaled(1.0 / size, upcast(b))
@@ -104,16 +100,11 @@ def solve_with_residual(
     return scaled(size, solution), scaled(size, residual), info._replace(residual_norm=size * info.residual_norm)
 
 
-def _start(product: MatVec, target: Params, x0: Params | None, scale_x0: bool) -> tuple[Params, Params]:
+def _start(product: MatVec, target: Params, x0: Params | None) -> tuple[Params, Params]:
     """Return the first iterate and its residual."""
     if x0 is None:
         return jax.tree.map(jnp.zeros_like, target), target
-    image = product(x0)
-    scale = jnp.ones((), jnp.float32)
-    if scale_x0:
-        curvature = vdot(x0, image)
-        scale = jnp.where(curvature > 0, vdot(x0, target) / jnp.where(curvature > 0, curvature, 1.0), 0.0)
-    return scaled(scale, x0), add_scaled(target, -scale, image)
+    return x0, add_scaled(target, jnp.float32(-1), product(x0))
 
 
 class _State(NamedTuple):

@@ -18,7 +18,7 @@ class TrustRegionOptState(NamedTuple):
     """State of the transformation `trust_region`."""
 
     carried: TrustRegionState
-    """What the next step starts from, where the config asks for a warm start or adaptive damping."""
+    """What the next step starts from."""
     info: TrustRegionInfo | None
     """What happened in the last step; zeros before the first."""
 
@@ -32,7 +32,7 @@ def trust_region(config: TrustRegionConfig = TrustRegionConfig()) -> optax.Gradi
     with it the direction; what comes after changes the step once its KL has been checked, and can break the bound.
 
     Args:
-        config: TrustRegionConfig, as for `trust_region_step`; warm_start and adaptive_damping live in the state.
+        config: TrustRegionConfig, as for `trust_region_step`; the average of `damping_shape="gradient"` lives in the state.
 
     Returns:
         optax.GradientTransformationExtraArgs. `state.info` is the TrustRegionInfo of the last step. As optax has it,

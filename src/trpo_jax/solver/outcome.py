@@ -39,10 +39,8 @@ class TrustRegionInfo(NamedTuple):
     """Mean entropy of the returned policy, nats; None from a bare `trust_region_step`, which knows no policy."""
     step_fraction: Float[Array, ""]
     backtracks: Int[Array, ""]
-    damping: Float[Array, ""]
-    """The damping of this step."""
     cg_iterations: Int[Array, ""]
     cg_residual: Float[Array, ""]
-    """‖g - A x‖ / ‖g‖ at the end of conjugate gradients."""
+    """‖g - (F + damping·D) x‖ / ‖g‖ at the end of conjugate gradients, both norms in the coordinates D^½x."""
     gradient_norm: Float[Array, ""]
     step_norm: Float[Array, ""]

@@ -1,4 +1,4 @@
-"""The trust-region step: the natural direction by conjugate gradients, its length by the constraint, then a line search."""
+"""The trust-region step: a direction by conjugate gradients, its length by the constraint, then a line search."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from trpo_jax.solver.conjugate_gradient import CGInfo, solve_with_residual
+from trpo_jax.solver.damping import average_squares, damping_shape
 from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
 from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
 from trpo_jax.solver.tree import (
@@ -26,7 +27,6 @@ from trpo_jax.solver.tree import (
 from trpo_jax.solver.trust_region_config import (
     TrustRegionConfig,
     TrustRegionState,
-    adapt_damping,
     check_state,
     check_stateless,
     init_trust_region_state,
@@ -53,8 +53,6 @@ class Problem(NamedTuple):
     """v -> F v, undamped."""
     largest_curvature_fn: Callable[[Params], Float[Array, ""]] | None = None
     """x -> the largest xᵀF_i x of any state i; given where the constraint is the largest KL."""
-    precondition_fn: Callable[[Float[Array, ""]], MatVec] | None = None
-    """damping -> the map r -> M⁻¹ r, with M close to F + damping·I."""
     round_fn: Callable[[Params], Params] = lambda params: params
     """params -> what of them the leaves' dtypes can hold."""
 
@@ -69,7 +67,9 @@ class _Trial(NamedTuple):
 class _Direction(NamedTuple):
     x: Params
     curvature: Float[Array, ""]
+    """What decides the length; no direction was found where it is not positive."""
     cg: CGInfo
+    cg_residual: Float[Array, ""]
 
 
 def trust_region_step(
@@ -78,16 +78,15 @@ def trust_region_step(
     matvec: MatVec,
     params: Params,
     config: TrustRegionConfig,
-    *,
-    preconditioner: MatVec | None = None,
 ) -> tuple[Params, TrustRegionInfo]:
     """Maximize `objective_fn` around `params` subject to `kl_fn` <= max_kl, by one natural-gradient step.
 
-        x ≈ (F + damping·I)⁻¹ g,    s = x · sqrt(2·max_kl / xᵀ(F + damping·I)x),    new = params + c^k · s
+        x ≈ (F + damping·D)⁻¹ g,    s = x · sqrt(2·max_kl / xᵀFx),    new = params + c^k · s
 
-    with g = ∇objective, F v = `matvec`(v), and k the first of 0 … max_backtracks whose trial is finite, satisfies
-    kl_fn(new) <= max_kl, and improves the objective by more than 0 and at least accept_ratio · c^k · gᵀs. With
-    line_search=False, k = 0 and only the trial's finiteness is asked for.
+    with g = ∇objective, F v = `matvec`(v), D the identity (or what `damping_shape` says), and k the first of
+    0 … max_backtracks whose trial is finite, satisfies kl_fn(new) <= max_kl, and improves the objective by more than 0 and
+    at least accept_ratio · c^k · gᵀs. With line_search=False only the trial's finiteness is asked for, k = 0, and the
+    length is the cautious one, sqrt(2·max_kl / xᵀ(F + damping·D)x).
 
     Args:
         objective_fn: params -> scalar to maximize.
@@ -95,8 +94,7 @@ def trust_region_step(
         matvec: v -> F v, the Hessian of `kl_fn` at `params` or its Gauss-Newton form, undamped.
         params: pytree of floating arrays.
         config: TrustRegionConfig; its float fields may be traced. What it says about batches (kl_constraint,
-            curvature_*, num_microbatches, preconditioner) concerns `trust_region_update`, which makes such functions.
-        preconditioner: v -> M⁻¹ v with M close to F + damping·I, symmetric positive definite.
+            curvature_*, num_microbatches) concerns `trust_region_update`, which makes such functions.
 
     Returns:
         (params, TrustRegionInfo). When no step is accepted the parameters are the ones passed in, bit for bit, and
@@ -104,21 +102,14 @@ def trust_region_step(
 
     Raises:
         TypeError: a leaf of `params` is not floating.
-        ConfigError: the config asks for warm_start or adaptive_damping, which need a state.
+        ConfigError: `damping_shape` is "gradient", which needs a state.
 
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477), section 6 and appendix C.
     """
     check_stateless(config)
-    params, _, info = stateful_trust_region_step(
-        objective_fn,
-        kl_fn,
-        matvec,
-        params,
-        init_trust_region_state(params, config),
-        config,
-        preconditioner=preconditioner,
-    )
+    state = init_trust_region_state(params, config)
+    params, _, info = stateful_trust_region_step(objective_fn, kl_fn, matvec, params, state, config)
     return params, info
 
 
@@ -129,8 +120,6 @@ def stateful_trust_region_step(
     params: Params,
     state: TrustRegionState,
     config: TrustRegionConfig,
-    *,
-    preconditioner: MatVec | None = None,
 ) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
     """Take `trust_region_step` with what the last step left in `state`; return (params, state, info).
 
@@ -141,16 +130,14 @@ def stateful_trust_region_step(
     check_floating(params, "params")
     with jax.default_matmul_precision("highest"):
         objective, gradient = jax.value_and_grad(objective_fn)(params)
-        return step_along_gradient(
-            bare_problem(objective_fn, kl_fn, matvec, preconditioner), objective, gradient, params, state, config
-        )
+        problem = bare_problem(objective_fn, kl_fn, matvec)
+        return step_along_gradient(problem, objective, gradient, params, state, config)
 
 
 def bare_problem(
     objective_fn: Callable[[Params], Float[Array, ""]],
     kl_fn: Callable[[Params], Float[Array, ""]],
     matvec: MatVec,
-    preconditioner: MatVec | None = None,
 ) -> Problem:
     """Make a problem of functions that know no states and no policy."""
 
@@ -158,7 +145,7 @@ def bare_problem(
         kl = kl_fn(params)
         return Evaluation(objective_fn(params), kl, kl, None, None)
 
-    return Problem(evaluate, matvec, precondition_fn=None if preconditioner is None else lambda _: preconditioner)
+    return Problem(evaluate, matvec)
 
 
 def step_along_gradient(
@@ -177,13 +164,13 @@ def step_along_gradient(
     check_state(state, params, config)
     vector, unravel = ravel_pytree(params)
     _, unravel_direction = ravel_pytree(upcast(params))
-    if state.direction is not None:
-        state = state._replace(direction=ravel_pytree(state.direction)[0])
+    if state.squared_gradient is not None:
+        state = TrustRegionState(ravel_pytree(state.squared_gradient)[0])
     vectors = _on_vectors(problem, params, unravel, unravel_direction)
     gradient = _ravel_like(params, upcast(gradient), "the gradient")
     new, state, info = _step_on_vectors(vectors, objective, gradient, vector, state, config)
-    if state.direction is not None:
-        state = state._replace(direction=unravel_direction(state.direction))
+    if state.squared_gradient is not None:
+        state = TrustRegionState(unravel_direction(state.squared_gradient))
     return unravel(new), state, info
 
 
@@ -207,11 +194,6 @@ def _on_vectors(
     Directions, unlike parameters and what a product is taken with, have at least float32.
     """
 
-    def precondition_fn(damping: Float[Array, ""]) -> MatVec:
-        assert problem.precondition_fn is not None
-        precondition = problem.precondition_fn(damping)
-        return lambda residual: _ravel_like(params, precondition(unravel_direction(residual)), "the preconditioned vector")
-
     def largest_curvature_fn(x: Float[Array, "P"]) -> Float[Array, ""]:
         assert problem.largest_curvature_fn is not None
         return problem.largest_curvature_fn(unravel_direction(x))
@@ -220,7 +202,6 @@ def _on_vectors(
         evaluate_fn=lambda vector: problem.evaluate_fn(unravel(vector)),
         matvec=lambda vector: _ravel_like(params, problem.matvec(unravel(vector)), "what matvec returns"),
         largest_curvature_fn=None if problem.largest_curvature_fn is None else largest_curvature_fn,
-        precondition_fn=None if problem.precondition_fn is None else precondition_fn,
         round_fn=_rounding(params, unravel),
     )
 
@@ -240,13 +221,16 @@ def _step_on_vectors(
     state: TrustRegionState,
     config: TrustRegionConfig,
 ) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
-    """Take the step; parameters, gradient and the direction in the state are vectors."""
+    """Take the step; parameters, gradient and the state's average are vectors."""
     # The direction does not depend on the gradient's scale: dividing by it keeps ‖g‖² in range for any finite gradient.
     scale = max_abs(gradient)
     usable = jnp.isfinite(scale) & (scale > 0)
     unit_gradient = scaled(1.0 / jnp.where(usable, scale, 1.0), gradient)
-    damping = jnp.asarray(config.damping, jnp.float32) if state.damping is None else state.damping
-    direction = _solve(problem, unit_gradient, damping, params, state, config)
+    shape = None
+    if state.squared_gradient is not None:
+        average = average_squares(state.squared_gradient, gradient, config.gradient_decay)
+        state, shape = TrustRegionState(average), damping_shape(average)
+    direction = _solve(problem, unit_gradient, shape, params, config)
     length = jnp.sqrt(2.0 * config.max_kl / jnp.where(direction.curvature > 0, direction.curvature, 1.0))
     step = scaled(length, direction.x)
     slope = scale * vdot(unit_gradient, step)
@@ -271,42 +255,61 @@ def _step_on_vectors(
         entropy=returned.entropy,
         step_fraction=jnp.where(accepted, search.fraction, 0.0),
         backtracks=search.backtracks,
-        damping=damping,
         cg_iterations=direction.cg.iterations,
-        cg_residual=direction.cg.residual_norm / jnp.where(unit_norm > 0, unit_norm, 1.0),
+        cg_residual=direction.cg_residual,
         gradient_norm=scale * unit_norm,
         step_norm=jnp.where(accepted, search.fraction * jnp.sqrt(vdot(step, step)), 0.0),
     )
     new_params = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), trial.params, params)
-    return new_params, _next_state(state, direction, info), info
+    return new_params, state, info
 
 
 def _solve(
     problem: Problem,
-    unit_gradient: Params,
-    damping: Float[Array, ""],
-    params: Params,
-    state: TrustRegionState,
+    unit_gradient: Float[Array, "P"],
+    shape: Float[Array, "P"] | None,
+    params: Float[Array, "P"],
     config: TrustRegionConfig,
 ) -> _Direction:
-    """Return x ≈ (F + damping·I)⁻¹ g and the curvature that decides its length."""
+    """Return x ≈ (F + damping·D)⁻¹ g and the curvature that decides its length.
 
-    def damped(v: Params) -> Params:
-        return add_scaled(problem.matvec(v), damping, v)
+    Solved for y = D^½ x, in whose coordinates the damping is a multiple of the identity.
+    """
+    inverse_root = None if shape is None else jax.lax.rsqrt(shape)
+    damping = jnp.asarray(config.damping, unit_gradient.dtype)
 
-    x, residual, cg = solve_with_residual(
-        damped,
-        cast_like(unit_gradient, params),
-        max_iterations=config.cg_iterations,
-        tolerance=config.cg_tolerance,
-        x0=state.direction,
-        scale_x0=True,
-        preconditioner=None if problem.precondition_fn is None else problem.precondition_fn(damping),
-    )
-    curvature = vdot(x, unit_gradient) - vdot(x, residual)  # xᵀAx = xᵀ(g - r)
+    def rescaled(v: Float[Array, "P"]) -> Float[Array, "P"]:
+        return v if inverse_root is None else inverse_root * v
+
+    def damped(y: Float[Array, "P"]) -> Float[Array, "P"]:
+        image = problem.matvec(cast_like(rescaled(y), params))
+        return add_scaled(rescaled(upcast(image)), damping, y)
+
+    b = rescaled(unit_gradient)
+    y, residual, cg = solve_with_residual(damped, b, max_iterations=config.cg_iterations, tolerance=config.cg_tolerance)
+    damped_curvature = vdot(y, b) - vdot(y, residual)  # yᵀAy = yᵀ(b - r)
+    x = rescaled(y)
+    curvature = _curvature_of_length(damped_curvature, vdot(scaled(damping, y), y), config)
     if problem.largest_curvature_fn is not None:
         curvature = jnp.where(curvature > 0, jnp.maximum(curvature, problem.largest_curvature_fn(x)), curvature)
-    return _Direction(x, curvature, cg)
+    norm = jnp.sqrt(vdot(b, b))
+    return _Direction(x, curvature, cg, cg.residual_norm / jnp.where(norm > 0, norm, 1.0))
+
+
+SLACK = 1e-3
+"""Part of the KL bound that the first trial leaves: a KL that is quadratic ends just inside, where rounding cannot decide."""
+
+
+def _curvature_of_length(damped: Float[Array, ""], damping: Float[Array, ""], config: TrustRegionConfig) -> Float[Array, ""]:
+    """Return xᵀFx, from xᵀ(F + damping·D)x and the damping's part of it.
+
+    At least so much of the whole that half of the line search can shorten the step to the length of the damped one: along
+    a direction that F hardly sees the KL is not quadratic. Without line search, the whole.
+    """
+    if not config.line_search:
+        return damped
+    shortened = config.backtrack_factor ** (config.max_backtracks / 2)
+    return jnp.maximum((damped - damping) * (1.0 + SLACK), shortened**2 * damped)
 
 
 def _search(
@@ -344,16 +347,3 @@ def _returned(accepted: Bool[Array, ""], trial: _Trial, problem: Problem, params
     if trial.evaluation.entropy is None:
         return trial.evaluation
     return jax.lax.cond(accepted, lambda: trial.evaluation, lambda: problem.evaluate_fn(params))
-
-
-def _next_state(state: TrustRegionState, direction: _Direction, info: TrustRegionInfo) -> TrustRegionState:
-    new_direction, damping = state
-    if new_direction is not None:
-        usable = all_finite(direction.x)
-        new_direction = jax.tree.map(lambda new, old: jnp.where(usable, new, old), direction.x, new_direction)
-    if damping is not None:
-        ratio = info.surrogate_improvement / jnp.where(info.expected_improvement > 0, info.expected_improvement, 1.0)
-        full = info.accepted & (info.step_fraction == 1)
-        tried = info.outcome != StepOutcome.ZERO_GRADIENT
-        damping = adapt_damping(damping, good=full & (ratio > 0.75), poor=tried & ~(full & (ratio > 0.25)))
-    return TrustRegionState(new_direction, damping)

@@ -1,10 +1,9 @@
-"""How a trust-region step is taken, and what one step hands to the next when it adapts."""
+"""How a trust-region step is taken, and what one step hands to the next."""
 
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
 
 from trpo_jax.config import ConfigError, config, setting
 from trpo_jax.solver.tree import Params, check_floating, upcast
@@ -17,7 +16,11 @@ class TrustRegionConfig:
     max_kl: float = setting(default=0.01, above=0.0)
     """Largest mean KL(old ‖ new) of an update (δ), in nats."""
     damping: float = setting(default=0.1, at_least=0.0)
-    """Multiple of the identity added to the Fisher matrix in conjugate gradients (dimensionless)."""
+    """Multiple λ of the matrix D that is added to the Fisher matrix in conjugate gradients (dimensionless)."""
+    damping_shape: Literal["identity", "gradient"] = setting(default="identity")
+    """What D is: the identity, or a diagonal that is large where the gradients of recent updates were large."""
+    gradient_decay: float = setting(default=0.95, at_least=0.0, below=1.0)
+    """With the shape "gradient": what is left after an update of each squared gradient in the running average."""
     cg_iterations: int = setting(default=10, at_least=1)
     """Most conjugate-gradient iterations, a Fisher-vector product each."""
     cg_tolerance: float = setting(default=1e-10, at_least=0.0)
@@ -30,10 +33,6 @@ class TrustRegionConfig:
     """Smallest accepted ratio of actual to predicted improvement, each for the step fraction tried."""
     line_search: bool = setting(default=True)
     """False takes the whole natural-gradient step unseen, so that `max_kl` holds to second order only."""
-    warm_start: bool = setting(default=False)
-    """Start conjugate gradients from the last step's direction, for one more product."""
-    adaptive_damping: bool = setting(default=False)
-    """Let damping grow after a step that was shortened or disappointed, and shrink after one as good as predicted."""
     kl_constraint: Literal["mean", "max"] = setting(default="mean")
     """What `max_kl` bounds: the mean KL over the states of the batch, or the largest KL of any of them."""
     curvature_fraction: float = setting(default=1.0, static=True, above=0.0, at_most=1.0)
@@ -42,62 +41,39 @@ class TrustRegionConfig:
     """Which part: evenly spaced samples, or others by chance in each update."""
     num_microbatches: int = setting(default=1, at_least=1)
     """Pieces in which the batch is worked through, one after another; memory is that of one, results are those of all."""
-    preconditioner: Literal["none", "diagonal"] = setting(default="none")
-    """Precondition conjugate gradients by an estimate of the Fisher matrix's diagonal."""
-
-
-DAMPING_FACTOR = 1.5
-"""What adaptive damping multiplies or divides by after a step."""
-DAMPING_RANGE = (1e-6, 1e3)
-"""Where adaptive damping stays."""
 
 
 class TrustRegionState(NamedTuple):
-    """What one adaptive step hands to the next; an entry is None where the config does not ask for it."""
+    """What one step hands to the next; an entry is None where the config does not ask for it."""
 
-    direction: Params | None
-    """The last solution x of (F + damping·I) x = g, up to its length; zeros before the first step."""
-    damping: Float[Array, ""] | None
+    squared_gradient: Params | None
+    """Running average of each parameter's squared gradient, in at least float32; zeros before the first step."""
 
 
 def init_trust_region_state(params: Params, config: TrustRegionConfig) -> TrustRegionState:
-    """Return the state before the first step: no direction yet, and the config's damping.
+    """Return the state before the first step.
 
     Args:
         params: pytree of floating arrays, as the steps will take it.
-        config: TrustRegionConfig; `warm_start` and `adaptive_damping` say what is carried.
+        config: TrustRegionConfig; `damping_shape` says what is carried.
     """
     check_floating(params, "params")
-    return TrustRegionState(
-        direction=jax.tree.map(jnp.zeros_like, upcast(params)) if config.warm_start else None,
-        damping=jnp.asarray(config.damping, jnp.float32) if config.adaptive_damping else None,
-    )
+    shaped = config.damping_shape == "gradient"
+    return TrustRegionState(jax.tree.map(jnp.zeros_like, upcast(params)) if shaped else None)
 
 
 def check_stateless(config: TrustRegionConfig) -> None:
     """Raise ConfigError if the config asks for what only a step with a state can do."""
-    for name in ("warm_start", "adaptive_damping"):
-        if getattr(config, name):
-            raise ConfigError(name, True, "false where no state is carried; stateful_trust_region_update carries one")
+    if config.damping_shape == "gradient":
+        allowed = '"identity" where no state is carried; stateful_trust_region_update carries one'
+        raise ConfigError("damping_shape", config.damping_shape, allowed)
 
 
 def check_state(state: TrustRegionState, params: Params, config: TrustRegionConfig) -> None:
     """Raise ValueError if the state does not hold what the config asks for, or belongs to other parameters."""
-    for name, wanted in (("direction", config.warm_start), ("damping", config.adaptive_damping)):
-        if (getattr(state, name) is not None) != wanted:
-            raise ValueError(
-                f"state.{name}: got {getattr(state, name)}, allowed: what init_trust_region_state gives this config"
-            )
-    if state.direction is not None and jax.tree.map(jnp.shape, state.direction) != jax.tree.map(jnp.shape, params):
-        raise ValueError("state.direction: got arrays of other shapes than params, allowed: the state of these parameters")
-
-
-def adapt_damping(damping: Float[Array, ""], *, good: Bool[Array, ""], poor: Bool[Array, ""]) -> Float[Array, ""]:
-    """Return the damping for the next step.
-
-    Reference:
-        Nocedal and Wright 2006, algorithm 4.1 and section 10.3 (Levenberg-Marquardt); Martens 2010, section 4.1, whose
-        thresholds (¼, ¾) and factor these are.
-    """
-    factor = jnp.where(poor, DAMPING_FACTOR, jnp.where(good, 1.0 / DAMPING_FACTOR, 1.0))
-    return jnp.clip(damping * factor.astype(damping.dtype), *DAMPING_RANGE)
+    got = state.squared_gradient
+    if (got is not None) != (config.damping_shape == "gradient"):
+        kind = "None" if got is None else "an average"
+        raise ValueError(f"state.squared_gradient: got {kind}, allowed: what init_trust_region_state gives this config")
+    if got is not None and jax.tree.map(jnp.shape, got) != jax.tree.map(jnp.shape, params):
+        raise ValueError("state.squared_gradient: got arrays of other shapes than params, allowed: those of params")

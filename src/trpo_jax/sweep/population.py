@@ -42,9 +42,9 @@ class Population:
         self._are_cpus = devices[0].platform == "cpu"
         draw_keys, begin_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         self._draw_keys, self._begin_keys, self._hyperparameters = self._spread((draw_keys, begin_keys, hyperparameters))
-        next_keys, draw, collect, improve, fit = iteration.stages
+        advance, draw, collect, improve, fit = iteration.stages
         self._stages: Any = Stages(
-            next_keys=Program(self._over_runs(next_keys)),
+            advance=Program(self._over_runs(advance)),
             draw=Program(self._over_runs(draw, simulates=True)),
             collect=Program(self._over_runs(collect, donate=1, simulates=True)),
             improve=Program(self._over_runs(improve)),

@@ -22,9 +22,9 @@ from trpo_jax.training.keys import as_typed_key
 from trpo_jax.training.metrics import Metrics, init_episode_statistics, latest_episodes, outcome_metrics, solver_metrics
 from trpo_jax.training.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
 from trpo_jax.training.rollout import RolloutState, Transition, collect, num_starts
-from trpo_jax.training.stages import Stages, next_keys, run_stages
+from trpo_jax.training.stages import Stages, advance, run_stages
 from trpo_jax.training.state import Learner, TrainState
-from trpo_jax.training.trpo_config import TRPOConfig
+from trpo_jax.training.trpo_config import TRPOConfig, scheduled
 from trpo_jax.weights import average, unit_weight, variance
 
 SAMPLES_A_ROW = 64
@@ -44,17 +44,23 @@ class Iteration:
     networks: Networks
     config: TRPOConfig
 
-    def init(self, key: jax.Array, hyperparameters: TRPOConfig | None = None) -> TrainState:
-        """Draw networks and environments."""
+    def init(self, key: jax.Array, hyperparameters: TRPOConfig | None = None, num_iterations: int | Array = 0) -> TrainState:
+        """Draw networks and environments; 0 iterations are a training without an end."""
         draw_key, key = jax.random.split(as_typed_key(key))
-        return self.begin(key, self.draw(draw_key), hyperparameters)
+        return self.begin(key, self.draw(draw_key), hyperparameters, num_iterations)
 
     def draw(self, key: jax.Array) -> EnvironmentState:
         """Draw `[S, N, ...]` initial states. A program of its own: it serves the beginning and every iteration."""
         shape = num_starts(self.config.unroll_length), self.config.num_envs
         return jax.vmap(self.environment.reset)(jax.random.split(as_typed_key(key), shape))
 
-    def begin(self, key: jax.Array, starts: EnvironmentState, hyperparameters: TRPOConfig | None = None) -> TrainState:
+    def begin(
+        self,
+        key: jax.Array,
+        starts: EnvironmentState,
+        hyperparameters: TRPOConfig | None = None,
+        num_iterations: int | Array = 0,
+    ) -> TrainState:
         """Draw networks, and put environments at the first of their initial states."""
         hyperparameters = self.config if hyperparameters is None else hyperparameters
         if len({jax.tree.structure(hyperparameters), jax.tree.structure(self.config)}) > 1:
@@ -76,6 +82,7 @@ class Iteration:
             hyperparameters=hyperparameters,
             key=key,
             iteration=jnp.int32(0),
+            num_iterations=jnp.asarray(num_iterations, jnp.int32),
         )
         return strong(state)
 
@@ -87,7 +94,7 @@ class Iteration:
     @property
     def stages(self) -> Stages:
         """The stages of `update`."""
-        return Stages(next_keys, self.draw, self.collect, self.improve, self.fit)
+        return Stages(advance, self.draw, self.collect, self.improve, self.fit)
 
     def update(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """Run one iteration."""
@@ -122,8 +129,10 @@ class Iteration:
         transition: Transition,
         hyperparameters: TRPOConfig,
         key: Key[Array, ""],
+        progress: Float[Array, ""],
     ) -> tuple[Learner, Regression, Metrics]:
         """Estimate advantages and take the policy step; the normalizer moves after it."""
+        hyperparameters = scheduled(hyperparameters, progress)
         observation = normalize(learner.normalizer, transition.observation)
         weight = self._weight(transition)
         unit = unit_weight(weight)
@@ -149,15 +158,22 @@ class Iteration:
             "training/mean_return": average(target, unit) / hyperparameters.reward_scaling,
         }
         metrics |= solver_metrics(info) | outcome_metrics(outcomes)
+        metrics["training/kl_bound"] = jnp.asarray(hyperparameters.trust_region.max_kl)
         metrics |= self._policy_metrics(policy, normalizer, observation, transition.observation, weight)
         return Learner(policy, trust_region, normalizer, outcomes), Regression(observation, target, weight), metrics
 
     def fit(
-        self, critic: CriticState, regression: Regression, hyperparameters: TRPOConfig, key: Key[Array, ""]
+        self,
+        critic: CriticState,
+        regression: Regression,
+        hyperparameters: TRPOConfig,
+        key: Key[Array, ""],
+        progress: Float[Array, ""],
     ) -> tuple[CriticState, Metrics]:
         """Regress values on λ-returns."""
-        critic, loss = fit_critic(critic, regression, key, hyperparameters.critic)
-        return critic, {"training/value_loss": loss}
+        config = scheduled(hyperparameters, progress).critic
+        critic, loss = fit_critic(critic, regression, key, config)
+        return critic, {"training/value_loss": loss, "training/learning_rate": jnp.asarray(config.learning_rate)}
 
     def _weight(self, transition: Transition) -> Float[Array, "T N"]:
         """Return 0 for faulty samples and for truncations whose final observation is hidden, else 1."""

@@ -1,10 +1,12 @@
 """The loop around iterations: what is reported, evaluated and saved, and when."""
 
 import time
+import warnings
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from trpo_jax.training.evaluate import Episodes, summarize
 from trpo_jax.training.inference import Params, Policy
@@ -74,6 +76,7 @@ class Loop:
 
     def run(self, state: TrainState, progress: Progress) -> TrainState:
         """Train from a state on, to the end of the schedule."""
+        state = _until(self.schedule.num_iterations, state)
         self._progress, self._last_report = progress, time.perf_counter()
         with deferred_interrupts() as interrupts:
             if self.store is not None and not self.store.goes_on:
@@ -170,6 +173,20 @@ class Loop:
         self._report_and_save()
         if self.store is not None:
             self.store.wait()
+
+
+def _until(num_iterations: int, state: TrainState) -> TrainState:
+    """Return the state of a training that ends after so many iterations; warn where it was to end elsewhere."""
+    old, schedule = to_host((state.num_iterations, state.hyperparameters.schedule))
+    falls = any((share < 1).any() for share in jax.tree.leaves(schedule))
+    if falls and ((old > 0) & (old != num_iterations)).any():
+        warnings.warn(
+            f"schedule: this training of {old.max()} iterations is to go on to {num_iterations}; max_kl and the critic's "
+            f"learning rate continue from what they are in a training of {num_iterations}",
+            stacklevel=2,
+        )
+    new = np.full(state.num_iterations.shape, num_iterations, np.int32)
+    return state._replace(num_iterations=jax.device_put(new, state.num_iterations.sharding))
 
 
 def local_params(state: TrainState) -> Params:

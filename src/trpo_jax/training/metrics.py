@@ -63,7 +63,7 @@ def solver_metrics(info: TrustRegionInfo) -> Metrics:
     """Report how the policy step went."""
     names = (
         *("kl", "max_kl", "surrogate_improvement", "expected_improvement", "accepted", "outcome", "step_fraction"),
-        *("damping", "cg_iterations", "cg_residual", "entropy"),
+        *("cg_iterations", "cg_residual", "entropy"),
     )
     return {f"training/{name}": getattr(info, name).astype(jnp.float32) for name in names}
 

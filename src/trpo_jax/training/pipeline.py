@@ -78,10 +78,10 @@ class Pipeline:
         # programs of one device may: those of several wait for each other, and must start in one order everywhere.
         aside = concurrent.futures.ThreadPoolExecutor(1) if one_processor else None
         beforehand = concurrent.futures.ThreadPoolExecutor(1) if one_processor and not apart else None
-        next_keys, draw, collect, improve, fit = iteration.stages
+        advance, draw, collect, improve, fit = iteration.stages
         program = functools.partial(Program, available_memory=available_memory(devices[0]))
         self.stages: Any = Stages(
-            next_keys=program(jit(next_keys, out_shardings=everywhere), thread=beforehand),
+            advance=program(jit(advance, out_shardings=everywhere), thread=beforehand),
             draw=program(jit(draw, out_shardings=by_time), thread=beforehand),
             collect=program(
                 jit(collect, donate_argnums=1, out_shardings=(spread, by_time, everywhere)),
@@ -89,9 +89,9 @@ class Pipeline:
             ),
             improve=program(
                 jit(improve, out_shardings=(learning, learning if apart else by_time, learning)),
-                move={2: learning, 4: learning} if apart else {},
+                move={2: learning, 4: learning, 5: learning} if apart else {},
             ),
-            fit=program(jit(fit, out_shardings=learning), move={3: learning} if apart else {}, thread=aside),
+            fit=program(jit(fit, out_shardings=learning), move={3: learning, 4: learning} if apart else {}, thread=aside),
         )
 
     @functools.cached_property

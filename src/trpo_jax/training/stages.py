@@ -5,15 +5,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
+from trpo_jax.training.schedule import progress_of
 from trpo_jax.training.state import TrainState
 
 
 class Stages(NamedTuple):
-    """What an iteration does: draw keys and initial states, collect experience, improve the policy, fit the critic."""
+    """What an iteration does: draw its keys and initial states, collect experience, improve the policy, fit the critic."""
 
-    next_keys: Callable[..., Any]
+    advance: Callable[..., Any]
     draw: Callable[..., Any]
     collect: Callable[..., Any]
     improve: Callable[..., Any]
@@ -27,15 +28,15 @@ def run_stages(
 
     `watch(name, result) -> result` sees each stage's result before the next stage starts.
     """
-    keys, iteration = stages.next_keys(state.key, state.iteration)
+    keys, iteration, progress = stages.advance(state.key, state.iteration, state.num_iterations)
     hyperparameters = state.hyperparameters
     starts = stages.draw(keys.starts)
     rollout, transition, metrics = watch("rollout", stages.collect(state.learner, state.rollout, starts, keys.rollout))
-    improved = stages.improve(state.learner, state.critic, transition, hyperparameters, keys.curvature)
+    improved = stages.improve(state.learner, state.critic, transition, hyperparameters, keys.curvature, progress)
     learner, regression, policy_metrics = watch("policy", improved)
-    fitted = stages.fit(state.critic, regression, hyperparameters, keys.critic)
+    fitted = stages.fit(state.critic, regression, hyperparameters, keys.critic, progress)
     critic, critic_metrics = watch("critic", fitted)
-    new = TrainState(learner, critic, rollout, hyperparameters, keys.next, iteration)
+    new = TrainState(learner, critic, rollout, hyperparameters, keys.next, iteration, state.num_iterations)
     return new, metrics | policy_metrics | critic_metrics
 
 
@@ -57,9 +58,11 @@ class Keys(NamedTuple):
     next: Key[Array, ""]
 
 
-def next_keys(key: Key[Array, ""], iteration: Int[Array, ""]) -> tuple[Keys, Int[Array, ""]]:
-    """Return the keys of an iteration, and the count with it."""
-    return Keys(*jax.random.split(key, 5)), iteration + 1
+def advance(
+    key: Key[Array, ""], iteration: Int[Array, ""], num_iterations: Int[Array, ""]
+) -> tuple[Keys, Int[Array, ""], Float[Array, ""]]:
+    """Return the keys of an iteration, the count with it, and the share of the training that lies before it."""
+    return Keys(*jax.random.split(key, 5)), iteration + 1, progress_of(iteration, num_iterations)
 
 
 class _Stopwatch:

@@ -31,6 +31,8 @@ class TrainState(NamedTuple):
     hyperparameters: TRPOConfig
     key: Key[Array, ""]
     iteration: Int[Array, ""]
+    num_iterations: Int[Array, ""]
+    """Iterations of the whole training, over which its schedule falls; 0 where it has no end."""
 
 
 def inference_params(state: TrainState) -> Params:

@@ -22,7 +22,7 @@ class TRPO(NamedTuple):
     """A training algorithm for one environment: pure functions and what they were made from."""
 
     init: Callable[..., TrainState]
-    """init(key, hyperparameters=None) -> TrainState."""
+    """init(key, hyperparameters=None, num_iterations=0) -> TrainState."""
     update: Callable[[TrainState], tuple[TrainState, Metrics]]
     """One iteration: rollout, advantages, policy step, critic fit, normalizer."""
     make_policy: Callable[..., Policy]
@@ -49,9 +49,10 @@ def make_trpo(environment: Any, config: TRPOConfig = TRPOConfig(), networks: Net
         networks: policy and critic; None makes multilayer perceptrons as the config says.
 
     Returns:
-        `TRPO(init, update, …)`. `init(key, hyperparameters=None)` takes a typed or raw key and, if its float fields
-        should differ from `config`, a TRPOConfig whose float fields may be traced. `update(state)` is one iteration and
-        one XLA program, and leaves the state's avals as they were. Both may be vmapped over keys and hyperparameters.
+        `TRPO(init, update, …)`. `init(key, hyperparameters=None, num_iterations=0)` takes a typed or raw key; if its
+        float fields should differ from `config`, a TRPOConfig whose float fields may be traced; and the number of
+        iterations over which `config.schedule` falls (0: nothing falls). `update(state)` is one iteration and one XLA
+        program, and leaves the state's avals as they were. Both may be vmapped over keys and hyperparameters.
 
     Raises:
         ConfigError: an unknown environment, more minibatches than samples, or a batch that the microbatches do not divide.

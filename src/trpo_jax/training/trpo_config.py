@@ -1,9 +1,15 @@
 """Everything that decides how TRPO learns."""
 
+import dataclasses
+from typing import Any
+
+from jaxtyping import Array, Float
+
 from trpo_jax.config import config, setting
 from trpo_jax.policy.networks import PolicyConfig
 from trpo_jax.solver.trust_region_config import TrustRegionConfig
 from trpo_jax.training.critic import CriticConfig
+from trpo_jax.training.schedule import ScheduleConfig, share_left
 
 
 @config
@@ -31,3 +37,16 @@ class TRPOConfig:
     trust_region: TrustRegionConfig = TrustRegionConfig(curvature_fraction=0.1)
     critic: CriticConfig = CriticConfig()
     policy: PolicyConfig = PolicyConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+def scheduled(hyperparameters: TRPOConfig, progress: Float[Array, ""]) -> TRPOConfig:
+    """Return the hyperparameters after a share of the training, of those at its beginning."""
+    schedule, trust_region, critic = hyperparameters.schedule, hyperparameters.trust_region, hyperparameters.critic
+    max_kl: Any = trust_region.max_kl * share_left(schedule.max_kl_at_end, progress)
+    learning_rate: Any = critic.learning_rate * share_left(schedule.learning_rate_at_end, progress)
+    return dataclasses.replace(
+        hyperparameters,
+        trust_region=dataclasses.replace(trust_region, max_kl=max_kl),
+        critic=dataclasses.replace(critic, learning_rate=learning_rate),
+    )
