@@ -139,7 +139,7 @@ def test_a_lost_step_weighs_nothing_and_the_one_before_is_bootstrapped():
     _, transition, metrics = jax.jit(iteration.collect)(state.learner, state.rollout, starts, jax.random.key(1))
     np.testing.assert_array_equal(transition.fault.astype(int), np.repeat([[0], [0], [1], [0]], 4, 1))
     assert metrics["training/num_faults"] == 4
-    args = (state.hyperparameters, jax.random.key(2))
+    args = (state.hyperparameters, jax.random.key(2), jnp.float32(0))
     improve = jax.jit(iteration.improve)
     learner, regression, _ = improve(state.learner, state.critic, transition, *args)
     np.testing.assert_array_equal(regression.weight, np.repeat([[1.0], [1.0], [0.0], [1.0]], 4, 1))
