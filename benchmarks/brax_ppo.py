@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from trpo_jax.environments.brax import load_environment  # first: it keeps back what Brax says when it is imported
 
@@ -19,8 +21,8 @@ from brax.training.agents.ppo import networks as ppo_networks
 from brax.training.agents.ppo import train as ppo
 
 Settings = Mapping[str, Any]
-"""Keywords of `brax.training.agents.ppo.train`, with its networks' layers beside them: policy_hidden_layer_sizes and
-value_hidden_layer_sizes."""
+"""Keywords of `brax.training.agents.ppo.train`. Beside them its networks' layers, policy_hidden_layer_sizes and
+value_hidden_layer_sizes, and learning_rate_at_end, the share of the learning rate to which it falls over the training."""
 
 SMALL_SCALE: Settings = {
     "num_envs": 64,
@@ -108,7 +110,9 @@ def train_ppo(
         num_devices: local devices to train on.
     """
     sizes = {name: value for name, value in settings.items() if name.endswith("_hidden_layer_sizes")}
-    with device_put_replicated():
+    at_end = settings.get("learning_rate_at_end", 1.0)
+    ours = {*sizes, "learning_rate_at_end"}
+    with device_put_replicated(), falling_learning_rate(at_end, gradient_steps(num_timesteps, settings, num_evals)):
         ppo.train(
             load_environment(environment, backend).environment,
             num_timesteps,
@@ -118,7 +122,7 @@ def train_ppo(
             num_evals=num_evals,
             run_evals=False,
             policy_params_fn=policy_params_fn,
-            **{name: value for name, value in settings.items() if name not in sizes},
+            **{name: value for name, value in settings.items() if name not in ours},
         )
 
 
@@ -156,6 +160,30 @@ def ppo_speed(environment: str, settings: Settings, *, rounds: int, backend: str
     options = {"num_evals": num_stretches + 1, "policy_params_fn": stopwatch, "seed": 0}
     train_ppo(environment, steps * num_stretches, settings, backend=backend, num_devices=num_devices, **options)
     return steps / steady_stretch(stopwatch.stretches)
+
+
+def gradient_steps(num_timesteps: int, settings: Settings, num_evals: int) -> int:
+    """Return how often PPO's optimizer is called in a training, which is as long as Brax rounds it."""
+    steps = settings["batch_size"] * settings["num_minibatches"] * settings["unroll_length"]
+    epochs = max(num_evals - 1, 1)
+    return (
+        epochs * math.ceil(num_timesteps / (epochs * steps)) * settings["num_updates_per_batch"] * settings["num_minibatches"]
+    )
+
+
+@contextlib.contextmanager
+def falling_learning_rate(at_end: float, num_steps: int) -> Iterator[None]:
+    """Let every Adam that is made meanwhile fall linearly, over so many steps, to a share of its learning rate.
+
+    Brax's PPO makes its own optimizer, of a number only.
+    """
+    adam = optax.adam
+
+    def falling(learning_rate: float) -> optax.GradientTransformation:
+        return adam(optax.linear_schedule(learning_rate, at_end * learning_rate, num_steps))
+
+    with mock.patch.object(optax, "adam", adam if at_end == 1 else falling):
+        yield
 
 
 @contextlib.contextmanager

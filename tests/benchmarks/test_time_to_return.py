@@ -6,11 +6,12 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import brax_ppo
 import time_to_return
-from brax_ppo import Stopwatch, device_put_replicated, replicate, steady_stretch
+from brax_ppo import Stopwatch, device_put_replicated, falling_learning_rate, gradient_steps, replicate, steady_stretch
 from probes import Counter
 from time_to_return import Course, Ended, bound, compare
 from trpo_jax.environments.wrappers import EpisodeLimit
@@ -132,3 +133,25 @@ def test_both_trainings_run_along_the_same_course(tmp_path, monkeypatch, capsys)
     assert (seconds["measure"], seconds["bound"]) == ("seconds", "exact")
     assert without_compile["median"] == runs[1]["without compile"] / runs[0]["without compile"]
     assert "time to a return of 0" in capsys.readouterr().out
+
+
+def test_the_learning_rate_of_ppo_falls_over_its_gradient_steps():
+    """Adam moves by its learning rate along a gradient that stays the same."""
+    with falling_learning_rate(0.2, 4):
+        falling = optax.adam(learning_rate=0.1)
+    state, moved = falling.init(jnp.zeros(())), []
+    for _ in range(6):
+        update, state = falling.update(jnp.ones(()), state)
+        moved.append(-float(update))
+    np.testing.assert_allclose(moved, [0.1, 0.08, 0.06, 0.04, 0.02, 0.02], rtol=1e-4)
+    with falling_learning_rate(1.0, 4):
+        update, _ = optax.adam(0.1).update(jnp.ones(()), optax.adam(0.1).init(jnp.zeros(())))
+    np.testing.assert_allclose(-update, 0.1, rtol=1e-4)
+
+
+def test_gradient_steps_of_ppo_are_counted_as_brax_rounds_them():
+    # A training step takes 32 · 8 · 20 = 5120 environment steps, and 4 passes of 8 minibatches.
+    settings = {"batch_size": 32, "num_minibatches": 8, "unroll_length": 20, "num_updates_per_batch": 4}
+    assert gradient_steps(5120, settings, num_evals=1) == 32
+    assert gradient_steps(5121, settings, num_evals=2) == 64
+    assert gradient_steps(15_000, settings, num_evals=3) == 4 * 32  # in two parts of two training steps each
