@@ -8,7 +8,7 @@ import trpo_jax
 from sweep.sweeps import TINY, plan, timeless
 from trpo_jax.sweep.training import train_together
 
-GRID = {"grid": {"trust_region.max_kl": [0.01, 0.05], "gae_lambda": [0.8, 1.0]}}
+GRID = {"grid": {"trust_region.max_kl": [0.01, 0.05], "gae_lambda": [0.8, 1.0], "schedule.max_kl_at_end": [0.2, 1.0]}}
 
 
 def alone(run):
@@ -49,7 +49,7 @@ def assert_like_alone(runs, together, rtol):
 def test_the_metrics_of_a_packed_run_are_those_of_the_run_alone(tmp_path):
     (program,) = plan(TINY | GRID | {"environments": ["fast"], "seeds": 2})
     together = train_together(program.runs, tmp_path, devices=jax.devices()[:1])
-    assert len(together) == 8
+    assert len(together) == 16
     assert_like_alone(program.runs[:2] + program.runs[-1:], together[:2] + together[-1:], 1e-4)
     assert {"training/kl", "training/explained_variance"} <= together[0][1].keys()
     assert {"eval/episode_reward", "eval/episode_reward_std"} <= together[0][-1].keys()

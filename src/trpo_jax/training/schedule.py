@@ -10,8 +10,8 @@ from trpo_jax.config import config, setting
 class ScheduleConfig:
     """What falls over a training, by equal parts from its configured value to a share of that.
 
-    The last iteration is one part away from the end, as the first is at the beginning. A training without an end, such as
-    one that calls `update` by itself, keeps the configured values.
+    The first iteration has the configured values, the last is one part above the share. A training whose length is not
+    known, such as a loop of one's own around `update`, keeps the configured values.
     """
 
     max_kl_at_end: float = setting(default=1.0, above=0.0, at_most=1.0)
