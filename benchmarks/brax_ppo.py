@@ -110,9 +110,11 @@ def train_ppo(
         num_devices: local devices to train on.
     """
     sizes = {name: value for name, value in settings.items() if name.endswith("_hidden_layer_sizes")}
-    at_end = settings.get("learning_rate_at_end", 1.0)
     ours = {*sizes, "learning_rate_at_end"}
-    with device_put_replicated(), falling_learning_rate(at_end, gradient_steps(num_timesteps, settings, num_evals)):
+    falling: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if (at_end := settings.get("learning_rate_at_end", 1.0)) != 1:
+        falling = falling_learning_rate(at_end, gradient_steps(num_timesteps, settings, num_evals))
+    with device_put_replicated(), falling:
         ppo.train(
             load_environment(environment, backend).environment,
             num_timesteps,
@@ -164,7 +166,7 @@ def ppo_speed(environment: str, settings: Settings, *, rounds: int, backend: str
 
 def gradient_steps(num_timesteps: int, settings: Settings, num_evals: int) -> int:
     """Return how often PPO's optimizer is called in a training, which is as long as Brax rounds it."""
-    steps = settings["batch_size"] * settings["num_minibatches"] * settings["unroll_length"]
+    steps = settings["batch_size"] * settings["num_minibatches"] * settings["unroll_length"] * settings.get("action_repeat", 1)
     epochs = max(num_evals - 1, 1)
     return (
         epochs * math.ceil(num_timesteps / (epochs * steps)) * settings["num_updates_per_batch"] * settings["num_minibatches"]
@@ -173,16 +175,13 @@ def gradient_steps(num_timesteps: int, settings: Settings, num_evals: int) -> in
 
 @contextlib.contextmanager
 def falling_learning_rate(at_end: float, num_steps: int) -> Iterator[None]:
-    """Let every Adam that is made meanwhile fall linearly, over so many steps, to a share of its learning rate.
-
-    Brax's PPO makes its own optimizer, of a number only.
-    """
+    """Patch `optax.adam` so that its learning rate falls linearly to a share of it: Brax's PPO takes a number only."""
     adam = optax.adam
 
     def falling(learning_rate: float) -> optax.GradientTransformation:
         return adam(optax.linear_schedule(learning_rate, at_end * learning_rate, num_steps))
 
-    with mock.patch.object(optax, "adam", adam if at_end == 1 else falling):
+    with mock.patch.object(optax, "adam", falling):
         yield
 
 

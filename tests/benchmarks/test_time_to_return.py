@@ -144,9 +144,32 @@ def test_the_learning_rate_of_ppo_falls_over_its_gradient_steps():
         update, state = falling.update(jnp.ones(()), state)
         moved.append(-float(update))
     np.testing.assert_allclose(moved, [0.1, 0.08, 0.06, 0.04, 0.02, 0.02], rtol=1e-4)
-    with falling_learning_rate(1.0, 4):
-        update, _ = optax.adam(0.1).update(jnp.ones(()), optax.adam(0.1).init(jnp.zeros(())))
-    np.testing.assert_allclose(-update, 0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("at_end", [1.0, 0.5])
+def test_ppo_is_given_the_falling_rate_and_optax_is_left_as_it_was(monkeypatch, at_end):
+    given, adam = {}, optax.adam
+
+    def stub(environment, num_timesteps, **options):
+        given.update(options, optimizer=optax.adam(learning_rate=options["learning_rate"]))
+
+    monkeypatch.setattr(brax_ppo.ppo, "train", stub)
+    small = {
+        "batch_size": 8,
+        "num_minibatches": 1,
+        "unroll_length": 2,
+        "num_updates_per_batch": 1,
+        "learning_rate_at_end": at_end,
+    }
+    settings = {**brax_ppo.SMALL_SCALE, **small, "learning_rate": 0.1}
+    brax_ppo.train_ppo("fast", 32, settings, seed=0, num_evals=2, policy_params_fn=None, backend="generalized")
+    assert optax.adam is adam
+    assert "learning_rate_at_end" not in given
+    state, moved = given["optimizer"].init(jnp.zeros(())), []
+    for _ in range(2):  # of two gradient steps
+        update, state = given["optimizer"].update(jnp.ones(()), state)
+        moved.append(-float(update))
+    np.testing.assert_allclose(moved, [0.1, 0.1 * (1 + at_end) / 2], rtol=1e-4)
 
 
 def test_gradient_steps_of_ppo_are_counted_as_brax_rounds_them():

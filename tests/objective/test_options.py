@@ -173,6 +173,11 @@ def test_natural_gradient_mode_takes_the_whole_step_whatever_the_kl_and_the_surr
     flat, searched_flat, natural_flat = (np.asarray(ravel_pytree(p)[0]) for p in (params, searched, natural))
     searched_unit, natural_unit = (step / np.linalg.norm(step) for step in (searched_flat - flat, natural_flat - flat))
     np.testing.assert_allclose(searched_unit, natural_unit, rtol=1e-8, atol=1e-12)
+    # Its length is that of the damped quadratic, sqrt(2δ / xᵀ(F+λI)x).
+    matvec = fisher_vector_product(lambda p: POLICIES[name](p, batch.observation), params, weight=batch.weight)
+    step = natural_flat - flat
+    product = ravel_pytree(matvec(ravel_pytree(params)[1](jnp.asarray(step))))[0]
+    np.testing.assert_allclose(step @ product + options.damping * step @ step, 2 * options.max_kl, rtol=1e-6)
     kl, _, improvement, _ = examine(name, params, natural, batch, 0.0)
     np.testing.assert_allclose([info.kl, info.surrogate_improvement], [kl, improvement], rtol=1e-8)
 
@@ -197,6 +202,47 @@ def test_the_accept_ratio_compares_with_the_prediction_for_the_fraction_tried_bu
     np.testing.assert_allclose(full, free.expected_improvement / free.step_fraction, rtol=1e-9)
     assert info.surrogate_improvement >= 0.95 * info.expected_improvement
     assert free.surrogate_improvement < 0.95 * free.expected_improvement
+
+
+# --- length ---------------------------------------------------------------------------------------------
+
+
+def linear_policy(params, observation):
+    """A Gaussian of fixed deviation, whose KL is exactly quadratic in its parameters."""
+    mean = observation @ params
+    return DiagonalGaussian(mean, jnp.zeros_like(mean))
+
+
+def linear_problem(size, seed=0):
+    rng = np.random.default_rng(seed)
+    params = jnp.asarray(0.3 * rng.normal(size=(O, A)), "float32")
+    observation = jnp.asarray(rng.normal(size=(size, O)) * np.linspace(0.2, 2.0, O), "float32")
+    policy = linear_policy(params, observation)
+    action = policy.mean + jnp.asarray(rng.normal(size=policy.mean.shape), "float32")
+    return params, Batch(observation, action, policy.log_prob(action), jnp.asarray(rng.normal(size=size), "float32"))
+
+
+@pytest.mark.parametrize("kl_constraint", ["mean", "max"])
+def test_a_quadratic_kl_ends_on_its_bound_at_once(kl_constraint):
+    for seed in range(5):
+        params, batch = linear_problem(500, seed)
+        options = config(kl_constraint=kl_constraint, damping=0.3, cg_iterations=20)
+        _, info = compiled_update(linear_policy, params, batch, options)
+        assert info.backtracks == 0
+        constrained = info.max_kl if kl_constraint == "max" else info.kl
+        assert 0.995 * CONFIG.max_kl < constrained <= CONFIG.max_kl
+
+
+def test_curvature_of_a_part_of_the_batch_costs_little_of_the_bound():
+    """Its estimate is off by some percent; what the first trial shows makes up for it."""
+    shares = []
+    for seed in range(20):
+        params, batch = linear_problem(1000, seed)
+        _, info = compiled_update(linear_policy, params, batch, config(curvature_fraction=0.05, damping=0.3, cg_iterations=20))
+        assert info.accepted
+        shares.append(float(info.kl) / CONFIG.max_kl)
+    assert np.mean(shares) > 0.9
+    assert min(shares) > 0.7
 
 
 # --- shaped damping ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from trpo_jax.objective.update import trust_region_update
 from trpo_jax.policy.distributions import DiagonalGaussian
 from trpo_jax.policy.networks import GaussianPolicy
-from trpo_jax.solver.trust_region import SLACK
+from trpo_jax.solver.trust_region import AIM, LONGEST, SLACK
 from update_problems import (
     CONFIG,
     NAMES,
@@ -53,23 +53,26 @@ def dense_update(name, params, batch, config, states):
         fisher += jacobian.T @ metric @ jacobian / len(states) if i in states else 0
     damped = fisher + config.damping * np.eye(flat.size)
     x = np.linalg.solve(damped, gradient)
-    shortened = config.backtrack_factor ** (config.max_backtracks / 2)
-    step = np.sqrt(2 * config.max_kl / max((1 + SLACK) * (x @ fisher @ x), shortened**2 * (x @ damped @ x))) * x
+    step = np.sqrt(2 * config.max_kl / ((1 + SLACK) * max(x @ fisher @ x, x @ damped @ x / LONGEST**2))) * x
+    fraction = 1.0
     for k in range(config.max_backtracks + 1):
-        new = unravel(jnp.asarray(np.asarray(flat) + config.backtrack_factor**k * step))
+        new = unravel(jnp.asarray(np.asarray(flat) + fraction * step))
         kl, _, improvement, _ = examine(name, params, new, batch, 0.0)
-        if kl <= config.max_kl and improvement >= config.accept_ratio * config.backtrack_factor**k * gradient @ step:
+        if kl <= config.max_kl and improvement >= config.accept_ratio * fraction * gradient @ step:
             q = numpy_forward(name, new, batch.observation)
             return new, {
                 "surrogate_improvement": improvement,
-                "expected_improvement": config.backtrack_factor**k * gradient @ step,
+                "expected_improvement": fraction * gradient @ step,
                 "kl": kl,
                 "max_kl": numpy_kl(name, p, q).max(),
                 "backtracks": k,
-                "step_fraction": config.backtrack_factor**k,
+                "step_fraction": fraction,
                 "gradient_norm": np.linalg.norm(gradient),
-                "step_norm": config.backtrack_factor**k * np.linalg.norm(step),
+                "step_norm": fraction * np.linalg.norm(step),
             }
+        just_too_large = k == 0 and kl > config.max_kl
+        factor = max(config.backtrack_factor, AIM * np.sqrt(config.max_kl / kl) if just_too_large else 0.0)
+        fraction *= float(np.float32(factor))  # as the line search has them
     raise AssertionError("the oracle found no step")
 
 
@@ -93,11 +96,11 @@ def compare_with_dense(name, dtype, states=range(B), **changes):
 
 
 # The second asks so much that the line search has to work.
-@pytest.mark.parametrize(("max_kl", "accept_ratio", "backtracks"), [(2**-7, 0.0, 0), (0.5, 0.875, 3)])
+@pytest.mark.parametrize(("max_kl", "accept_ratio", "backtracks"), [(2**-7, 0.0, range(2)), (0.5, 0.875, range(1, 7))])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_update_and_its_report_equal_dense_linear_algebra(name, max_kl, accept_ratio, backtracks, dtype):
     report = compare_with_dense(name, dtype, max_kl=max_kl, accept_ratio=accept_ratio)
-    assert report["backtracks"] >= backtracks
+    assert report["backtracks"] in backtracks
 
 
 def test_subsampling_thins_the_curvature_but_neither_the_gradient_nor_the_line_search_bug_8(x64):

@@ -72,3 +72,12 @@ def test_trials_of_float64_keep_their_precision(x64):
 def test_a_negative_number_of_backtracks_is_refused():
     with pytest.raises(ValueError, match="max_backtracks: got -1, allowed: an integer >= 0"):
         backtracking_line_search(lambda fraction: (fraction > 0, fraction), max_backtracks=-1)
+
+
+def test_the_first_backtrack_may_come_from_what_the_first_trial_has_shown():
+    def trial_fn(fraction):
+        return fraction <= 0.7, {"fraction": fraction}
+
+    result = backtracking_line_search(trial_fn, backtrack_factor=0.8, first_factor_fn=lambda trial: 0.9 * trial["fraction"])
+    assert result.backtracks == 3  # 1, 0.9, 0.72, 0.576
+    np.testing.assert_allclose([result.fraction, result.trial["fraction"]], 0.9 * 0.8**2, rtol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 
 from trpo_jax.config import ConfigError
 from trpo_jax.solver.outcome import StepOutcome
-from trpo_jax.solver.trust_region import SLACK, stateful_trust_region_step, trust_region_step
+from trpo_jax.solver.trust_region import AIM, LONGEST, SLACK, stateful_trust_region_step, trust_region_step
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 
 N = 4
@@ -106,16 +106,33 @@ def test_without_a_line_search_the_length_is_the_cautious_one_of_the_damped_quad
 
 
 def test_a_direction_that_the_curvature_does_not_see_goes_no_further_than_the_line_search_can_come_back():
-    """F is zero, the true KL is that of the damping: half of the line search comes back to the damped length."""
-    config = dataclasses.replace(CONFIG, max_backtracks=6, damping=0.5)
+    """F is zero and the true KL is that of the damping, so that the damped length is right, and a fifth of the first trial."""
+    config = dataclasses.replace(CONFIG, max_backtracks=15, damping=0.5)
 
     def kl_fn(p):
-        return 0.25 * (1 - 1e-5) * jnp.sum(p**2)
+        return 0.25 * jnp.sum(p**2)
 
     _, info = trust_region_step(lambda p: p @ jnp.ones(2), kl_fn, jnp.zeros_like, jnp.zeros(2), config)
     assert info.accepted
-    assert info.backtracks == 3
-    np.testing.assert_allclose(info.kl, config.max_kl, rtol=1e-4)
+    assert info.backtracks == 8  # 0.8⁸ = 0.17
+    np.testing.assert_allclose(info.kl, (LONGEST * 0.8**8) ** 2 * config.max_kl, rtol=2e-3)
+
+
+@pytest.mark.parametrize(("kl_scale", "fraction"), [(1.02, AIM / np.sqrt(1.02)), (1.5, AIM / np.sqrt(1.5)), (1.55, 0.8)])
+def test_a_first_trial_that_was_just_too_long_is_shortened_by_as_much_as_its_kl_asks_for(kl_scale, fraction):
+    _, info = step(CONFIG, kl_scale=kl_scale / (1 - SLACK))
+    assert info.backtracks == 1
+    np.testing.assert_allclose(info.step_fraction, fraction, rtol=1e-3)
+    np.testing.assert_allclose(info.kl, kl_scale * fraction**2 * CONFIG.max_kl, rtol=2e-3)
+
+
+def test_without_backtracks_a_step_that_is_too_long_is_not_taken():
+    config = dataclasses.replace(CONFIG, max_backtracks=0)
+    _, inside = step(config)
+    assert inside.accepted
+    new, info = step(config, kl_scale=1.1)
+    assert info.outcome == StepOutcome.KL_TOO_LARGE
+    assert same_bits(new, np.float32(PARAMS))
 
 
 @pytest.mark.parametrize("exponent", [-100, -60, -1, 1, 60, 100])  # 1e-30 … 1e30
@@ -297,9 +314,9 @@ def shape(average):
     return np.sqrt(average) / np.sqrt(average).mean() + 1e-4
 
 
-@pytest.mark.parametrize("damping", [1e-3, 0.5, 30.0])
-def test_shaped_damping_solves_the_system_that_it_names_bug_of_coordinates(x64, damping):
-    new, average, info = shaped_step(dataclasses.replace(SHAPED, damping=damping, max_backtracks=30), AVERAGE)
+@pytest.mark.parametrize("damping", [1e-3, 0.5, 3.0])
+def test_shaped_damping_solves_the_system_that_it_names(x64, damping):
+    new, average, info = shaped_step(dataclasses.replace(SHAPED, damping=damping), AVERAGE)
     expected = 0.9 * AVERAGE + 0.1 * GRADIENT**2
     np.testing.assert_allclose(average, expected, rtol=1e-12)
     np.testing.assert_allclose(new, natural_step(damping=damping, shape=shape(expected)), rtol=1e-6)
@@ -369,3 +386,54 @@ def test_shaped_damping_without_a_state_is_refused_and_so_are_states_of_others()
     other = init_trust_region_state({**params, "b": jnp.zeros(7)}, SHAPED)
     with pytest.raises(ValueError, match=r"state.squared_gradient: got arrays of other shapes than params"):
         stateful_trust_region_step(*functions, params, other, SHAPED)
+
+
+def test_a_gradient_that_only_a_wide_leaf_could_square_does_not_poison_the_average(x64):
+    params = {"narrow": jnp.zeros(2, "float32"), "wide": jnp.zeros(2, "float64")}
+
+    def moved(state, scale):
+        def objective(p):
+            return scale * (jnp.sum(p["narrow"]).astype("float64") + jnp.sum(p["wide"]))
+
+        def kl(p):
+            return 0.5 * (jnp.sum(p["narrow"].astype("float64") ** 2) + jnp.sum(p["wide"] ** 2))
+
+        _, state, info = stateful_trust_region_step(objective, kl, lambda v: v, params, state, SHAPED)
+        return state, bool(info.accepted)
+
+    state, huge = moved(init_trust_region_state(params, SHAPED), 1e25)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(state))
+    _, after = moved(state, 1.0)
+    assert (huge, after) == (True, True)
+
+
+def test_the_shaped_step_can_be_differentiated_where_a_parameter_has_no_gradient(x64):
+    config = dataclasses.replace(SHAPED, line_search=False, cg_iterations=30, cg_tolerance=1e-28)
+    dead = np.array([1.0, -2.0, 0.0, 3.0])
+
+    def moved(max_kl, slope):
+        gradient = jnp.asarray(dead) + slope * jnp.asarray([1.0, 0.0, 0.0, 0.0])
+        return shaped_step(dataclasses.replace(config, max_kl=max_kl), np.zeros(N), gradient=gradient)[0].sum()
+
+    at, h = (0.02, 0.1), 1e-6
+    for i, derivative in enumerate(jax.grad(moved, argnums=(0, 1))(*at)):
+        ends = [moved(*(x + sign * h * (i == j) for j, x in enumerate(at))) for sign in (1, -1)]
+        np.testing.assert_allclose(derivative, (ends[0] - ends[1]) / (2 * h), rtol=1e-5)
+
+
+def test_shaped_damping_of_low_precision_parameters_keeps_the_bound():
+    params = split(jnp.zeros(N, "bfloat16"))
+    state = init_trust_region_state(params, SHAPED)
+    gradient, curvature = jnp.float32(GRADIENT), jnp.float32(CURVATURE)
+    new, state, info = stateful_trust_region_step(
+        lambda p: gradient @ join(p).astype("float32"),
+        lambda p: 0.5 * join(p).astype("float32") @ curvature @ join(p).astype("float32"),
+        lambda v: split((curvature @ join(v).astype("float32")).astype("bfloat16")),
+        params,
+        state,
+        SHAPED,
+    )
+    assert info.accepted
+    assert 0.5 * CONFIG.max_kl < info.kl <= CONFIG.max_kl
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(new)} == {"bfloat16"}
+    np.testing.assert_allclose(join(state.squared_gradient), 0.1 * GRADIENT**2, rtol=1e-2)

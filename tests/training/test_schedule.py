@@ -23,7 +23,7 @@ def train(num_iterations, config=FALLING, **options):
     rows = []
 
     def note(_, metrics):
-        rows.append([metrics[f"training/{name}"] for name in ("kl", "kl_bound", "learning_rate")])
+        rows.append([metrics[f"training/{name}"] for name in ("kl", "kl_bound", "critic_learning_rate")])
 
     one_device_train(Target(), num_iterations * STEPS, config=config, num_evals=0, iteration_fn=note, **options)
     return np.asarray(rows).T
@@ -38,7 +38,8 @@ def test_progress_is_the_share_that_lies_behind(iteration, num_iterations, progr
 
 def test_what_is_left_falls_by_equal_parts():
     np.testing.assert_allclose([share_left(0.2, jnp.float32(p)) for p in (0.0, 0.25, 1.0)], [1.0, 0.8, 0.2], rtol=1e-6)
-    assert [float(share_left(1.0, jnp.float32(p))) for p in (0.0, 0.3, 1.0)] == [1.0, 1.0, 1.0]
+    assert [float(share_left(1.0, jnp.float32(p))) for p in (0.0, 0.25, 1.0)] == [1.0, 1.0, 1.0]
+    np.testing.assert_allclose(share_left(1e-9, jnp.float32(1)), 1e-9, rtol=1e-6)  # never 0, with which no step is taken
 
 
 def test_the_bound_and_the_learning_rate_fall_and_nothing_else_changes():
@@ -102,7 +103,7 @@ def test_a_training_that_is_resumed_goes_on_as_if_nothing_had_happened(tmp_path)
 
 def test_a_training_that_is_lengthened_says_so_and_continues_as_the_longer_one(tmp_path):
     train(2, save_checkpoint_path=tmp_path)
-    with pytest.warns(UserWarning, match="schedule: this training of 2 iterations is to go on to 4; max_kl and the critic's"):
+    with pytest.warns(UserWarning, match="schedule: this training of 2 iterations is to end after 4; max_kl and the critic's"):
         _, bound, _ = train(4, save_checkpoint_path=tmp_path, resume=True)
     np.testing.assert_allclose(bound, SMALL.trust_region.max_kl * (1 - 0.8 * np.array([2, 3]) / 4), rtol=1e-6)
 

@@ -35,7 +35,7 @@ METRICS = (
         "outcome",
         "step_fraction",
         "kl_bound",
-        "learning_rate",
+        "critic_learning_rate",
         "cg_iterations",
         "cg_residual",
         "entropy",

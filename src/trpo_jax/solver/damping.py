@@ -8,21 +8,21 @@ FLOOR = 1e-4
 
 
 def average_squares(average: Float[Array, "P"], gradient: Float[Array, "P"], decay: float | Array) -> Float[Array, "P"]:
-    """Return v = decay·v + (1 - decay)·g²; the old average where that is not finite anywhere.
+    """Return decay·v + (1 - decay)·g².
 
     A bias correction, as Adam has it, is not needed: `damping_shape` does not depend on the scale of v.
     """
-    new = decay * average + (1.0 - decay) * gradient**2
-    return jnp.where(jnp.isfinite(new).all(), new, average).astype(average.dtype)
+    return (decay * average + (1.0 - decay) * gradient**2).astype(average.dtype)
 
 
 def damping_shape(average: Float[Array, "P"]) -> Float[Array, "P"]:
     """Return the diagonal of D = √v / mean(√v) + `FLOOR`; ones while v is zero.
 
     Reference:
-        Marquardt 1963 scales Levenberg's damping so; Kohler, Adolphs and Lucchi 2019 (arXiv 1905.09201) show that methods
-        with adaptive gradients have such ellipsoidal trust regions. √v is the divisor of Adam (arXiv 1412.6980).
+        Like Marquardt 1963, a diagonal scaling of the damping; the square root of averaged squares is the divisor of RMSProp
+        and Adam. Kohler, Adolphs and Lucchi 2019 (arXiv 1905.09201) read it as an ellipsoidal trust region.
     """
-    root = jnp.sqrt(average)
+    positive = average > 0
+    root = jnp.where(positive, jnp.sqrt(jnp.where(positive, average, 1.0)), 0.0)  # whose derivative at 0 is finite
     mean = jnp.mean(root)
     return jnp.where(mean > 0, root / jnp.where(mean > 0, mean, 1.0), 1.0) + FLOOR

@@ -26,16 +26,19 @@ def backtracking_line_search(
     *,
     backtrack_factor: float | Float[Array, ""] = 0.8,
     max_backtracks: int = 10,
+    first_factor_fn: Callable[[Any], Float[Array, ""]] | None = None,
 ) -> LineSearchResult:
     """Try the step fractions 1, c, c², …, c^max_backtracks in turn and stop at the first that is accepted.
 
-    The last fraction counts like any other: a step that passes there is accepted.
+    The last fraction counts like any other: a step that passes there is accepted. With `first_factor_fn` the fractions are
+    1, c₁, c₁c, c₁c², …, where c₁ comes from what the first trial has shown.
 
     Args:
         trial_fn: fraction -> (accepted, trial). `trial` is any pytree of arrays, for example the candidate parameters,
             and comes back for the last fraction tried, so that what was tested is, bit for bit, what is used.
         backtrack_factor: c in (0, 1); may be traced.
         max_backtracks: how often to shrink, so that max_backtracks + 1 fractions are tried; static.
+        first_factor_fn: trial of the whole step -> c₁ in (0, 1); None for c₁ = c.
 
     Returns:
         LineSearchResult; `accepted` is False when every fraction failed.
@@ -51,16 +54,18 @@ def backtracking_line_search(
     factor = jnp.asarray(backtrack_factor, jnp.float32)
 
     def unfinished(carry):
-        accepted, attempt, _ = carry
+        accepted, attempt, *_ = carry
         return ~accepted & (attempt <= max_backtracks)
 
     def attempt_next(carry):
-        _, attempt, _ = carry
-        accepted, trial = trial_fn(factor ** attempt.astype(jnp.float32))
-        return accepted, attempt + 1, trial
+        _, attempt, _, fraction, _ = carry
+        accepted, trial = trial_fn(fraction)
+        shrink = factor if first_factor_fn is None else jnp.where(attempt == 0, first_factor_fn(trial), factor)
+        return accepted, attempt + 1, fraction, fraction * shrink.astype(jnp.float32), trial
 
-    trial_shape = jax.eval_shape(lambda: trial_fn(jnp.float32(1))[1])
+    whole = jnp.float32(1)
+    trial_shape = jax.eval_shape(lambda: trial_fn(whole)[1])
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), trial_shape)
-    accepted, attempts, trial = jax.lax.while_loop(unfinished, attempt_next, (jnp.zeros((), bool), jnp.int32(0), nothing))
-    backtracks = attempts - 1
-    return LineSearchResult(accepted, factor ** backtracks.astype(jnp.float32), backtracks, trial)
+    start = (jnp.zeros((), bool), jnp.int32(0), whole, whole, nothing)
+    accepted, attempts, fraction, _, trial = jax.lax.while_loop(unfinished, attempt_next, start)
+    return LineSearchResult(accepted, fraction, attempts - 1, trial)

@@ -41,6 +41,6 @@ class TrustRegionInfo(NamedTuple):
     backtracks: Int[Array, ""]
     cg_iterations: Int[Array, ""]
     cg_residual: Float[Array, ""]
-    """‖g - (F + damping·D) x‖ / ‖g‖ at the end of conjugate gradients, both norms in the coordinates D^½x."""
+    """Relative residual ‖D^-½(g - (F + damping·D)x)‖ / ‖D^-½ g‖ at the end of conjugate gradients."""
     gradient_norm: Float[Array, ""]
     step_norm: Float[Array, ""]

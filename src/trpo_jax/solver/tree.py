@@ -82,3 +82,8 @@ def where_finite(new: Any, old: Any) -> Any:
     """Return `new` if all of it is finite, else `old`, each as a whole; both of one structure, shapes and dtypes."""
     finite = all_finite(new)
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+
+def structure_and_shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    """Return what must be equal in two pytrees that are vectors of one space."""
+    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]

@@ -1,7 +1,7 @@
 """The trust-region step: a direction by conjugate gradients, its length by the constraint, then a line search."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,10 @@ from trpo_jax.solver.tree import (
     check_floating,
     max_abs,
     scaled,
+    structure_and_shapes,
     upcast,
     vdot,
+    where_finite,
 )
 from trpo_jax.solver.trust_region_config import (
     TrustRegionConfig,
@@ -31,6 +33,15 @@ from trpo_jax.solver.trust_region_config import (
     check_stateless,
     init_trust_region_state,
 )
+
+LONGEST = 5.0
+"""Longest step, as a multiple of the one whose length counts the damping as curvature: eight backtracks of 0.8."""
+
+SLACK = 1e-3
+"""Part of the KL bound that the first trial leaves: a KL that is quadratic ends just inside, where rounding cannot decide."""
+
+AIM = 0.98
+"""Part of the length to which a quadratic KL would allow a step that was just too long: others need a little less."""
 
 
 class Evaluation(NamedTuple):
@@ -79,14 +90,16 @@ def trust_region_step(
     params: Params,
     config: TrustRegionConfig,
 ) -> tuple[Params, TrustRegionInfo]:
-    """Maximize `objective_fn` around `params` subject to `kl_fn` <= max_kl, by one natural-gradient step.
+    """Maximize `objective_fn` around `params` subject to `kl_fn` <= max_kl, by one damped natural-gradient step.
 
         x ≈ (F + damping·D)⁻¹ g,    s = x · sqrt(2·max_kl / xᵀFx),    new = params + c^k · s
 
     with g = ∇objective, F v = `matvec`(v), D the identity (or what `damping_shape` says), and k the first of
     0 … max_backtracks whose trial is finite, satisfies kl_fn(new) <= max_kl, and improves the objective by more than 0 and
-    at least accept_ratio · c^k · gᵀs. With line_search=False only the trial's finiteness is asked for, k = 0, and the
-    length is the cautious one, sqrt(2·max_kl / xᵀ(F + damping·D)x).
+    at least accept_ratio · c^k · gᵀs. s is a hair shorter than that, and never longer than `LONGEST` times
+    x · sqrt(2·max_kl / xᵀ(F + damping·D)x), since the KL is not quadratic where F is nearly zero along x. A first trial
+    whose KL is just too large is shortened by what a quadratic KL would need, if that is less than c takes away. With
+    line_search=False the damped length is taken, k = 0, and only the trial's finiteness is asked for.
 
     Args:
         objective_fn: params -> scalar to maximize.
@@ -164,26 +177,24 @@ def step_along_gradient(
     check_state(state, params, config)
     vector, unravel = ravel_pytree(params)
     _, unravel_direction = ravel_pytree(upcast(params))
-    if state.squared_gradient is not None:
-        state = TrustRegionState(ravel_pytree(state.squared_gradient)[0])
     vectors = _on_vectors(problem, params, unravel, unravel_direction)
     gradient = _ravel_like(params, upcast(gradient), "the gradient")
-    new, state, info = _step_on_vectors(vectors, objective, gradient, vector, state, config)
+    shape = None
     if state.squared_gradient is not None:
-        state = TrustRegionState(unravel_direction(state.squared_gradient))
+        average = average_squares(ravel_pytree(state.squared_gradient)[0], gradient, config.gradient_decay)
+        # A gradient that cannot be squared in a leaf's dtype leaves the average as it was.
+        state = TrustRegionState(where_finite(unravel_direction(average), state.squared_gradient))
+        shape = damping_shape(ravel_pytree(state.squared_gradient)[0])
+    new, info = _step_on_vectors(vectors, objective, gradient, shape, vector, config)
     return unravel(new), state, info
 
 
 def _ravel_like(params: Params, tree: Params, name: str) -> Float[Array, "P"]:
     """Return a tree as one vector; raise ValueError if it has not the structure and shapes of the parameters."""
-    wanted, got = (_structure_and_shapes(each) for each in (params, tree))
+    wanted, got = (structure_and_shapes(each) for each in (params, tree))
     if got != wanted:
         raise ValueError(f"{name}: got {got[0]} of shapes {got[1]}, allowed: {wanted[0]} of shapes {wanted[1]}, as params are")
     return ravel_pytree(tree)[0]
-
-
-def _structure_and_shapes(tree: Params) -> tuple[Any, list[tuple[int, ...]]]:
-    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _on_vectors(
@@ -217,19 +228,15 @@ def _step_on_vectors(
     problem: Problem,
     objective: Float[Array, ""],
     gradient: Float[Array, "P"],
+    shape: Float[Array, "P"] | None,
     params: Float[Array, "P"],
-    state: TrustRegionState,
     config: TrustRegionConfig,
-) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
-    """Take the step; parameters, gradient and the state's average are vectors."""
+) -> tuple[Params, TrustRegionInfo]:
+    """Take the step; `shape` is the diagonal of D, None for the identity."""
     # The direction does not depend on the gradient's scale: dividing by it keeps ‖g‖² in range for any finite gradient.
     scale = max_abs(gradient)
     usable = jnp.isfinite(scale) & (scale > 0)
     unit_gradient = scaled(1.0 / jnp.where(usable, scale, 1.0), gradient)
-    shape = None
-    if state.squared_gradient is not None:
-        average = average_squares(state.squared_gradient, gradient, config.gradient_decay)
-        state, shape = TrustRegionState(average), damping_shape(average)
     direction = _solve(problem, unit_gradient, shape, params, config)
     length = jnp.sqrt(2.0 * config.max_kl / jnp.where(direction.curvature > 0, direction.curvature, 1.0))
     step = scaled(length, direction.x)
@@ -261,7 +268,7 @@ def _step_on_vectors(
         step_norm=jnp.where(accepted, search.fraction * jnp.sqrt(vdot(step, step)), 0.0),
     )
     new_params = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), trial.params, params)
-    return new_params, state, info
+    return new_params, info
 
 
 def _solve(
@@ -289,27 +296,15 @@ def _solve(
     y, residual, cg = solve_with_residual(damped, b, max_iterations=config.cg_iterations, tolerance=config.cg_tolerance)
     damped_curvature = vdot(y, b) - vdot(y, residual)  # yᵀAy = yᵀ(b - r)
     x = rescaled(y)
-    curvature = _curvature_of_length(damped_curvature, vdot(scaled(damping, y), y), config)
+    curvature = damped_curvature
+    if config.line_search:
+        undamped = damped_curvature - vdot(scaled(damping, y), y)
+        curvature = jnp.maximum(undamped, damped_curvature / LONGEST**2) * (1.0 + SLACK)
     if problem.largest_curvature_fn is not None:
-        curvature = jnp.where(curvature > 0, jnp.maximum(curvature, problem.largest_curvature_fn(x)), curvature)
+        largest = problem.largest_curvature_fn(x) * (1.0 + SLACK)
+        curvature = jnp.where(curvature > 0, jnp.maximum(curvature, largest), curvature)
     norm = jnp.sqrt(vdot(b, b))
     return _Direction(x, curvature, cg, cg.residual_norm / jnp.where(norm > 0, norm, 1.0))
-
-
-SLACK = 1e-3
-"""Part of the KL bound that the first trial leaves: a KL that is quadratic ends just inside, where rounding cannot decide."""
-
-
-def _curvature_of_length(damped: Float[Array, ""], damping: Float[Array, ""], config: TrustRegionConfig) -> Float[Array, ""]:
-    """Return xᵀFx, from xᵀ(F + damping·D)x and the damping's part of it.
-
-    At least so much of the whole that half of the line search can shorten the step to the length of the damped one: along
-    a direction that F hardly sees the KL is not quadratic. Without line search, the whole.
-    """
-    if not config.line_search:
-        return damped
-    shortened = config.backtrack_factor ** (config.max_backtracks / 2)
-    return jnp.maximum((damped - damping) * (1.0 + SLACK), shortened**2 * damped)
 
 
 def _search(
@@ -334,9 +329,17 @@ def _search(
         outcome = jnp.select(failures, [jnp.int32(reason) for reason in reasons], jnp.int32(StepOutcome.ACCEPTED))
         return outcome == StepOutcome.ACCEPTED, _Trial(candidate, improvement, evaluation, outcome)
 
+    def first_factor_fn(trial: _Trial) -> Float[Array, ""]:
+        too_large = trial.outcome == StepOutcome.KL_TOO_LARGE
+        length = AIM * jnp.sqrt(config.max_kl / jnp.where(too_large, trial.evaluation.constraint, 1.0))
+        return jnp.where(too_large, jnp.maximum(length, config.backtrack_factor), config.backtrack_factor)
+
     if config.line_search:
         return backtracking_line_search(
-            trial_fn, backtrack_factor=config.backtrack_factor, max_backtracks=config.max_backtracks
+            trial_fn,
+            backtrack_factor=config.backtrack_factor,
+            max_backtracks=config.max_backtracks,
+            first_factor_fn=first_factor_fn,
         )
     accepted, trial = trial_fn(jnp.float32(1))
     return LineSearchResult(accepted, jnp.float32(1), jnp.int32(0), trial)

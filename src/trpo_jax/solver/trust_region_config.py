@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from trpo_jax.config import ConfigError, config, setting
-from trpo_jax.solver.tree import Params, check_floating, upcast
+from trpo_jax.solver.tree import Params, check_floating, structure_and_shapes, upcast
 
 
 @config
@@ -20,13 +20,13 @@ class TrustRegionConfig:
     damping_shape: Literal["identity", "gradient"] = setting(default="identity")
     """What D is: the identity, or a diagonal that is large where the gradients of recent updates were large."""
     gradient_decay: float = setting(default=0.95, at_least=0.0, below=1.0)
-    """With the shape "gradient": what is left after an update of each squared gradient in the running average."""
+    """Decay of the running average of squared gradients, an update; only for `damping_shape="gradient"`."""
     cg_iterations: int = setting(default=10, at_least=1)
     """Most conjugate-gradient iterations, a Fisher-vector product each."""
     cg_tolerance: float = setting(default=1e-10, at_least=0.0)
-    """Conjugate gradients stop once the squared residual is below this multiple of the squared gradient norm."""
+    """Conjugate gradients stop once the squared relative residual (`TrustRegionInfo.cg_residual`) is below this."""
     backtrack_factor: float = setting(default=0.8, above=0.0, below=1.0)
-    """The line search multiplies the step by this after each failed trial."""
+    """The line search multiplies the step by this after a failed trial, or by more if the first KL was just too large."""
     max_backtracks: int = setting(default=15, at_least=0)
     """How often the line search shrinks the step before it gives up."""
     accept_ratio: float = setting(default=0.0, at_least=0.0, below=1.0)
@@ -44,10 +44,11 @@ class TrustRegionConfig:
 
 
 class TrustRegionState(NamedTuple):
-    """What one step hands to the next; an entry is None where the config does not ask for it."""
+    """What one step hands to the next."""
 
     squared_gradient: Params | None
-    """Running average of each parameter's squared gradient, in at least float32; zeros before the first step."""
+    """Running average of each parameter's squared gradient, in at least float32; zeros before the first step. None where
+    the config does not ask for it."""
 
 
 def init_trust_region_state(params: Params, config: TrustRegionConfig) -> TrustRegionState:
@@ -75,5 +76,5 @@ def check_state(state: TrustRegionState, params: Params, config: TrustRegionConf
     if (got is not None) != (config.damping_shape == "gradient"):
         kind = "None" if got is None else "an average"
         raise ValueError(f"state.squared_gradient: got {kind}, allowed: what init_trust_region_state gives this config")
-    if got is not None and jax.tree.map(jnp.shape, got) != jax.tree.map(jnp.shape, params):
+    if got is not None and structure_and_shapes(got) != structure_and_shapes(params):
         raise ValueError("state.squared_gradient: got arrays of other shapes than params, allowed: those of params")

@@ -173,7 +173,7 @@ class Iteration:
         """Regress values on λ-returns."""
         config = scheduled(hyperparameters, progress).critic
         critic, loss = fit_critic(critic, regression, key, config)
-        return critic, {"training/value_loss": loss, "training/learning_rate": jnp.asarray(config.learning_rate)}
+        return critic, {"training/value_loss": loss, "training/critic_learning_rate": jnp.asarray(config.learning_rate)}
 
     def _weight(self, transition: Transition) -> Float[Array, "T N"]:
         """Return 0 for faulty samples and for truncations whose final observation is hidden, else 1."""

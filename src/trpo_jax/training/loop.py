@@ -76,7 +76,7 @@ class Loop:
 
     def run(self, state: TrainState, progress: Progress) -> TrainState:
         """Train from a state on, to the end of the schedule."""
-        state = _until(self.schedule.num_iterations, state)
+        state = _with_num_iterations(state, self.schedule.num_iterations, progress.iteration)
         self._progress, self._last_report = progress, time.perf_counter()
         with deferred_interrupts() as interrupts:
             if self.store is not None and not self.store.goes_on:
@@ -175,13 +175,13 @@ class Loop:
             self.store.wait()
 
 
-def _until(num_iterations: int, state: TrainState) -> TrainState:
-    """Return the state of a training that ends after so many iterations; warn where it was to end elsewhere."""
+def _with_num_iterations(state: TrainState, num_iterations: int, iteration: int) -> TrainState:
+    """Return the state of a training of so many iterations; warn if it began as one of another number and now goes on."""
     old, schedule = to_host((state.num_iterations, state.hyperparameters.schedule))
     falls = any((share < 1).any() for share in jax.tree.leaves(schedule))
-    if falls and ((old > 0) & (old != num_iterations)).any():
+    if falls and iteration < num_iterations and ((old > 0) & (old != num_iterations)).any():
         warnings.warn(
-            f"schedule: this training of {old.max()} iterations is to go on to {num_iterations}; max_kl and the critic's "
+            f"schedule: this training of {old.max()} iterations is to end after {num_iterations}; max_kl and the critic's "
             f"learning rate continue from what they are in a training of {num_iterations}",
             stacklevel=2,
         )

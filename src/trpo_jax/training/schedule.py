@@ -1,4 +1,4 @@
-"""What falls over the length of a training."""
+"""Linear schedules over a training."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -8,7 +8,7 @@ from trpo_jax.config import config, setting
 
 @config
 class ScheduleConfig:
-    """What falls over a training, by equal parts from its configured value to a share of that.
+    """What falls linearly over a training, from its configured value to a share of that.
 
     The first iteration has the configured values, the last is one part above the share. A training whose length is not
     known, such as a loop of one's own around `update`, keeps the configured values.
@@ -27,5 +27,5 @@ def progress_of(iteration: Int[Array, ""], num_iterations: Int[Array, ""]) -> Fl
 
 
 def share_left(at_end: float | Float[Array, ""], progress: Float[Array, ""]) -> Float[Array, ""]:
-    """Return 1 at the beginning, `at_end` at the end, and between them by equal parts."""
-    return 1.0 - (1.0 - at_end) * progress
+    """Return 1 at the beginning, `at_end` at the end, and a linear mixture between them."""
+    return (1.0 - progress) + at_end * progress

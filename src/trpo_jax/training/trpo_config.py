@@ -41,7 +41,7 @@ class TRPOConfig:
 
 
 def scheduled(hyperparameters: TRPOConfig, progress: Float[Array, ""]) -> TRPOConfig:
-    """Return the hyperparameters after a share of the training, of those at its beginning."""
+    """Return the hyperparameters with their scheduled values at this progress (0 to 1)."""
     schedule, trust_region, critic = hyperparameters.schedule, hyperparameters.trust_region, hyperparameters.critic
     max_kl: Any = trust_region.max_kl * share_left(schedule.max_kl_at_end, progress)
     learning_rate: Any = critic.learning_rate * share_left(schedule.learning_rate_at_end, progress)
