@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from trpo_jax.objective.update import trust_region_update
 from trpo_jax.policy.distributions import DiagonalGaussian
 from trpo_jax.policy.networks import GaussianPolicy
-from trpo_jax.solver.trust_region import AIM, LONGEST, SLACK
+from trpo_jax.solver.vector_step import AIM, LONGEST, SLACK
 from update_problems import (
     CONFIG,
     NAMES,

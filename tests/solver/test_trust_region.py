@@ -10,8 +10,9 @@ import pytest
 
 from trpo_jax.config import ConfigError
 from trpo_jax.solver.outcome import StepOutcome
-from trpo_jax.solver.trust_region import AIM, LONGEST, SLACK, stateful_trust_region_step, trust_region_step
+from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_region_step
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
+from trpo_jax.solver.vector_step import AIM, LONGEST, SLACK
 
 N = 4
 _BASIS, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(N, N)))

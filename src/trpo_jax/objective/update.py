@@ -14,13 +14,14 @@ from trpo_jax.policy.distributions import Distribution
 from trpo_jax.solver.curvature import unit_fisher_vector_product
 from trpo_jax.solver.outcome import TrustRegionInfo
 from trpo_jax.solver.tree import MatVec, Params, cast_like, check_floating, upcast
-from trpo_jax.solver.trust_region import Evaluation, Problem, step_along_gradient
+from trpo_jax.solver.trust_region import step_along_gradient
 from trpo_jax.solver.trust_region_config import (
     TrustRegionConfig,
     TrustRegionState,
     check_stateless,
     init_trust_region_state,
 )
+from trpo_jax.solver.vector_step import Evaluation, Problem
 from trpo_jax.weights import AxisName, average, unit_weight
 
 PolicyFn = Callable[[Params, Any], Distribution]

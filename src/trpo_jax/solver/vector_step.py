@@ -1,0 +1,190 @@
+"""The trust-region step on vectors: a direction by conjugate gradients, its length by the constraint, then a line search."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from trpo_jax.solver.conjugate_gradient import CGInfo, solve_with_residual
+from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
+from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
+from trpo_jax.solver.tree import MatVec, Params, add_scaled, all_finite, cast_like, max_abs, scaled, upcast, vdot
+from trpo_jax.solver.trust_region_config import TrustRegionConfig
+
+LONGEST = 5.0
+"""Longest step, as a multiple of the one whose length counts the damping as curvature: eight backtracks of 0.8."""
+
+SLACK = 1e-3
+"""Part of the KL bound that the first trial leaves: a KL that is quadratic ends just inside, where rounding cannot decide."""
+
+AIM = 0.98
+"""Part of the length to which a quadratic KL would allow a step that was just too long: others need a little less."""
+
+
+class Evaluation(NamedTuple):
+    """What a step needs to know of parameters, and what it reports of them."""
+
+    objective: Float[Array, ""]
+    constraint: Float[Array, ""]
+    """What must not exceed max_kl."""
+    kl: Float[Array, ""]
+    """Mean KL."""
+    max_kl: Float[Array, ""] | None
+    entropy: Float[Array, ""] | None
+
+
+class Problem(NamedTuple):
+    """A constrained maximization around some parameters, as functions of the parameters or of vectors like them."""
+
+    evaluate_fn: Callable[[Params], Evaluation]
+    matvec: MatVec
+    """v -> F v, undamped."""
+    largest_curvature_fn: Callable[[Params], Float[Array, ""]] | None = None
+    """x -> the largest xᵀF_i x of any state i; given where the constraint is the largest KL."""
+    round_fn: Callable[[Params], Params] = lambda params: params
+    """params -> what of them the leaves' dtypes can hold."""
+
+
+class _Trial(NamedTuple):
+    params: Params
+    improvement: Float[Array, ""]
+    evaluation: Evaluation
+    outcome: Int[Array, ""]
+
+
+class _Direction(NamedTuple):
+    x: Params
+    curvature: Float[Array, ""]
+    """What decides the length; no direction was found where it is not positive."""
+    cg: CGInfo
+    cg_residual: Float[Array, ""]
+
+
+def step_on_vectors(
+    problem: Problem,
+    objective: Float[Array, ""],
+    gradient: Float[Array, "P"],
+    shape: Float[Array, "P"] | None,
+    params: Float[Array, "P"],
+    config: TrustRegionConfig,
+) -> tuple[Params, TrustRegionInfo]:
+    """Take the step; `shape` is the diagonal of D, None for the identity."""
+    # The direction does not depend on the gradient's scale: dividing by it keeps ‖g‖² in range for any finite gradient.
+    scale = max_abs(gradient)
+    usable = jnp.isfinite(scale) & (scale > 0)
+    unit_gradient = scaled(1.0 / jnp.where(usable, scale, 1.0), gradient)
+    direction = _solve(problem, unit_gradient, shape, params, config)
+    length = jnp.sqrt(2.0 * config.max_kl / jnp.where(direction.curvature > 0, direction.curvature, 1.0))
+    step = scaled(length, direction.x)
+    slope = scale * vdot(unit_gradient, step)
+    search = _search(problem, objective, step, slope, params, config)
+    trial = search.trial
+    solvable = all_finite((objective, gradient, step, direction.curvature, direction.cg.residual_norm))
+    outcome = jnp.select(
+        [~solvable, scale == 0, ~(direction.curvature > 0)],
+        [jnp.int32(StepOutcome.NOT_FINITE), jnp.int32(StepOutcome.ZERO_GRADIENT), jnp.int32(StepOutcome.NEGATIVE_CURVATURE)],
+        trial.outcome,
+    )
+    accepted = outcome == StepOutcome.ACCEPTED
+    returned = _returned(accepted, trial, problem, params)
+    unit_norm = jnp.sqrt(vdot(unit_gradient, unit_gradient))
+    info = TrustRegionInfo(
+        outcome=outcome,
+        accepted=accepted,
+        surrogate_improvement=jnp.where(accepted, trial.improvement, 0.0),
+        expected_improvement=search.fraction * slope,
+        kl=jnp.where(accepted, trial.evaluation.kl, 0.0),
+        max_kl=returned.max_kl,
+        entropy=returned.entropy,
+        step_fraction=jnp.where(accepted, search.fraction, 0.0),
+        backtracks=search.backtracks,
+        cg_iterations=direction.cg.iterations,
+        cg_residual=direction.cg_residual,
+        gradient_norm=scale * unit_norm,
+        step_norm=jnp.where(accepted, search.fraction * jnp.sqrt(vdot(step, step)), 0.0),
+    )
+    new_params = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), trial.params, params)
+    return new_params, info
+
+
+def _solve(
+    problem: Problem,
+    unit_gradient: Float[Array, "P"],
+    shape: Float[Array, "P"] | None,
+    params: Float[Array, "P"],
+    config: TrustRegionConfig,
+) -> _Direction:
+    """Return x ≈ (F + damping·D)⁻¹ g and the curvature that decides its length.
+
+    Solved for y = D^½ x, in whose coordinates the damping is a multiple of the identity.
+    """
+    inverse_root = None if shape is None else jax.lax.rsqrt(shape)
+    damping = jnp.asarray(config.damping, unit_gradient.dtype)
+
+    def rescaled(v: Float[Array, "P"]) -> Float[Array, "P"]:
+        return v if inverse_root is None else inverse_root * v
+
+    def damped(y: Float[Array, "P"]) -> Float[Array, "P"]:
+        image = problem.matvec(cast_like(rescaled(y), params))
+        return add_scaled(rescaled(upcast(image)), damping, y)
+
+    b = rescaled(unit_gradient)
+    y, residual, cg = solve_with_residual(damped, b, max_iterations=config.cg_iterations, tolerance=config.cg_tolerance)
+    damped_curvature = vdot(y, b) - vdot(y, residual)  # yᵀAy = yᵀ(b - r)
+    x = rescaled(y)
+    curvature = damped_curvature
+    if config.line_search:
+        undamped = damped_curvature - vdot(scaled(damping, y), y)
+        curvature = jnp.maximum(undamped, damped_curvature / LONGEST**2) * (1.0 + SLACK)
+    if problem.largest_curvature_fn is not None:
+        largest = problem.largest_curvature_fn(x) * (1.0 + SLACK)
+        curvature = jnp.where(curvature > 0, jnp.maximum(curvature, largest), curvature)
+    norm = jnp.sqrt(vdot(b, b))
+    return _Direction(x, curvature, cg, cg.residual_norm / jnp.where(norm > 0, norm, 1.0))
+
+
+def _search(
+    problem: Problem,
+    objective: Float[Array, ""],
+    step: Params,
+    slope: Float[Array, ""],
+    params: Params,
+    config: TrustRegionConfig,
+) -> LineSearchResult:
+    """Look for the largest fraction of the step that is accepted; without line search, try the whole step only."""
+
+    def trial_fn(fraction: Float[Array, ""]) -> tuple[Bool[Array, ""], _Trial]:
+        candidate = problem.round_fn(cast_like(add_scaled(upcast(params), fraction, step), params))
+        evaluation = problem.evaluate_fn(candidate)
+        improvement = evaluation.objective - objective
+        finite = all_finite((candidate, improvement, evaluation.constraint))
+        inside = evaluation.constraint <= config.max_kl
+        improved = (improvement > 0) & (improvement >= config.accept_ratio * fraction * slope)
+        failures = [~finite, ~inside, ~improved] if config.line_search else [~finite]
+        reasons = [StepOutcome.NOT_FINITE, StepOutcome.KL_TOO_LARGE, StepOutcome.NO_IMPROVEMENT][: len(failures)]
+        outcome = jnp.select(failures, [jnp.int32(reason) for reason in reasons], jnp.int32(StepOutcome.ACCEPTED))
+        return outcome == StepOutcome.ACCEPTED, _Trial(candidate, improvement, evaluation, outcome)
+
+    def first_factor_fn(trial: _Trial) -> Float[Array, ""]:
+        too_large = trial.outcome == StepOutcome.KL_TOO_LARGE
+        length = AIM * jnp.sqrt(config.max_kl / jnp.where(too_large, trial.evaluation.constraint, 1.0))
+        return jnp.where(too_large, jnp.maximum(length, config.backtrack_factor), config.backtrack_factor)
+
+    if config.line_search:
+        return backtracking_line_search(
+            trial_fn,
+            backtrack_factor=config.backtrack_factor,
+            max_backtracks=config.max_backtracks,
+            first_factor_fn=first_factor_fn,
+        )
+    accepted, trial = trial_fn(jnp.float32(1))
+    return LineSearchResult(accepted, jnp.float32(1), jnp.int32(0), trial)
+
+
+def _returned(accepted: Bool[Array, ""], trial: _Trial, problem: Problem, params: Params) -> Evaluation:
+    """Return the evaluation of the returned parameters, without a pass over the batch when the step was taken."""
+    if trial.evaluation.entropy is None:
+        return trial.evaluation
+    return jax.lax.cond(accepted, lambda: trial.evaluation, lambda: problem.evaluate_fn(params))
