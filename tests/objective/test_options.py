@@ -172,7 +172,7 @@ def test_natural_gradient_mode_takes_the_whole_step_whatever_the_kl_and_the_surr
     assert (int(info.backtracks), float(info.step_fraction)) == (0, 1.0)
     flat, searched_flat, natural_flat = (np.asarray(ravel_pytree(p)[0]) for p in (params, searched, natural))
     searched_unit, natural_unit = (step / np.linalg.norm(step) for step in (searched_flat - flat, natural_flat - flat))
-    np.testing.assert_allclose(searched_unit, natural_unit, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(searched_unit, natural_unit, rtol=1e-8, atol=1e-8)  # two programs, which round apart
     # Its length is that of the damped quadratic, sqrt(2δ / xᵀ(F+λI)x).
     matvec = fisher_vector_product(lambda p: POLICIES[name](p, batch.observation), params, weight=batch.weight)
     step = natural_flat - flat
