@@ -118,12 +118,12 @@ def step_along_gradient(
     gradient = _ravel_like(params, upcast(gradient), "the gradient")
     shape = None
     if state.squared_gradient is not None:
-        average = average_squares(ravel_pytree(state.squared_gradient)[0], gradient, config.gradient_decay)
-        # A gradient that cannot be squared in a leaf's dtype leaves the average as it was.
-        state = TrustRegionState(where_finite(unravel_direction(average), state.squared_gradient))
-        shape = damping_shape(ravel_pytree(state.squared_gradient)[0])
-    new, info = step_on_vectors(vectors, objective, gradient, shape, vector, config)
-    return unravel(new), state, info
+        old, _ = ravel_pytree(state.squared_gradient)
+        new = _rounding(upcast(params), unravel_direction)(average_squares(old, gradient, config.gradient_decay))
+        average = where_finite(new, old)  # a gradient that cannot be squared in a leaf's dtype leaves it as it was
+        state, shape = TrustRegionState(unravel_direction(average)), damping_shape(average)
+    vector, info = step_on_vectors(vectors, objective, gradient, shape, vector, config)
+    return unravel(vector), state, info
 
 
 def _ravel_like(params: Params, tree: Params, name: str) -> Float[Array, "P"]:

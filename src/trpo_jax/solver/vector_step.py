@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from trpo_jax.solver.conjugate_gradient import CGInfo, solve_with_residual
+from trpo_jax.solver.conjugate_gradient import solve_with_residual
 from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
 from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
 from trpo_jax.solver.tree import MatVec, Params, add_scaled, all_finite, cast_like, max_abs, scaled, upcast, vdot
@@ -58,7 +58,7 @@ class _Direction(NamedTuple):
     x: Params
     curvature: Float[Array, ""]
     """What decides the length; no direction was found where it is not positive."""
-    cg: CGInfo
+    cg_iterations: Int[Array, ""]
     cg_residual: Float[Array, ""]
 
 
@@ -81,7 +81,7 @@ def step_on_vectors(
     slope = scale * vdot(unit_gradient, step)
     search = _search(problem, objective, step, slope, params, config)
     trial = search.trial
-    solvable = all_finite((objective, gradient, step, direction.curvature, direction.cg.residual_norm))
+    solvable = all_finite((objective, gradient, step, direction.curvature, direction.cg_residual))
     outcome = jnp.select(
         [~solvable, scale == 0, ~(direction.curvature > 0)],
         [jnp.int32(StepOutcome.NOT_FINITE), jnp.int32(StepOutcome.ZERO_GRADIENT), jnp.int32(StepOutcome.NEGATIVE_CURVATURE)],
@@ -100,13 +100,12 @@ def step_on_vectors(
         entropy=returned.entropy,
         step_fraction=jnp.where(accepted, search.fraction, 0.0),
         backtracks=search.backtracks,
-        cg_iterations=direction.cg.iterations,
+        cg_iterations=direction.cg_iterations,
         cg_residual=direction.cg_residual,
         gradient_norm=scale * unit_norm,
         step_norm=jnp.where(accepted, search.fraction * jnp.sqrt(vdot(step, step)), 0.0),
     )
-    new_params = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), trial.params, params)
-    return new_params, info
+    return jnp.where(accepted, trial.params, params), info
 
 
 def _solve(
@@ -142,7 +141,7 @@ def _solve(
         largest = problem.largest_curvature_fn(x) * (1.0 + SLACK)
         curvature = jnp.where(curvature > 0, jnp.maximum(curvature, largest), curvature)
     norm = jnp.sqrt(vdot(b, b))
-    return _Direction(x, curvature, cg, cg.residual_norm / jnp.where(norm > 0, norm, 1.0))
+    return _Direction(x, curvature, cg.iterations, cg.residual_norm / jnp.where(norm > 0, norm, 1.0))
 
 
 def _search(
