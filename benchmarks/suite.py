@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
 
@@ -36,7 +35,7 @@ from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.scores import ScoredRun, gather, read_scores
 from trpo_jax.sweep.report.statistics import estimate, mean, probability_of_improvement
 from trpo_jax.sweep.report.tables import show
-from trpo_jax.training.devices import num_cores_to_use
+from trpo_jax.training.devices import num_cores_to_use, show_cores_as_devices
 from trpo_jax.training.files import write_whole
 
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "one_setting.toml"
@@ -183,5 +182,5 @@ def returns_at(runs: Sequence[ScoredRun], steps: float) -> np.ndarray:
 
 if __name__ == "__main__":
     parsed = tyro.cli(Arguments, description=__doc__)
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    show_cores_as_devices()
     main(parsed)

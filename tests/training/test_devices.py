@@ -56,6 +56,35 @@ assert jax.device_count() == {expected}, jax.device_count()
     assert result.returncode == 0, result.stderr
 
 
+SOLVING = """
+import jax
+import jax.numpy as jnp
+from trpo_jax.training.devices import show_cores_as_devices
+
+show_cores_as_devices()
+mesh = jax.make_mesh((len(jax.devices()),), ("cores",), axis_types=(jax.sharding.AxisType.Auto,))
+matrices = jnp.broadcast_to(2 * jnp.eye(6), (2048 * mesh.size, 6, 6))
+matrices = jax.device_put(matrices, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("cores")))
+
+@jax.jit
+def solve(matrices):
+    def step(solved, _):
+        factor = jnp.linalg.cholesky(matrices + 1e-3 * solved)
+        return jax.lax.linalg.triangular_solve(factor, matrices, left_side=True, lower=True), None
+    return jax.lax.scan(step, matrices, length=50)[0]
+
+for _ in range(20):
+    solve(matrices).block_until_ready()
+"""
+
+
+def test_batched_solves_on_all_cores_at_once_come_to_an_end():
+    environ = {name: value for name, value in os.environ.items() if name not in ("NPROC", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    subprocess.run(
+        [sys.executable, "-c", SOLVING], env=environ, check=True, timeout=120
+    )  # jaxlib 0.10 hung in the first seconds
+
+
 def test_so_many_devices_of_each_host():
     assert all_devices() == jax.devices()
     assert all_devices(3) == jax.devices()[:3]
