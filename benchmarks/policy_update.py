@@ -1,10 +1,11 @@
-"""One policy update: what linearizing the network once buys over differentiating the KL twice.
+"""One policy update: what linearizing the network once buys over differentiating the KL twice, and what shaped damping costs.
 
     python benchmarks/policy_update.py [--samples 50000] [--rounds 7] [--json FILE]
 
-Both competitors are the whole of `trust_region_update` (gradient, conjugate gradients, line search) on the same batch
+The two competitors are the whole of `trust_region_update` (gradient, conjugate gradients, line search) on the same batch
 and weights; they differ in the product with the Fisher matrix alone: Gauss-Newton, linearized once and transposed,
-against jvp of the gradient of the mean KL. Observation 17, action 6, 10 conjugate-gradient iterations; they take turns.
+against jvp of the gradient of the mean KL. A third is the first with shaped damping, in its second update. Observation 17,
+action 6, 10 conjugate-gradient iterations; they take turns.
 """
 
 import dataclasses
@@ -48,9 +49,20 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
     ours = jax.jit(lambda params, batch: trpo_jax.trust_region_update(network.apply, params, batch, config))
     twice = jax.jit(lambda params, batch: update_by_differentiating_twice(network.apply, params, batch, config))
     check_that_they_agree(ours(params, batch), twice(params, batch))
-    seconds = report.alternate({"ours": lambda: ours(params, batch), "twice": lambda: twice(params, batch)}, rounds=rounds)
+    shaped_config = dataclasses.replace(config, damping_shape="gradient")
+    shaped = jax.jit(
+        lambda params, batch, state: trpo_jax.stateful_trust_region_update(network.apply, params, batch, state, shaped_config)
+    )
+    _, state, _ = shaped(params, batch, trpo_jax.init_trust_region_state(params, shaped_config))
+    competitors = {
+        "ours": lambda: ours(params, batch),
+        "twice": lambda: twice(params, batch),
+        "shaped": lambda: shaped(params, batch, state),
+    }
+    seconds = report.alternate(competitors, rounds=rounds)
     times = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
     ratio = report.ratio(seconds["ours"], seconds["twice"])
+    price = report.ratio(seconds["shaped"], seconds["ours"])
     return {
         "samples": samples,
         "network": f"{hidden_size}-{hidden_size}",
@@ -59,6 +71,9 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
         "ratio": ratio["median"],
         "ratio min": ratio["min"],
         "ratio max": ratio["max"],
+        "shaped ÷ identity": price["median"],
+        "shaped min": price["min"],
+        "shaped max": price["max"],
     }
 
 

@@ -1,9 +1,10 @@
-"""Which one setting of Brax's PPO serves several environments: a grid around `SMALL_SCALE`, one around its best, a seed each.
+"""Which one setting of Brax's PPO serves several environments: a grid around the best so far, then one around its best.
 
     python benchmarks/ppo_search.py [--folder runs/ppo_search] [--json FILE]
 
 The counterpart of configs/sweeps/one_setting_search.toml and one_setting_search_2.toml: as many settings, on the same
-environments, with the same seed and steps. What the folder holds already is not trained again.
+environments, with the same seeds and steps, and with a learning rate that falls as ours does. What the folder holds already is
+not trained again.
 """
 
 import dataclasses
@@ -14,29 +15,34 @@ from typing import Any
 import tyro
 
 import report
-from brax_ppo import SMALL_SCALE
+from brax_ppo import SMALL_SCALE, Settings
 from ppo_runs import PPORun, train_all
-from trpo_jax.sweep.report.scores import gather, setting_in_words
+from trpo_jax.sweep.report.scores import SweepScores, gather, setting_in_words
 from trpo_jax.sweep.report.statistics import mean
 
-GRIDS: tuple[dict[str, list[float]], ...] = (
-    {"learning_rate": [1e-3, 2e-3], "discounting": [0.97, 0.99], "reward_scaling": [1.0, 10.0]},
-    {
-        "learning_rate": [1e-3],
-        "discounting": [0.99],
-        "reward_scaling": [1.0],
-        "unroll_length": [20],
-        "num_minibatches": [8],  # as many samples in all of them
-        "num_updates_per_batch": [4, 8],
-        "gae_lambda": [0.9, 0.95],
-    },
+AROUND: Settings = {
+    **SMALL_SCALE,
+    "discounting": 0.99,
+    "reward_scaling": 1.0,
+    "unroll_length": 20,
+    "num_minibatches": 8,
+    "gae_lambda": 0.95,
+    "learning_rate_at_end": 0.1,
+}
+"""The best of twelve settings of an earlier search, which had learning rate 1e-3 and 8 updates a batch, now with a schedule."""
+
+ROUNDS: tuple[tuple[int, dict[str, list[float]]], ...] = (
+    (491_520, {"learning_rate": [1e-3, 2e-3], "num_updates_per_batch": [8, 16], "entropy_cost": [1e-2, 1e-3]}),
+    (983_040, {"unroll_length": [10, 20], "discounting": [0.99, 0.995], "gae_lambda": [0.95, 0.97]}),
 )
-"""Two rounds; the second begins where the first arrived."""
+"""Environment steps of each training, and what is combined; the second round begins where the first arrived."""
 
 
-def searched() -> list[dict[str, float]]:
-    """Return in what each setting that is tried differs from `SMALL_SCALE`."""
-    return [dict(zip(grid, values, strict=True)) for grid in GRIDS for values in itertools.product(*grid.values())]
+def searched() -> list[tuple[int, dict[str, float]]]:
+    """Return how long each setting is trained, and in what it differs from `AROUND`."""
+    return [
+        (steps, dict(zip(grid, values, strict=True))) for steps, grid in ROUNDS for values in itertools.product(*grid.values())
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +56,11 @@ class Arguments:
         "hopper",
         "walker2d",
         "ant",
-        "swimmer",
     )
     """Brax environments."""
-    seed: int = 10
-    """Of each training."""
-    num_timesteps: int = 491_520
-    """Environment steps of each training."""
-    num_evals: int = 7
+    seeds: tuple[int, ...] = (10, 11)
+    """Trainings of each setting."""
+    num_evals: int = 4
     """Evaluations of each training."""
     episodes: int = 64
     """Episodes an evaluation plays."""
@@ -68,20 +71,37 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    common = arguments.seed, arguments.num_timesteps, arguments.num_evals, arguments.episodes
-    runs = [
-        PPORun(environment, setting_in_words(swept), swept, {**SMALL_SCALE, **swept}, *common)
-        for environment in arguments.environments
-        for swept in searched()
-    ]
-    scores = gather(train_all(runs, Path(arguments.folder)))
     rows: list[dict[str, Any]] = []
-    for setting in scores.settings:
-        returns = {name: float(values.mean()) for name, values in scores.of_setting(setting).items()}
-        normalized = list(scores.of_setting(setting, normalized=True).values())
-        rows.append({"setting": setting, "normalized": float(mean(normalized)), **returns})
-    rows.sort(key=lambda row: row["normalized"], reverse=True)
-    report.publish(f"Brax PPO, {arguments.num_timesteps:,} steps", rows, arguments.json)
+    for steps, _ in ROUNDS:
+        runs = [
+            PPORun(
+                environment,
+                setting_in_words(swept),
+                swept,
+                {**AROUND, **swept},
+                seed,
+                length,
+                arguments.num_evals,
+                arguments.episodes,
+            )
+            for environment in arguments.environments
+            for length, swept in searched()
+            for seed in arguments.seeds
+            if length == steps
+        ]
+        scores = gather(train_all(runs, Path(arguments.folder)))
+        rows += sorted((row(scores, setting, steps) for setting in scores.settings), key=lambda row: -row["normalized"])
+    report.publish("Brax PPO", rows, arguments.json)
+
+
+def row(scores: SweepScores, setting: str, steps: int) -> dict[str, Any]:
+    """Return what a setting's trainings of so many steps returned, mean and each seed."""
+    returns = {
+        name: f"{values.mean():.4g} ({', '.join(f'{value:.4g}' for value in values)})"
+        for name, values in scores.of_setting(setting).items()
+    }
+    normalized = list(scores.of_setting(setting, normalized=True).values())
+    return {"steps": steps, "setting": setting, "normalized": float(mean(normalized)), **returns}
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionSt
 from trpo_jax.training.critic import CriticConfig
 from trpo_jax.training.inference import Params, make_value_fn
 from trpo_jax.training.run_config import RunConfig, shipped_config
+from trpo_jax.training.schedule import ScheduleConfig
 from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.train import train
 from trpo_jax.training.trpo import TRPO, make_trpo
@@ -63,6 +64,7 @@ __all__ = [
     "Params",
     "PolicyConfig",
     "RunConfig",
+    "ScheduleConfig",
     "StepOutcome",
     "TRPOConfig",
     "TanhGaussian",

@@ -12,7 +12,7 @@ import brax_ppo
 import ppo_runs
 import ppo_search
 import suite
-from trpo_jax import ConfigError
+from trpo_jax import ConfigError, TRPOConfig
 from trpo_jax.sweep.plan import plan_file
 from trpo_jax.sweep.report.scores import ScoredRun
 
@@ -45,25 +45,23 @@ def test_where_ppo_is_faster_it_trains_for_longer():
     assert faster.num_timesteps == stretch * (faster.num_evals - 1) == 1.5 * run.config.num_timesteps
 
 
-def test_our_one_setting_is_one_whatever_an_environment_ships_with():
+def test_our_one_setting_is_the_defaults_whatever_an_environment_ships_with():
     runs = plan_file(SWEEPS / "one_setting.toml")
     assert len({run.config.environment for run in runs}) == 7
-    assert {run.config.seed for run in runs} == set(range(5))
-    assert len({repr(run.config.trpo) for run in runs}) == 1
+    assert {run.config.seed for run in runs} == set(range(20, 30))
+    assert {repr(run.config.trpo) for run in runs} == {repr(TRPOConfig())}
     assert all(run.config.num_timesteps <= 1_000_000 for run in runs)
 
 
 def test_both_were_searched_equally_hard():
     ours = [run for number in ("", "_2") for run in plan_file(SWEEPS / f"one_setting_search{number}.toml")]
-    theirs = list(itertools.product(ppo_search.Arguments.environments, ppo_search.searched()))
+    arguments = ppo_search.Arguments()
+    theirs = list(itertools.product(arguments.environments, ppo_search.searched(), arguments.seeds))
     assert len({run.name for run in ours}) == len(ours) == len(theirs)
-    assert {run.config.environment for run in ours} == set(ppo_search.Arguments.environments)
-    assert {(run.config.seed, run.config.num_timesteps) for run in ours} == {
-        (ppo_search.Arguments.seed, ppo_search.Arguments.num_timesteps)
-    }
-    assert brax_ppo.ONE_SETTING in [{**brax_ppo.SMALL_SCALE, **swept} for swept in ppo_search.searched()]
-    chosen = plan_file(SWEEPS / "one_setting.toml")[0].config
-    assert any(run.config.trpo == chosen.trpo for run in ours)
+    assert {run.config.environment for run in ours} == set(arguments.environments)
+    assert {run.config.seed for run in ours} == set(arguments.seeds)
+    assert sorted(run.config.num_timesteps for run in ours) == sorted(steps for _, (steps, _), _ in theirs)
+    assert any(run.config.trpo == TRPOConfig() for run in ours)
 
 
 def test_what_cannot_be_compared_is_refused():

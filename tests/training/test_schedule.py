@@ -9,8 +9,8 @@ import pytest
 
 from probes import Target
 from trainings import SMALL, one_device_train
-from trpo_jax import ConfigError, make_trpo
-from trpo_jax.training.schedule import ScheduleConfig, progress_of, share_left
+from trpo_jax import ConfigError, ScheduleConfig, make_trpo
+from trpo_jax.training.schedule import progress_of, share_left
 from trpo_jax.training.trpo_config import scheduled
 
 FALLING = dataclasses.replace(SMALL, schedule=ScheduleConfig(max_kl_at_end=0.2, learning_rate_at_end=0.5))

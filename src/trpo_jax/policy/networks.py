@@ -42,7 +42,7 @@ class PolicyConfig:
     """Units of each hidden layer."""
     activation: Activation = setting(default="tanh")
     """Nonlinearity between layers."""
-    init_log_std: float = setting(default=0.0, static=True)
+    init_log_std: float = setting(default=-0.5, static=True)
     """Initial log of the action's standard deviation, the same in every state; action units are those of the box [-1, 1]."""
     action_bounds: Literal["clip", "tanh"] = setting(default="clip")
     """How samples of a Gaussian are brought into the action box: cut off at its sides, or by tanh."""

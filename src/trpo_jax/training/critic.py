@@ -27,7 +27,7 @@ class CriticConfig:
     """Nonlinearity between layers."""
     learning_rate: float = setting(default=3e-3, above=0.0)
     """Adam's step size."""
-    num_epochs: int = setting(default=2, at_least=1)
+    num_epochs: int = setting(default=4, at_least=1)
     """Passes over the batch in each iteration."""
     num_minibatches: int = setting(default=32, at_least=1)
     """Gradient steps a pass; at most num_envs times unroll_length, and best a power of two, as they are."""

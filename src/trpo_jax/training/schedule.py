@@ -14,9 +14,9 @@ class ScheduleConfig:
     known, such as a loop of one's own around `update`, keeps the configured values.
     """
 
-    max_kl_at_end: float = setting(default=1.0, above=0.0, at_most=1.0)
+    max_kl_at_end: float = setting(default=0.1, above=0.0, at_most=1.0)
     """Share of `trust_region.max_kl` that is left at the end."""
-    learning_rate_at_end: float = setting(default=1.0, at_least=0.0, at_most=1.0)
+    learning_rate_at_end: float = setting(default=0.1, at_least=0.0, at_most=1.0)
     """Share of `critic.learning_rate` that is left at the end."""
 
 

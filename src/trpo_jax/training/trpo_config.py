@@ -16,9 +16,9 @@ from trpo_jax.training.schedule import ScheduleConfig, share_left
 class TRPOConfig:
     """Everything that decides how TRPO learns."""
 
-    num_envs: int = setting(default=64, at_least=1)
+    num_envs: int = setting(default=128, at_least=1)
     """Environments simulated side by side (N)."""
-    unroll_length: int = setting(default=64, at_least=1)
+    unroll_length: int = setting(default=40, at_least=1)
     """Environment steps each environment takes in an iteration (T); a batch holds N times T samples."""
     episode_length: int = setting(default=1000, at_least=1)
     """Time limit of an episode, in simulator steps (before action repeat)."""
@@ -34,7 +34,9 @@ class TRPOConfig:
     """Subtract the running mean from observations and divide by their running standard deviation."""
     normalize_advantages: bool = setting(default=True)
     """Shift and scale the advantages of a batch to mean 0 and standard deviation 1."""
-    trust_region: TrustRegionConfig = TrustRegionConfig(curvature_fraction=0.1)
+    trust_region: TrustRegionConfig = TrustRegionConfig(
+        max_kl=0.1, damping=1.0, damping_shape="gradient", curvature_fraction=0.1
+    )
     critic: CriticConfig = CriticConfig()
     policy: PolicyConfig = PolicyConfig()
     schedule: ScheduleConfig = ScheduleConfig()
