@@ -34,5 +34,6 @@ SHARDED = TRPOConfig(
     trust_region=TrustRegionConfig(curvature_fraction=0.5, cg_iterations=5, cg_tolerance=0.0),
     critic=CriticConfig(hidden_sizes=(8,), num_minibatches=4, num_epochs=1),
     policy=PolicyConfig(hidden_sizes=(8,)),
+    schedule=SMALL.schedule,
 )
 """Environments for up to sixteen devices."""

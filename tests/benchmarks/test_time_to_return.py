@@ -121,13 +121,13 @@ def test_both_trainings_run_along_the_same_course(tmp_path, monkeypatch, capsys)
     path = tmp_path / "result.json"
     # "fast" is Brax's own probe: a point that can only gain
     arguments = time_to_return.Arguments(
-        environment="fast", target=0.0, seeds=(3,), stretch=4096, num_stretches=2, episodes=2, json=str(path)
+        environment="fast", target=0.0, seeds=(3,), stretch=5120, num_stretches=2, episodes=2, json=str(path)
     )
     time_to_return.main(arguments)
     *runs, seconds, without_compile = json.loads(path.read_text())["rows"]
     assert [(row["algorithm"], row["seed"], row["arrived"]) for row in runs] == [("trpo_jax", 3, True), ("Brax PPO", 3, True)]
     for row in runs:
-        assert [point["steps"] for point in row["curve"]] == [0, 4096]  # the first visit after step 0 ends it
+        assert [point["steps"] for point in row["curve"]] == [0, 5120]  # the first visit after step 0 ends it
         assert row["seconds"] > row["without compile"] > 0
         assert row["return"] >= 0
     assert (seconds["measure"], seconds["bound"]) == ("seconds", "exact")

@@ -52,7 +52,7 @@ def test_a_run_folder_holds_the_resolved_config_metrics_and_policy(finished_run,
     cwd, _ = finished_run
     config = tomllib.loads((cwd / "run" / "config.toml").read_text())
     assert (config["environment"], config["seed"], config["num_envs"]) == ("inverted_pendulum", 3, 4)
-    assert config["trust_region"]["damping"] == 0.1
+    assert config["trust_region"]["damping"] == 1.0
     records = [json.loads(line) for line in (cwd / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [32, 64, 96, 96]
     assert "training/kl" in records[0]

@@ -113,9 +113,9 @@ def test_two_processes_of_four_devices_interrupted_and_resumed_compute_what_one_
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    result = np.load(folders[0] / "result.npz")
-    assert result["devices"] == 8
-    assert_same([result[f"arr_{i}"] for i in range(len(alone[0]))], alone[0])
-    np.testing.assert_allclose(result["rows"], alone[1], rtol=1e-4)
+    with np.load(folders[0] / "result.npz") as result:
+        assert result["devices"] == 8
+        assert_same([result[f"arr_{i}"] for i in range(len(alone[0]))], alone[0])
+        np.testing.assert_allclose(result["rows"], alone[1], rtol=1e-4)
     assert (folders[0] / "checkpoints" / str(STEPS)).is_dir()
     assert list(folders[1].iterdir()) == []  # only the first process writes

@@ -203,7 +203,8 @@ def test_a_policy_learns_the_target():
 def test_a_discrete_policy_learns_the_best_arm():
     config = dataclasses.replace(SMALL, trust_region=TrustRegionConfig(max_kl=0.05))
     trpo = make_trpo(Bandit(), config)
-    state, metrics = iterate(trpo, trpo.init(jax.random.key(0)), 40)
+    # The bound falls: once the arm is found, advantages are noise, and steps of full length follow it.
+    state, metrics = iterate(trpo, trpo.init(jax.random.key(0), num_iterations=40), 40)
     action, _ = trpo.make_policy(inference_params(state))(jnp.ones((200, 1)), jax.random.key(1))
     assert np.mean(np.asarray(action) == 2) > 0.9
     assert "training/policy_std" not in metrics
