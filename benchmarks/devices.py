@@ -22,7 +22,7 @@ import tyro
 import report
 from throughput import Training
 from trpo_jax import make_trpo
-from trpo_jax.training.devices import widen_thread_pool
+from trpo_jax.training.devices import show_cpu_devices
 from trpo_jax.training.run_config import starting_config
 
 
@@ -45,8 +45,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    jax.config.update("jax_num_cpu_devices", arguments.devices)
-    widen_thread_pool(2 * arguments.devices)
+    show_cpu_devices(arguments.devices)
     if arguments.serve:
         serve(arguments)
         return

@@ -1,4 +1,4 @@
-"""Which one setting of Brax's PPO serves several environments: a grid around the best so far, then one around its best.
+"""Which one setting of Brax's PPO serves several environments: two grids around the best so far.
 
     python benchmarks/ppo_search.py [--folder runs/ppo_search] [--json FILE]
 
@@ -15,34 +15,24 @@ from typing import Any
 import tyro
 
 import report
-from brax_ppo import SMALL_SCALE, Settings
+from brax_ppo import ONE_SETTING, Settings
 from ppo_runs import PPORun, train_all
 from trpo_jax.sweep.report.scores import SweepScores, gather, setting_in_words
 from trpo_jax.sweep.report.statistics import mean
 
-AROUND: Settings = {
-    **SMALL_SCALE,
-    "discounting": 0.99,
-    "reward_scaling": 1.0,
-    "unroll_length": 20,
-    "num_minibatches": 8,
-    "gae_lambda": 0.95,
-    "learning_rate_at_end": 0.1,
-}
-"""The best of twelve settings of an earlier search, which had learning rate 1e-3 and 8 updates a batch, now with a schedule."""
+AROUND: Settings = {**ONE_SETTING, "learning_rate_at_end": 0.1}
+"""The best of an earlier search, now with a schedule."""
 
 ROUNDS: tuple[tuple[int, dict[str, list[float]]], ...] = (
     (491_520, {"learning_rate": [1e-3, 2e-3], "num_updates_per_batch": [8, 16], "entropy_cost": [1e-2, 1e-3]}),
     (983_040, {"unroll_length": [10, 20], "discounting": [0.99, 0.995], "gae_lambda": [0.95, 0.97]}),
 )
-"""Environment steps of each training, and what is combined; the second round begins where the first arrived."""
+"""Environment steps of each training, and in what its settings differ from `AROUND`: all that can be combined."""
 
 
-def searched() -> list[tuple[int, dict[str, float]]]:
-    """Return how long each setting is trained, and in what it differs from `AROUND`."""
-    return [
-        (steps, dict(zip(grid, values, strict=True))) for steps, grid in ROUNDS for values in itertools.product(*grid.values())
-    ]
+def combinations(grid: dict[str, list[float]]) -> list[dict[str, float]]:
+    """Return every choice of a value for each name."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,22 +62,13 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     rows: list[dict[str, Any]] = []
-    for steps, _ in ROUNDS:
+    for steps, grid in ROUNDS:
+        common = steps, arguments.num_evals, arguments.episodes
         runs = [
-            PPORun(
-                environment,
-                setting_in_words(swept),
-                swept,
-                {**AROUND, **swept},
-                seed,
-                length,
-                arguments.num_evals,
-                arguments.episodes,
-            )
+            PPORun(environment, setting_in_words(swept), swept, {**AROUND, **swept}, seed, *common)
             for environment in arguments.environments
-            for length, swept in searched()
+            for swept in combinations(grid)
             for seed in arguments.seeds
-            if length == steps
         ]
         scores = gather(train_all(runs, Path(arguments.folder)))
         rows += sorted((row(scores, setting, steps) for setting in scores.settings), key=lambda row: -row["normalized"])

@@ -2,8 +2,8 @@
 
     python benchmarks/suite.py [--folder runs/suite] [--json FILE] [--figure FILE.svg]
 
-Ours is configs/sweeps/one_setting.toml, PPO's is `brax_ppo.ONE_SETTING`; both were chosen by searches as large as each other
-(configs/sweeps/one_setting_search{,_2}.toml, ppo_search.py). Returns are those of deterministic evaluations at the end. "Same
+Ours is configs/sweeps/one_setting.toml, chosen by configs/sweeps/one_setting_search{,_2}.toml; PPO's is `brax_ppo.ONE_SETTING`, for
+which ppo_search.py searches as hard. Returns are those of deterministic evaluations at the end. "Same
 time": first both are timed alone, on all cores, compilation and evaluations left out; then PPO's learning curves are read at
 the environment steps that it has done by the time that ours ends (linear between evaluations). Intervals are those of the
 bootstrap over seeds, 95 %. What the folder holds already, speeds too, is not measured again; delete it to measure anew.
@@ -35,7 +35,7 @@ from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.scores import ScoredRun, gather, read_scores
 from trpo_jax.sweep.report.statistics import estimate, mean, probability_of_improvement
 from trpo_jax.sweep.report.tables import show
-from trpo_jax.training.devices import num_cores_to_use, show_cores_as_devices
+from trpo_jax.training.devices import num_cores_to_use, show_cpu_devices
 from trpo_jax.training.files import write_whole
 
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "one_setting.toml"
@@ -182,5 +182,5 @@ def returns_at(runs: Sequence[ScoredRun], steps: float) -> np.ndarray:
 
 if __name__ == "__main__":
     parsed = tyro.cli(Arguments, description=__doc__)
-    show_cores_as_devices()
+    show_cpu_devices(os.cpu_count() or 1)
     main(parsed)

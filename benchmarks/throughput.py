@@ -19,7 +19,7 @@ import report
 from trpo_jax import TRPOConfig, make_trpo
 from trpo_jax.environments.registry import as_environment
 from trpo_jax.environments.wrappers import cast_like, strong
-from trpo_jax.training.devices import widen_thread_pool
+from trpo_jax.training.devices import show_cpu_devices
 from trpo_jax.training.pipeline import Pipeline
 from trpo_jax.training.run_config import starting_config
 
@@ -41,8 +41,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    jax.config.update("jax_num_cpu_devices", arguments.devices)
-    widen_thread_pool(2 * arguments.devices)
+    show_cpu_devices(arguments.devices)
     rows = [measure(name, arguments) for name in arguments.environments]
     report.publish("training against the simulator alone", rows, arguments.json)
 

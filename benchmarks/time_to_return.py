@@ -23,7 +23,7 @@ import report
 from brax_ppo import SMALL_SCALE, Settings, Stopwatch, steady_stretch, train_ppo
 from trpo_jax import TRPOConfig, make_trpo, train
 from trpo_jax.environments.brax import load_environment
-from trpo_jax.training.devices import num_cores_to_use, widen_thread_pool
+from trpo_jax.training.devices import num_cores_to_use, show_cpu_devices
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.run_config import starting_config
 
@@ -179,7 +179,6 @@ def bound(ours_arrived: bool, ppo_arrived: bool) -> str:
 
 if __name__ == "__main__":
     parsed = tyro.cli(Arguments, description=__doc__)
-    jax.config.update("jax_num_cpu_devices", parsed.devices)
-    widen_thread_pool(2 * parsed.devices)
+    show_cpu_devices(parsed.devices)
     jax.config.update("jax_compilation_cache_dir", None)  # each run pays for what it compiles
     main(parsed)

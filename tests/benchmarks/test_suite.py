@@ -56,11 +56,14 @@ def test_our_one_setting_is_the_defaults_whatever_an_environment_ships_with():
 def test_both_were_searched_equally_hard():
     ours = [run for number in ("", "_2") for run in plan_file(SWEEPS / f"one_setting_search{number}.toml")]
     arguments = ppo_search.Arguments()
-    theirs = list(itertools.product(arguments.environments, ppo_search.searched(), arguments.seeds))
+    tried = [(steps, swept) for steps, grid in ppo_search.ROUNDS for swept in ppo_search.combinations(grid)]
+    theirs = list(itertools.product(arguments.environments, tried, arguments.seeds))
     assert len({run.name for run in ours}) == len(ours) == len(theirs)
     assert {run.config.environment for run in ours} == set(arguments.environments)
     assert {run.config.seed for run in ours} == set(arguments.seeds)
     assert sorted(run.config.num_timesteps for run in ours) == sorted(steps for _, (steps, _), _ in theirs)
+    falling = {**brax_ppo.ONE_SETTING, "learning_rate_at_end": 0.1}
+    assert falling in [{**ppo_search.AROUND, **swept} for _, swept in tried]
     assert any(run.config.trpo == TRPOConfig() for run in ours)
 
 

@@ -37,22 +37,33 @@ def show_cores_as_devices(num_envs: int | None = None, max_devices: int | None =
     """
     flags = os.environ.get("XLA_FLAGS", "")
     chosen: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    widen_thread_pool(2 * max(cores, chosen))
-    if chosen < 0 and "xla_force_host_platform_device_count" not in flags:
-        with contextlib.suppress(RuntimeError):
-            cores = min(cores, max_devices or cores)
-            jax.config.update("jax_num_cpu_devices", cores if num_envs is None else num_cores_to_use(num_envs, cores))
+    if chosen >= 0 or "xla_force_host_platform_device_count" in flags:
+        widen_thread_pool(chosen)
+        return
+    cores = min(num_cores(), max_devices or num_cores())
+    with contextlib.suppress(RuntimeError):
+        show_cpu_devices(cores if num_envs is None else num_cores_to_use(num_envs, cores))
 
 
-def widen_thread_pool(num_threads: int) -> None:
-    """Have jaxlib 0.10 start so many threads for a processor's devices, unless the user has said how many (`NPROC`).
+def show_cpu_devices(num_devices: int) -> None:
+    """Have JAX show so many devices on a processor; raises RuntimeError once it has shown others."""
+    widen_thread_pool(num_devices)
+    jax.config.update("jax_num_cpu_devices", num_devices)
+
+
+def widen_thread_pool(num_devices: int) -> None:
+    """Have jaxlib 0.10 start two threads for each core or device, whichever are more; what the user has said (`NPROC`) stays.
 
     A batched LAPACK call, such as the solves of Brax's generalized physics, there waits on one of these threads for work that
     others of them do. With a thread a device all of them may wait, for ever.
     """
     if jaxlib.version.__version_info__ < (0, 11):
-        os.environ.setdefault("NPROC", str(num_threads))
+        os.environ.setdefault("NPROC", str(2 * max(num_cores(), num_devices)))
+
+
+def num_cores() -> int:
+    """Return how many of the processor's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_cores_to_use(num_envs: int, num_cores: int) -> int:
