@@ -53,7 +53,8 @@ ONE_SETTING: Settings = {
     "num_updates_per_batch": 8,
     "gae_lambda": 0.95,
 }
-"""For seven environments alike: the best of twelve settings by mean normalized return, see docs/benchmarks; `ppo_search.py` goes on from it."""
+"""For seven environments alike: the best of twelve settings by mean normalized return, see docs/benchmarks.
+`ppo_search.py` goes on from it."""
 
 PUBLISHED: dict[str, Settings] = {
     "ant": {
