@@ -1,14 +1,14 @@
 """Everything that is still open about an accelerator, measured by one command that loses nothing.
 
-    python benchmarks/accelerator.py [--parts ant_speed profile] [--json FILE] [--seconds 820]
+    python benchmarks/accelerator.py [--parts ant_speed profile] [--json FILE] [--seconds 840]
 
 The parts, their order, their seconds and the figures predicted for them are in `accelerator_parts/table.py`. Each part runs in
-a process of its own and begins only if its predicted seconds are left; it is ended after one and a half times as long. Each
-finished unit of a part is added to FILE at once. The same command again goes on with what FILE lacks, so a command that was
-killed costs no more than the unit it was at:
+a process of its own, or if it asks for returns only, in one for each of its units, all at the same time. It begins only if its
+predicted seconds are left; it is ended after one and a half times as long. Each finished unit of a part is added to FILE at
+once. The same command again goes on with what FILE lacks, so a command that was killed costs no more than the units it was at:
 
     python benchmarks/accelerator.py --json FILE --seconds 560    # where a command may take ten minutes
-    python benchmarks/accelerator.py --json FILE --seconds 240    # the rest
+    python benchmarks/accelerator.py --json FILE --seconds 280    # the rest
 
 Parts that failed are written down, too, and come last the next time. The exit status is 1 if there are any, and 0 if all
 others were measured or left out for want of time. `--small` tries everything at tiny sizes, on a CPU. All competitors run
@@ -16,6 +16,7 @@ with full float32 matrix products. Only `ant_seeds` keeps compiled programs, fro
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ class Arguments:
     """Which, in the table's order; none: all."""
     json: str = "accelerator.json"
     """The result, to which every finished unit is added."""
-    seconds: float = 820.0
+    seconds: float = 840.0
     """After so many the command ends."""
     resume: bool = True
     """Go on with what the result lacks; else it is begun anew."""
@@ -103,7 +105,7 @@ class Run:
     """Folder for compiled programs, of parts that keep them."""
 
     def part(self, part: Part) -> None:
-        """Measure what is missing of a part, in one process after another where one ends early."""
+        """Measure what is missing of a part, in one process after another where one ends early, or each unit in its own."""
         while units := [unit for unit in part.units if not self._is_settled(part, unit)]:
             now, seconds = time.monotonic(), part.seconds(units)
             print(f"{part.name}: {seconds:.0f} s predicted, {self.deadline - now:.0f} s left", flush=True)
@@ -112,10 +114,13 @@ class Run:
                     self._add(part, unit, {result.LEFT_OUT: "no time"})
                 return
             patience = math.inf if self.arguments.small else PATIENCE  # tiny sizes take other times
-            ended = self._measure(part, units, min(now + patience * seconds, self.deadline))
-            unfinished = [unit for unit in units if not self._is_settled(part, unit)]
-            if ended and unfinished:
-                self._add(part, unfinished[0], ended)
+            measure = functools.partial(self._measure, part, deadline=min(now + patience * seconds, self.deadline))
+            groups = [[unit] for unit in units] if part.at_once else [units]
+            with ThreadPoolExecutor(len(groups)) as threads:
+                for ended, group in zip(threads.map(measure, groups), groups, strict=True):
+                    unfinished = [unit for unit in group if not self._is_settled(part, unit)]
+                    if ended and unfinished:
+                        self._add(part, unfinished[0], ended)
 
     def row(self, part: Part, unit: Unit) -> result.Row | None:
         return result.find(result.read(self.path)["rows"], part.name, unit.name)
@@ -130,7 +135,7 @@ class Run:
         result.add(self.path, row)
         print(row, flush=True)
 
-    def _measure(self, part: Part, units: Sequence[Unit], deadline: float) -> result.Row:
+    def _measure(self, part: Part, units: Sequence[Unit], *, deadline: float) -> result.Row:
         """Run a process; return what to say of the unit that it ended at, if it did not end well."""
         began = time.monotonic()
         task = process.Task(
@@ -173,6 +178,7 @@ class Run:
             "JAX_DEFAULT_MATMUL_PRECISION": "highest",
             "JAX_ENABLE_COMPILATION_CACHE": "true" if part.keeps_programs else "false",
             **cache,
+            **({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if part.at_once else {}),
         }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerator_parts import result
-from accelerator_parts.unit import EVALUATION, Context, LeftOut, Part, Unit, arguments_of, needed
+from accelerator_parts.unit import EVALUATION, EVALUATION_AT_ONCE, Context, LeftOut, Part, Unit, arguments_of, needed
 
 MORE_TIME = 75
 """Exit status of a process that leaves units for another one, since too little time is left to it."""
@@ -61,7 +61,8 @@ def main(task: Task) -> int:
         rest = needed(units[number + 1 :])
         if number and time.monotonic() + needed([unit]) > task.deadline:
             return MORE_TIME
-        context = Context(task.deadline - EVALUATION - rest, imports, task.small, Path(task.path))
+        evaluation = EVALUATION_AT_ONCE if part.at_once else EVALUATION
+        context = Context(task.deadline - evaluation - rest, imports, task.small, Path(task.path), part.at_once)
         began = time.monotonic()
         row = measure(unit, context, arguments_of(unit, small=task.small, environment=task.environment))
         if found is not None:

@@ -1,6 +1,5 @@
 """Units that time iterations: beside the simulator alone, stage by stage, in a profile, and compiled otherwise."""
 
-import dataclasses
 import functools
 import shutil
 import statistics
@@ -19,6 +18,7 @@ from accelerator_parts.unit import Context
 from throughput import Simulator, Training
 from trpo_jax import TRPOConfig, make_trpo
 from trpo_jax.environments.registry import as_environment
+from trpo_jax.sweep.fields import with_fields
 from trpo_jax.training import pipeline as pipelines
 from trpo_jax.training.program import side_by_side
 from trpo_jax.training.run_config import starting_config
@@ -30,12 +30,9 @@ LARGEST_TRACE = 15_000_000
 """Bytes of a profile that is kept beside the result."""
 
 
-def our_config(environment: str, *, suite: str = "brax", max_kl: float | None = None, **sizes: int) -> TRPOConfig:
-    """Return the settings that ship for an accelerator, some of them changed."""
-    config = starting_config(environment, suite, accelerator=True).trpo
-    if max_kl is not None:
-        config = dataclasses.replace(config, trust_region=dataclasses.replace(config.trust_region, max_kl=max_kl))
-    return dataclasses.replace(config, **sizes)
+def our_config(environment: str, *, suite: str = "brax", **changed: Any) -> TRPOConfig:
+    """Return the settings that ship for an accelerator, some of them changed: fields by their dotted names."""
+    return with_fields(starting_config(environment, suite, accelerator=True), changed).trpo
 
 
 class Started(Training):

@@ -12,7 +12,7 @@ from accelerator_parts.speed import our_config
 from accelerator_parts.unit import Context, LeftOut
 from brax_ppo import PUBLISHED, Stopwatch, steady_stretch, train_ppo
 from trpo_jax import make_trpo, train
-from trpo_jax.environments.brax import load_environment
+from trpo_jax.environments.brax import load_environment, resolve_backend
 from trpo_jax.sweep.population import Population
 from trpo_jax.training.devices import compiler_options
 from trpo_jax.training.evaluate import make_evaluator
@@ -84,15 +84,16 @@ def ppo(
     num_evals: int,
     episodes: int,
 ) -> Row:
-    """Train by Brax's PPO with the settings that Brax publishes for an environment."""
-    settings, name = PUBLISHED[published], "Brax PPO, published"
+    """Train by Brax's PPO with the settings that Brax publishes for an environment, this one or another."""
+    settings, name = PUBLISHED[published], "Brax PPO, published" + (f" for {published}" if published != environment else "")
     if context.small:
         settings, name = {**settings, "num_envs": 64, "batch_size": 32, "num_minibatches": 4}, "Brax PPO, small"
     keeper = Keeper(context.stop_at)
     with contextlib.suppress(OutOfTime):
-        train_ppo(environment, num_timesteps, settings, seed=seed, num_evals=num_evals, policy_params_fn=keeper)
+        options = {"num_evals": num_evals, "policy_params_fn": keeper, "seed": seed}
+        train_ppo(environment, num_timesteps, settings, backend=resolve_backend(environment), **options)
     batch = settings["batch_size"] * settings["num_minibatches"] * settings["unroll_length"]
-    limited = make_trpo(load_environment(environment, "spring")).environment
+    limited = make_trpo(load_environment(environment)).environment
     row = {"algorithm": name, "environment": environment, "seed": seed}
     return row | summary(keeper, limited, context, episodes=episodes, batch=batch)
 
@@ -133,7 +134,7 @@ def summary(
     batch: int | None = None,
     num_runs: int | None = None,
 ) -> Row:
-    """Evaluate what was kept, and say how far the training came and how long it took.
+    """Evaluate what was kept, and say how far the training came and, where nothing else ran meanwhile, how long it took.
 
     Args:
         keeper: after the training.
@@ -155,11 +156,13 @@ def summary(
         first = sum(keeper.stretches[:2]) - steady * (1 - (batch or steps) / steps)
     seconds = np.cumsum(keeper.stretches).tolist()
     means = returns.mean(axis=-1)
+    row = {"steps": keeper.steps[-1], "final": float(means[-1]), "best": float(means.max())}
+    row |= {"each seed": returns[-1].tolist()} if num_runs else {}
+    row |= {"stopped": "no time for more steps"} if keeper.was_stopped else {}
+    if context.at_once:
+        return row | {"curve": list(zip(keeper.steps, returns.tolist(), strict=True))}
     curve = list(zip(keeper.steps, seconds, [steady * i for i in range(len(seconds))], means.tolist(), strict=True))
-    row = {
-        "steps": keeper.steps[-1],
-        "final": float(means[-1]),
-        "best": float(means.max()),
+    row |= {
         "seconds": seconds[-1],
         "seconds without compilation": curve[-1][2],
         "steps/s": steps * (num_runs or 1) / steady,
@@ -169,8 +172,6 @@ def summary(
         "time to first step": context.imports + first,
         "evaluation": evaluation,
     }
-    row |= {"each seed": returns[-1].tolist()} if num_runs else {}
-    row |= {"stopped": "no time for more steps"} if keeper.was_stopped else {}
     return row | {f"to_{goal}": reached(curve, goal) for goal in GOALS} | {"curve": curve}
 
 

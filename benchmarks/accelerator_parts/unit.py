@@ -14,6 +14,12 @@ EVALUATION = 30.0
 START = 6.0
 """Predicted seconds of a process before its first unit: Python, imports, the device."""
 
+EVALUATION_AT_ONCE = 40.0
+"""Seconds that trainings at the same time leave for the evaluation of the policies they kept."""
+
+START_AT_ONCE = 40.0
+"""Predicted seconds of processes at the same time until all programs are compiled."""
+
 
 class LeftOut(Exception):
     """Says why a unit cannot be measured here, where that is no failure."""
@@ -31,6 +37,8 @@ class Context:
     """Whether sizes are tiny, so that competitors' settings must be too."""
     path: Path
     """Of the result, for files beside it."""
+    at_once: bool = False
+    """Whether other units share the device meanwhile, so that seconds say nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +68,15 @@ class Part:
     units: tuple[Unit, ...]
     keeps_programs: bool = False
     """Whether later units find the programs of earlier ones in JAX's compilation cache."""
+    at_once: bool = False
+    """Whether all units run at the same time, each in a process of its own: for what trainings return, not how fast they are.
+
+    Most of a short training is compilation, which then takes a processor each. A unit's seconds are the device's alone."""
 
     def seconds(self, units: Sequence[Unit]) -> float:
-        """Return the predicted seconds of a process that measures some of the units."""
+        """Return the predicted seconds of some of the units."""
+        if self.at_once:
+            return START_AT_ONCE + sum(unit.seconds for unit in units) + EVALUATION_AT_ONCE
         return START + needed(units)
 
 
@@ -81,9 +95,6 @@ SMALL: dict[str, Any] = {
     "episodes": 2,
     "iterations": 1,
     "rounds": 1,
-    "samples": 256,
-    "hidden_size": 8,
-    "size": 64,
 }
 """Arguments of units where everything is tiny."""
 

@@ -1,5 +1,6 @@
 """The accelerator's benchmark: nothing is lost or measured twice, whatever ends early; and what its figures rest on."""
 
+import dataclasses
 import gzip
 import importlib
 import inspect
@@ -21,6 +22,7 @@ from accelerator import Arguments
 from accelerator_parts import kernels, process, result, table, unit
 from accelerator_parts.unit import Context, LeftOut
 from probes import Counter
+from trpo_jax.environments.brax import resolve_backend
 from trpo_jax.environments.wrappers import EpisodeLimit
 
 BENCHMARKS = Path(accelerator.__file__).parent
@@ -45,8 +47,19 @@ def die(context):
 def leave_out(context):
     raise LeftOut("for a reason")
 
-def part(name, *units):
-    return Part(name, "", units)
+def meet(context, others):
+    (HERE / f"met {os.getpid()}").touch()
+    until = time.monotonic() + 30
+    while len(list(HERE.glob("met *"))) < others + 1:
+        assert time.monotonic() < until, "alone"
+        time.sleep(0.01)
+    return {"at once": context.at_once, "preallocates": os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE")}
+
+def part(name, *units, **options):
+    return Part(name, "", units, **options)
+
+def friend(name):
+    return Unit(name, "probe_parts.meet", 0.0, arguments={"others": 2})
 
 def sleeper(name, seconds=0.0, predicted=0.0):
     return Unit(name, "probe_parts.wait", predicted, arguments={"seconds": seconds})
@@ -61,6 +74,7 @@ PARTS = (
     part("long", sleeper("hour", predicted=3600.0), sleeper("minute", predicted=60.0)),
     part("asleep", sleeper("asleep", seconds=60.0), sleeper("good")),
     part("overrun", sleeper("overruns", seconds=2.5), sleeper("next", predicted=2.0)),
+    part("together", *map(friend, "abc"), probe("die"), probe("fail"), at_once=True),
     part("broken", Unit("broken", "nowhere.measure", 0.0)),
     *(part(f"sleepy {i}", *(sleeper(f"unit {j}", seconds=0.1) for j in range(3))) for i in range(2)),
 )
@@ -92,6 +106,14 @@ def test_a_failure_is_written_down_and_the_rest_goes_on(probe_parts, capfd):
     assert rows["broken", "broken"]["failed"] == "ModuleNotFoundError: No module named 'nowhere'"
     assert all(result.is_measured(rows[part, "good"]) for part in ("failing", "dying"))
     assert "out of memory" in capfd.readouterr().out
+
+
+def test_units_at_once_share_the_device_and_lose_only_their_own_failures(probe_parts):
+    status, rows = probe_parts("together")
+    assert status == 1
+    assert all(rows["together", name].items() >= {"at once": True, "preallocates": "false"}.items() for name in "abc")
+    assert rows["together", "fail"]["failed"] == "RuntimeError: out of memory"
+    assert rows["together", "die"]["failed"] == "its process ended with status -9"
 
 
 def test_what_was_measured_stays_and_what_failed_is_tried_again_last(probe_parts, capfd):
@@ -284,6 +306,15 @@ def test_policies_of_several_runs_are_evaluated_together():
     row = training.summary(keeper, EpisodeLimit(Payer(), 5), context, episodes=2, made=2.0, num_runs=2)
     assert (row["final"], row["each seed"], row["steps/s"]) == (5500.0, [5000.0, 6000.0], 50.0)
     assert row["trace, compile, start"] == 5.0
+    context = dataclasses.replace(context, at_once=True)
+    row = training.summary(keeper, EpisodeLimit(Payer(), 5), context, episodes=2, made=2.0, num_runs=2)
+    assert row == {
+        "steps": 100,
+        "final": 5500.0,
+        "best": 5500.0,
+        "each seed": [5000.0, 6000.0],
+        "curve": [(0, [0.0, 1000.0]), (50, [3500.0, 4500.0]), (100, [5000.0, 6000.0])],
+    }
 
 
 def test_a_training_is_stopped_in_time_to_be_evaluated():
@@ -306,8 +337,11 @@ def test_ppo_is_trained_with_its_published_settings_untouched(monkeypatch):
     for each in (each for part in table.PARTS for each in part.units if each.measure.endswith(".ppo")):
         row = training.ppo(context, **each.arguments)
         (environment, steps, settings), options = given.pop()
-        assert settings is training.PUBLISHED[environment]
-        assert (steps, options["seed"], row["algorithm"]) == (50_000_000, each.arguments["seed"], "Brax PPO, published")
+        published = each.arguments["published"]
+        assert settings is training.PUBLISHED[published]
+        other = "" if published == environment else f" for {published}"
+        assert (steps, options["seed"]) == (each.arguments["num_timesteps"], each.arguments["seed"])
+        assert (row["algorithm"], options["backend"]) == (f"Brax PPO, published{other}", resolve_backend(environment))
 
 
 def test_kernels_are_counted_by_stage(tmp_path):
