@@ -34,6 +34,7 @@ from throughput import random_unroll
 from trpo_jax import GaussianPolicy, TrustRegionConfig, make_trpo
 from trpo_jax.environments.brax import load_environment
 from trpo_jax.environments.wrappers import strong
+from trpo_jax.training.devices import compiler_options
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.pipeline import Pipeline
 from trpo_jax.training.run_config import starting_config
@@ -77,7 +78,8 @@ def compiled(name: str, device: jax.Device, function: Any, *arguments: Any) -> R
     start = time.process_time()
     lowered = function.lower(*gpu_target.described(arguments, device))
     trace = time.process_time() - start
-    return described_row(name, gpu_target.measure(device, lowered.compile), trace)
+    compile_fn = functools.partial(lowered.compile, compiler_options=compiler_options([device]))
+    return described_row(name, gpu_target.measure(compile_fn), trace)
 
 
 def described_row(name: str, measured: gpu_target.Measured, trace: float) -> Row:
@@ -96,7 +98,7 @@ def iteration(arguments: Arguments, device: jax.Device) -> Iterator[Row]:
     start = time.process_time()
     trpo, pipeline = agent_for(arguments, device)
     yield {"program": "environment and agent, nothing compiled", "trace, s": time.process_time() - start}
-    recorder = gpu_target.Recorder(device)
+    recorder = gpu_target.Recorder()
     pipeline.compile(recorder)
     names = ("draw", "begin", "next keys", "rollout", "policy step", "critic fit")
     for name, (measured, trace) in zip(names, recorder.measured, strict=True):

@@ -7,6 +7,7 @@ told from here; kernels, memory and the seconds of compilation can.
 import concurrent.futures
 import dataclasses
 import importlib.util
+import os
 import re
 import time
 from collections.abc import Callable
@@ -17,10 +18,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from trpo_jax.training.devices import compiler_options
-
 H100 = Path(__file__).with_name("h100_target.txtpb")
-OPTIONS = {"xla_gpu_autotune_level": "0"}
 NO_KERNEL = {
     *(
         "parameter",
@@ -65,6 +63,7 @@ class Measured:
 def h100() -> jax.Device:
     """Return a device to compile for; exits with one line where the CUDA plugin is missing."""
     jax.config.update("jax_platforms", "cpu")  # else JAX would look for a GPU, and complain
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     version = jax.__version__
     if importlib.util.find_spec("jax_plugins") is None or importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
         raise SystemExit(
@@ -81,10 +80,10 @@ def described(tree: Any, device: jax.Device) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
-def measure(device: jax.Device, compile_fn: Callable[..., Any]) -> Measured:
+def measure(compile_fn: Callable[[], Any]) -> Measured:
     """Call the `compile` of a lowered program, and look at what comes of it."""
     start = time.process_time()
-    compiled = compile_fn(compiler_options=OPTIONS | compiler_options([device]))
+    compiled = compile_fn()
     seconds = time.process_time() - start
     kernels, loops = count_kernels(compiled.as_text())
     return Measured(kernels, loops, compiled.memory_analysis().temp_size_in_bytes, seconds)
@@ -93,15 +92,14 @@ def measure(device: jax.Device, compile_fn: Callable[..., Any]) -> Measured:
 class Recorder(concurrent.futures.Executor):
     """Stands in for the threads that compile programs side by side: compiles each at once, and keeps what that told."""
 
-    def __init__(self, device: jax.Device) -> None:
-        self.device = device
+    def __init__(self) -> None:
         self.measured: list[tuple[Measured, float]] = []
         """With the CPU seconds that went by before: of tracing."""
         self._last = time.process_time()
 
     def submit(self, compile_fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         trace = time.process_time() - self._last
-        self.measured.append((measure(self.device, compile_fn), trace))
+        self.measured.append((measure(compile_fn), trace))
         self._last = time.process_time()
         return concurrent.futures.Future()
 

@@ -56,14 +56,15 @@ def publish(title: str, rows: Sequence[Mapping[str, Any]], path: str | None) -> 
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows as a table; nothing where there are none."""
+    """Print rows as a table; nothing where there are none. What a row lacks stays empty."""
     if not rows:
         return
     table = rich.table.Table(title=title)
-    for name in rows[0]:
-        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
-    for row in rows:
-        table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    columns = {name: [row.get(name, "") for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    for name, values in columns.items():
+        table.add_column(name, justify="left" if all(isinstance(value, str) for value in values) else "right")
+    for values in zip(*columns.values(), strict=True):
+        table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in values))
     rich.console.Console(width=110).print(table)
 
 

@@ -47,7 +47,9 @@ class Started(Training):
 
     def __init__(self, environment: Any, config: TRPOConfig, *, iterations: int, options: Mapping[str, Any] | None = None):
         shipped = pipelines.compiler_options  # not through super(), which compiles the programs one after another
-        with mock.patch.object(pipelines, "compiler_options", lambda devices: {**shipped(devices), **(options or {})}):
+        with mock.patch.object(
+            pipelines, "compiler_options", lambda *given, **which: {**shipped(*given, **which), **(options or {})}
+        ):
             self.trpo = make_trpo(environment, config)
             self.pipeline = pipelines.Pipeline(self.trpo.iteration, jax.devices()[:1])
         self.iterations = iterations

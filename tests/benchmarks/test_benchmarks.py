@@ -73,6 +73,13 @@ def test_no_rows_are_no_table(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_row_may_lack_what_others_have(capsys):
+    report.show("ragged", [{"name": "a", "late": 1}, {"name": "b", "early": 2, "late": 3}])
+    lines = [line.strip("│┃ ").replace("┃", "│") for line in capsys.readouterr().out.splitlines()]
+    rows = [[cell.strip() for cell in line.split("│")] for line in lines if "│" in line]
+    assert rows == [["name", "late", "early"], ["a", "1", ""], ["b", "3", "2"]]
+
+
 def test_the_policy_update_benchmark_runs_and_its_competitors_agree(tmp_path, capsys):
     path = tmp_path / "result.json"
     policy_update.main(policy_update.Arguments(samples=(256,), hidden_sizes=(8,), rounds=1, json=str(path)))

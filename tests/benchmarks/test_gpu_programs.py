@@ -68,6 +68,6 @@ def test_a_program_is_compiled_for_a_gpu_that_is_not_there():
     pytest.importorskip("jax_plugins.xla_cuda13", reason="needs JAX's CUDA plugin")
     device = gpu_target.h100()
     described = gpu_target.described(jnp.ones((512, 512)), device)
-    measured = gpu_target.measure(device, jax.jit(lambda x: jnp.tanh(x @ x).sum(0)).lower(described).compile)
+    measured = gpu_target.measure(jax.jit(lambda x: jnp.tanh(x @ x).sum(0)).lower(described).compile)
     assert 2 <= measured.kernels <= 6
     assert measured.compile_seconds > 0

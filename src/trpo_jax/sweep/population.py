@@ -48,7 +48,7 @@ class Population:
             draw=Program(self._over_runs(draw, simulates=True)),
             collect=Program(self._over_runs(collect, donate=1, simulates=True)),
             improve=Program(self._over_runs(improve)),
-            fit=Program(self._over_runs(fit)),
+            fit=Program(self._over_runs(fit, for_fit=True)),
         )
         self._begin = Program(self._over_runs(iteration.begin))
         self._restart, self._fold_in = self._over_runs(iteration.restart), self._over_runs(jax.random.fold_in)
@@ -123,11 +123,17 @@ class Population:
         return join([leaf, *[leaf[-1:]] * self._num_more])
 
     def _over_runs(
-        self, function: Callable[..., Any], *, donate: int | tuple[int, ...] = (), simulates: bool = False
+        self,
+        function: Callable[..., Any],
+        *,
+        donate: int | tuple[int, ...] = (),
+        simulates: bool = False,
+        for_fit: bool = False,
     ) -> Callable[..., Any]:
         """Return a jitted function that does for R runs what `function` does for one."""
         older = simulates and self._are_cpus and jax.__version_info__ < (0, 11)
-        options = OLDER_EMITTERS if older else compiler_options(self._sharding.mesh.devices.ravel().tolist())
+        devices = self._sharding.mesh.devices.ravel().tolist()
+        options = OLDER_EMITTERS if older else compiler_options(devices, for_fit=for_fit)
         spec = self._sharding.spec
         mapped = jax.shard_map(jax.vmap(function), mesh=self._sharding.mesh, in_specs=spec, out_specs=spec, check_vma=False)
         return jax.jit(mapped, donate_argnums=donate, compiler_options=options)

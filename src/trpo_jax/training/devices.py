@@ -77,13 +77,16 @@ def are_cores_of_one_processor(devices: Sequence[jax.Device]) -> bool:
     return devices[0].platform == "cpu" and jax.process_count() == 1
 
 
-def compiler_options(devices: Sequence[jax.Device]) -> dict[str, Any]:
-    """Return the options with which the package's own programs are compiled for such devices.
+def compiler_options(devices: Sequence[jax.Device], *, for_fit: bool = False) -> dict[str, Any]:
+    """Return the options with which the package's own programs are compiled for such devices, the critic's fit or another.
 
     For a GPU matrix products are left to cuBLAS. Those that XLA generates take most of a policy step's time of
-    compilation, even before many versions of each are tried on the card, and save no launches.
+    compilation, even before many versions of each are tried on the card, and save no launches. The critic's fit has
+    them: its minibatches are thousands of samples for a few dozen units, and there cuBLAS takes 38 µs for the gradient
+    of one layer's weights, almost half of a gradient step (on an H200).
     """
-    return {"xla_gpu_enable_triton_gemm": False} if devices[0].platform in ("gpu", "cuda") else {}
+    is_gpu = devices[0].platform in ("gpu", "cuda")
+    return {"xla_gpu_enable_triton_gemm": False} if is_gpu and not for_fit else {}
 
 
 def check_memory(needed: int, available: int) -> None:

@@ -91,7 +91,11 @@ class Pipeline:
                 jit(improve, out_shardings=(learning, learning if apart else by_time, learning)),
                 move={2: learning, 4: learning, 5: learning} if apart else {},
             ),
-            fit=program(jit(fit, out_shardings=learning), move={3: learning, 4: learning} if apart else {}, thread=aside),
+            fit=program(
+                jit(fit, out_shardings=learning, compiler_options=compiler_options(devices, for_fit=True)),
+                move={3: learning, 4: learning} if apart else {},
+                thread=aside,
+            ),
         )
 
     @functools.cached_property
