@@ -15,7 +15,7 @@ import tyro
 
 import report
 from trpo_jax import make_trpo
-from trpo_jax.training.loop import Callbacks, Loop, Schedule
+from trpo_jax.training.loop import Callbacks, Loop, Milestones
 from trpo_jax.training.pipeline import Pipeline
 from trpo_jax.training.run_config import starting_config
 from trpo_jax.training.store import Progress, Store
@@ -71,8 +71,8 @@ class Run:
 
     def __call__(self):
         end = self.progress.iteration + self.iterations
-        schedule = Schedule(end, (), checkpoint_interval=self.interval)
-        loop = Loop(self.trpo, self.pipeline, schedule, Callbacks(), store=self.store)
+        milestones = Milestones(end, (), checkpoint_interval=self.interval)
+        loop = Loop(self.trpo, self.pipeline, milestones, Callbacks(), store=self.store)
         self.state = loop.run(self.state, self.progress)
         self.progress = self.progress._replace(iteration=end)
         return loop.metrics["training/kl"]

@@ -100,7 +100,7 @@ def iteration(arguments: Arguments, device: jax.Device) -> Iterator[Row]:
     yield {"program": "environment and agent, nothing compiled", "trace, s": time.process_time() - start}
     recorder = gpu_target.Recorder()
     pipeline.compile(recorder)
-    names = ("draw", "begin", "next keys", "rollout", "policy step", "critic fit")
+    names = ("draw", "begin", "advance", "rollout", "policy step", "critic fit")
     for name, (measured, trace) in zip(names, recorder.measured, strict=True):
         yield described_row(name, measured, trace)
     evaluate = make_evaluator(

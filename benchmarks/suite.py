@@ -3,7 +3,8 @@
     python benchmarks/suite.py [--folder runs/suite] [--json FILE] [--figure FILE.svg]
 
 Ours is configs/sweeps/one_setting.toml, chosen by configs/sweeps/one_setting_search{,_2}.toml; PPO's is
-`brax_ppo.ONE_SETTING`, for which ppo_search.py searches as hard. Returns are those of deterministic evaluations at the end.
+`brax_ppo.ONE_SETTING`, the best of an earlier search; ppo_search.py searches as hard as ours was. Returns are those of
+deterministic evaluations at the end.
 "Same time": first both are timed alone, on all cores, compilation and evaluations left out; then PPO's learning curves are
 read at the environment steps that it has done by the time that ours ends (linear between evaluations). Intervals are those of
 the bootstrap over seeds, 95 %. What the folder holds already, speeds too, is not measured again; delete it to measure anew.

@@ -33,7 +33,8 @@ def train_population(trpo: TRPO, max_kls: jax.Array, keys: jax.Array, iterations
     """Train one member for each of P values and keys -> (state of [P, …], metrics: name -> [iterations, P])."""
 
     def init(max_kl, key):
-        return trpo.init(key, replace(trpo.config, trust_region=replace(trpo.config.trust_region, max_kl=max_kl)))
+        config = replace(trpo.config, trust_region=replace(trpo.config.trust_region, max_kl=max_kl))
+        return trpo.init(key, config, num_iterations=iterations)
 
     state = jax.jit(jax.vmap(init))(max_kls, keys)
     update = jax.jit(jax.vmap(trpo.update), donate_argnums=0)

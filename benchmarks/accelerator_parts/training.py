@@ -18,7 +18,7 @@ from trpo_jax.training.devices import compiler_options
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.loop import Callbacks, Loop
 from trpo_jax.training.store import Progress
-from trpo_jax.training.train import make_schedule
+from trpo_jax.training.train import make_milestones
 
 GOALS = (3000, 4000, 5000, 6000, 7000, 8000)
 
@@ -115,11 +115,11 @@ def together(
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     hyperparameters = jax.tree.map(lambda value: np.full(len(seeds), value, np.float32), trpo.config)
     population = Population(trpo.iteration, keys, hyperparameters=hyperparameters, devices=jax.devices()[:1])
-    schedule = make_schedule(trpo, num_timesteps, num_evals)
+    milestones = make_milestones(trpo, num_timesteps, num_evals)
     callbacks = Callbacks(iteration_fn=keeper.iteration, policy_params_fn=keeper)
     with contextlib.suppress(OutOfTime):
         population.compile(to_init=True)
-        Loop(trpo, population, schedule, callbacks).run(population.init(), Progress())
+        Loop(trpo, population, milestones, callbacks).run(population.init(), Progress())
     row = {"algorithm": "trpo_jax", "environment": environment, "seeds": seeds, "settings": settings}
     return row | summary(keeper, trpo.environment, context, episodes=episodes, made=made, num_runs=len(seeds))
 

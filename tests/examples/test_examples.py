@@ -73,7 +73,7 @@ class TestPopulation:
         max_kls, keys = jnp.asarray([0.002, 0.002, 0.05, 0.05]), jax.random.split(jax.random.key(0), 4)
         state, metrics = vmap_population.train_population(trpo, max_kls, keys, iterations=2)
         trust_region = dataclasses.replace(SMALL.trust_region, max_kl=0.05)
-        alone = trpo.init(keys[3], dataclasses.replace(SMALL, trust_region=trust_region))
+        alone = trpo.init(keys[3], dataclasses.replace(SMALL, trust_region=trust_region), num_iterations=2)
         for iteration in range(2):
             alone, alone_metrics = trpo.update(alone)
             for name, value in alone_metrics.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -106,17 +107,22 @@ def test_without_a_line_search_the_length_is_the_cautious_one_of_the_damped_quad
     np.testing.assert_allclose(new - PARAMS, np.sqrt(2 * CONFIG.max_kl / (x @ matrix @ x)) * x, rtol=1e-9)
 
 
-def test_a_direction_that_the_curvature_does_not_see_goes_no_further_than_the_line_search_can_come_back():
-    """F is zero and the true KL is that of the damping, so that the damped length is right, and a fifth of the first trial."""
-    config = dataclasses.replace(CONFIG, max_backtracks=15, damping=0.5)
+@pytest.mark.parametrize(("backtrack_factor", "max_backtracks"), [(0.8, 15), (0.8, 8), (0.8, 5), (0.9, 8), (0.5, 1), (0.8, 0)])
+def test_a_direction_that_the_curvature_does_not_see_goes_no_further_than_the_line_search_can_come_back(
+    backtrack_factor, max_backtracks
+):
+    """F is zero and the true KL is that of the damping, so that the damped length is right, and at most `LONGEST` is tried."""
+    config = dataclasses.replace(CONFIG, max_backtracks=max_backtracks, backtrack_factor=backtrack_factor, damping=0.5)
 
     def kl_fn(p):
         return 0.25 * jnp.sum(p**2)
 
     _, info = trust_region_step(lambda p: p @ jnp.ones(2), kl_fn, jnp.zeros_like, jnp.zeros(2), config)
+    needed = math.ceil(math.log(LONGEST, 1 / backtrack_factor))  # 0.8⁸ = 0.17
     assert info.accepted
-    assert info.backtracks == 8  # 0.8⁸ = 0.17
-    np.testing.assert_allclose(info.kl, (LONGEST * 0.8**8) ** 2 * config.max_kl, rtol=2e-3)
+    assert info.backtracks == min(needed, max_backtracks)
+    longest = min(LONGEST, backtrack_factor**-max_backtracks)
+    np.testing.assert_allclose(info.kl, (longest * backtrack_factor ** int(info.backtracks)) ** 2 * config.max_kl, rtol=2e-3)
 
 
 @pytest.mark.parametrize(("kl_scale", "fraction"), [(1.02, AIM / np.sqrt(1.02)), (1.5, AIM / np.sqrt(1.5)), (1.55, 0.8)])
@@ -127,11 +133,13 @@ def test_a_first_trial_that_was_just_too_long_is_shortened_by_as_much_as_its_kl_
     np.testing.assert_allclose(info.kl, kl_scale * fraction**2 * CONFIG.max_kl, rtol=2e-3)
 
 
-def test_without_backtracks_a_step_that_is_too_long_is_not_taken():
+def test_without_backtracks_the_damped_step_is_taken_and_none_that_is_too_long():
     config = dataclasses.replace(CONFIG, max_backtracks=0)
+    _, damped = step(dataclasses.replace(CONFIG, line_search=False))
     _, inside = step(config)
     assert inside.accepted
-    new, info = step(config, kl_scale=1.1)
+    np.testing.assert_allclose(inside.kl, damped.kl, rtol=2 * SLACK)
+    new, info = step(config, kl_scale=1.1 * config.max_kl / damped.kl)
     assert info.outcome == StepOutcome.KL_TOO_LARGE
     assert same_bits(new, np.float32(PARAMS))
 

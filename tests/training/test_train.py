@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import threading
@@ -11,8 +12,9 @@ import pytest
 from probes import Target
 from trainings import SMALL
 from trainings import one_device_train as train
-from trpo_jax import ConfigError
+from trpo_jax import ConfigError, TrustRegionConfig
 from trpo_jax.training.checkpoint import load_params
+from trpo_jax.training.train import with_options
 
 
 def test_training_returns_what_brax_returns_and_calls_back_at_every_evaluation(tmp_path):
@@ -52,6 +54,13 @@ def test_options_by_name_go_over_the_config():
     assert params[0] is None
 
 
+def test_a_mapping_changes_what_it_names_and_a_config_takes_the_place_of_the_whole():
+    changed = with_options(SMALL, {"num_envs": 4, "trust_region": {"max_kl": 0.05}, "critic": {"hidden_sizes": [8]}})
+    assert changed.trust_region == dataclasses.replace(SMALL.trust_region, max_kl=0.05)
+    assert (changed.num_envs, changed.critic) == (4, dataclasses.replace(SMALL.critic, hidden_sizes=(8,)))
+    assert with_options(SMALL, {"trust_region": TrustRegionConfig(max_kl=0.05)}).trust_region == TrustRegionConfig(max_kl=0.05)
+
+
 def test_no_timesteps_evaluate_the_initial_policy():
     seen = []
     _, _, metrics = train(Target(), 0, config=SMALL, num_eval_envs=2, progress_fn=lambda step, _: seen.append(step))
@@ -73,6 +82,8 @@ def test_training_is_reproducible_from_its_seed():
         ({"num_eval_envs": True}, "num_eval_envs: got True, allowed: an integer >= 0"),
         ({"discounting": 1.5}, "discounting: got 1.5, allowed: a number >= 0 and <= 1"),
         ({"num_envs": 0}, "num_envs: got 0, allowed: an integer >= 1"),
+        ({"trust_region": {"max_k": 1.0}}, r"trust_region.max_k: got 1.0, allowed: .*did you mean max_kl"),
+        ({"num_envs": {"a": 1}}, "num_envs: got {'a': 1}, allowed: a single value, not a table"),
     ],
 )
 def test_bad_options_are_refused_by_name(options, message):

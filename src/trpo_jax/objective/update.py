@@ -90,10 +90,11 @@ def stateful_trust_region_update(
     key: PRNGKeyArray | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
-    """Do as `trust_region_update`, with damping shaped by the gradients of earlier updates, which `state` has averaged.
+    """Do as `trust_region_update`, with what one update hands to the next.
 
-    The first `state` is `init_trust_region_state(params, config)`; all other arguments are those of `trust_region_update`.
-    Returns (params, state, `TrustRegionInfo`).
+    `state` is a running average of squared gradients, this update's included, which shapes the damping; the first is
+    `init_trust_region_state(params, config)`. All other arguments are those of `trust_region_update`. Returns (params, state,
+    `TrustRegionInfo`).
 
     Raises:
         ValueError: besides what `trust_region_update` raises, a state of another config or of other parameters.

@@ -4,19 +4,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 FLOOR = 1e-4
-"""Added to the shape, whose mean is 1: parameters without a gradient keep a little damping."""
+"""Added to the diagonal, whose mean is 1: parameters without a gradient keep a little damping."""
 
 
 def average_squares(average: Float[Array, "P"], gradient: Float[Array, "P"], decay: float | Array) -> Float[Array, "P"]:
     """Return decay·v + (1 - decay)·g².
 
-    A bias correction, as Adam has it, is not needed: `damping_shape` does not depend on the scale of v.
+    A bias correction, as Adam has it, is not needed: `damping_diagonal` does not depend on the scale of v.
     """
     return (decay * average + (1.0 - decay) * gradient**2).astype(average.dtype)
 
 
-def damping_shape(average: Float[Array, "P"]) -> Float[Array, "P"]:
-    """Return the diagonal of D = √v / mean(√v) + `FLOOR`; ones while v is zero.
+def damping_diagonal(average: Float[Array, "P"]) -> Float[Array, "P"]:
+    """Return the diagonal of D = √v / mean(√v) + `FLOOR`; 1 + `FLOOR` throughout while v is zero.
 
     Reference:
         Like Marquardt 1963, a diagonal scaling of the damping; the square root of averaged squares is the divisor of RMSProp

@@ -18,7 +18,7 @@ class StepOutcome(enum.IntEnum):
     """The objective, the gradient, the direction or the smallest trial held a NaN or an infinity."""
     ZERO_GRADIENT = 4
     NEGATIVE_CURVATURE = 5
-    """The gradient direction itself has curvature <= 0, so that no natural step exists."""
+    """The first direction of conjugate gradients, D⁻¹g, has curvature <= 0, so that no natural step exists."""
 
 
 class TrustRegionInfo(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from trpo_jax.solver.damping import average_squares, damping_shape
+from trpo_jax.solver.damping import average_squares, damping_diagonal
 from trpo_jax.solver.outcome import TrustRegionInfo
 from trpo_jax.solver.tree import MatVec, Params, check_floating, structure_and_shapes, upcast, where_finite
 from trpo_jax.solver.trust_region_config import (
@@ -34,8 +34,9 @@ def trust_region_step(
     with g = ∇objective, F v = `matvec`(v), D the identity (or what `damping_shape` says), and k the first of
     0 … max_backtracks whose trial is finite, satisfies kl_fn(new) <= max_kl, and improves the objective by more than 0 and
     at least accept_ratio · c^k · gᵀs. s is a hair shorter than that, and never longer than `LONGEST` times
-    x · sqrt(2·max_kl / xᵀ(F + damping·D)x), since the KL is not quadratic where F is nearly zero along x. A first trial
-    whose KL is just too large is shortened by what a quadratic KL would need, if that is less than c takes away. With
+    x · sqrt(2·max_kl / xᵀ(F + damping·D)x), or than the last backtrack can bring back to that, since the KL is not
+    quadratic where F is nearly zero along x. A first trial whose KL is just too large is shortened to where a quadratic KL
+    would meet the bound, if that shortens it less than c. With
     line_search=False the damped length is taken, k = 0, and only the trial's finiteness is asked for.
 
     Args:
@@ -116,13 +117,13 @@ def step_along_gradient(
     _, unravel_direction = ravel_pytree(upcast(params))
     vectors = _on_vectors(problem, params, unravel, unravel_direction)
     gradient = _ravel_like(params, upcast(gradient), "the gradient")
-    shape = None
+    diagonal = None
     if state.squared_gradient is not None:
         old, _ = ravel_pytree(state.squared_gradient)
         new = _rounding(upcast(params), unravel_direction)(average_squares(old, gradient, config.gradient_decay))
         average = where_finite(new, old)  # a gradient that cannot be squared in a leaf's dtype leaves it as it was
-        state, shape = TrustRegionState(unravel_direction(average)), damping_shape(average)
-    vector, info = step_on_vectors(vectors, objective, gradient, shape, vector, config)
+        state, diagonal = TrustRegionState(unravel_direction(average)), damping_diagonal(average)
+    vector, info = step_on_vectors(vectors, objective, gradient, diagonal, vector, config)
     return unravel(vector), state, info
 
 

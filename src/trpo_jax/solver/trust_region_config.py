@@ -26,7 +26,7 @@ class TrustRegionConfig:
     cg_tolerance: float = setting(default=1e-10, at_least=0.0)
     """Conjugate gradients stop once the squared relative residual (`TrustRegionInfo.cg_residual`) is below this."""
     backtrack_factor: float = setting(default=0.8, above=0.0, below=1.0)
-    """The line search multiplies the step by this after a failed trial, or by more if the first KL was just too large."""
+    """The line search multiplies the step by this after a failed trial, by more if the first trial's KL was just too large."""
     max_backtracks: int = setting(default=15, at_least=0)
     """How often the line search shrinks the step before it gives up."""
     accept_ratio: float = setting(default=0.0, at_least=0.0, below=1.0)
@@ -66,7 +66,7 @@ def init_trust_region_state(params: Params, config: TrustRegionConfig) -> TrustR
 def check_stateless(config: TrustRegionConfig) -> None:
     """Raise ConfigError if the config asks for what only a step with a state can do."""
     if config.damping_shape == "gradient":
-        allowed = '"identity" where no state is carried; stateful_trust_region_update carries one'
+        allowed = '"identity" where no state is carried; stateful_trust_region_step and …_update carry one'
         raise ConfigError("damping_shape", config.damping_shape, allowed)
 
 

@@ -14,7 +14,7 @@ from trpo_jax.solver.tree import MatVec, Params, add_scaled, all_finite, cast_li
 from trpo_jax.solver.trust_region_config import TrustRegionConfig
 
 LONGEST = 5.0
-"""Longest step, as a multiple of the one whose length counts the damping as curvature: eight backtracks of 0.8."""
+"""Longest step, as a multiple of the one whose length counts the damping as curvature; less if backtracks cannot undo it."""
 
 SLACK = 1e-3
 """Part of the KL bound that the first trial leaves: a KL that is quadratic ends just inside, where rounding cannot decide."""
@@ -48,14 +48,14 @@ class Problem(NamedTuple):
 
 
 class _Trial(NamedTuple):
-    params: Params
+    params: Float[Array, "P"]
     improvement: Float[Array, ""]
     evaluation: Evaluation
     outcome: Int[Array, ""]
 
 
 class _Direction(NamedTuple):
-    x: Params
+    x: Float[Array, "P"]
     curvature: Float[Array, ""]
     """What decides the length; no direction was found where it is not positive."""
     cg_iterations: Int[Array, ""]
@@ -66,16 +66,16 @@ def step_on_vectors(
     problem: Problem,
     objective: Float[Array, ""],
     gradient: Float[Array, "P"],
-    shape: Float[Array, "P"] | None,
+    diagonal: Float[Array, "P"] | None,
     params: Float[Array, "P"],
     config: TrustRegionConfig,
-) -> tuple[Params, TrustRegionInfo]:
-    """Take the step; `shape` is the diagonal of D, None for the identity."""
+) -> tuple[Float[Array, "P"], TrustRegionInfo]:
+    """Take the step; `diagonal` is that of D, None for the identity."""
     # The direction does not depend on the gradient's scale: dividing by it keeps ‖g‖² in range for any finite gradient.
     scale = max_abs(gradient)
     usable = jnp.isfinite(scale) & (scale > 0)
     unit_gradient = scaled(1.0 / jnp.where(usable, scale, 1.0), gradient)
-    direction = _solve(problem, unit_gradient, shape, params, config)
+    direction = _solve(problem, unit_gradient, diagonal, params, config)
     length = jnp.sqrt(2.0 * config.max_kl / jnp.where(direction.curvature > 0, direction.curvature, 1.0))
     step = scaled(length, direction.x)
     slope = scale * vdot(unit_gradient, step)
@@ -111,7 +111,7 @@ def step_on_vectors(
 def _solve(
     problem: Problem,
     unit_gradient: Float[Array, "P"],
-    shape: Float[Array, "P"] | None,
+    diagonal: Float[Array, "P"] | None,
     params: Float[Array, "P"],
     config: TrustRegionConfig,
 ) -> _Direction:
@@ -119,7 +119,7 @@ def _solve(
 
     Solved for y = D^½ x, in whose coordinates the damping is a multiple of the identity.
     """
-    inverse_root = None if shape is None else jax.lax.rsqrt(shape)
+    inverse_root = None if diagonal is None else jax.lax.rsqrt(diagonal)
     damping = jnp.asarray(config.damping, unit_gradient.dtype)
 
     def rescaled(v: Float[Array, "P"]) -> Float[Array, "P"]:
@@ -136,10 +136,12 @@ def _solve(
     curvature = damped_curvature
     if config.line_search:
         undamped = damped_curvature - vdot(scaled(damping, y), y)
-        curvature = jnp.maximum(undamped, damped_curvature / LONGEST**2) * (1.0 + SLACK)
+        longest = jnp.minimum(LONGEST, config.backtrack_factor ** -float(config.max_backtracks))
+        curvature = jnp.maximum(undamped, damped_curvature / longest**2)
     if problem.largest_curvature_fn is not None:
-        largest = problem.largest_curvature_fn(x) * (1.0 + SLACK)
-        curvature = jnp.where(curvature > 0, jnp.maximum(curvature, largest), curvature)
+        curvature = jnp.where(curvature > 0, jnp.maximum(curvature, problem.largest_curvature_fn(x)), curvature)
+    if config.line_search:
+        curvature = curvature * (1.0 + SLACK)
     norm = jnp.sqrt(vdot(b, b))
     return _Direction(x, curvature, cg.iterations, cg.residual_norm / jnp.where(norm > 0, norm, 1.0))
 
@@ -147,9 +149,9 @@ def _solve(
 def _search(
     problem: Problem,
     objective: Float[Array, ""],
-    step: Params,
+    step: Float[Array, "P"],
     slope: Float[Array, ""],
-    params: Params,
+    params: Float[Array, "P"],
     config: TrustRegionConfig,
 ) -> LineSearchResult:
     """Look for the largest fraction of the step that is accepted; without line search, try the whole step only."""
@@ -182,7 +184,7 @@ def _search(
     return LineSearchResult(accepted, jnp.float32(1), jnp.int32(0), trial)
 
 
-def _returned(accepted: Bool[Array, ""], trial: _Trial, problem: Problem, params: Params) -> Evaluation:
+def _returned(accepted: Bool[Array, ""], trial: _Trial, problem: Problem, params: Float[Array, "P"]) -> Evaluation:
     """Return the evaluation of the returned parameters, without a pass over the batch when the step was taken."""
     if trial.evaluation.entropy is None:
         return trial.evaluation

@@ -24,7 +24,7 @@ from trpo_jax.training.run_config import RunConfig
 from trpo_jax.training.run_folder import MetricsLog, metrics_record
 from trpo_jax.training.state import TrainState
 from trpo_jax.training.store import Progress, Store
-from trpo_jax.training.train import make_schedule
+from trpo_jax.training.train import make_milestones
 from trpo_jax.training.trpo import TRPO, make_trpo
 
 RETURN, TRAINING_RETURN = "eval/episode_reward", "training/episode_reward"
@@ -69,15 +69,15 @@ def train_together(
     hyperparameters = jax.tree.map(lambda *values: np.asarray(values, np.float32), *(run.config.trpo for run in runs))
     population = Population(trpo.iteration, keys[:, 0], hyperparameters=hyperparameters, devices=devices)
     evaluator = population.evaluator(_evaluator(trpo, config)) if config.num_evals else None
-    schedule = make_schedule(trpo, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
+    milestones = make_milestones(trpo, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
     metrics = folder / METRICS
     store, earlier = _open(folder / "checkpoints", {"runs": [run.name for run in runs]}, population)
     with store, _Log(metrics, progress_fn) as log:
-        if earlier is None or earlier[1].iteration < schedule.num_iterations:
+        if earlier is None or earlier[1].iteration < milestones.num_iterations:
             population.compile(to_init=earlier is None)
         state, progress = earlier or (population.init(), Progress())
         callbacks = Callbacks(log.iteration, log.evaluation)
-        loop = Loop(trpo, population, schedule, callbacks, store=store, evaluator=evaluator, eval_key=keys[:, 1])
+        loop = Loop(trpo, population, milestones, callbacks, store=store, evaluator=evaluator, eval_key=keys[:, 1])
         loop.run(state, progress)
     return _records_of_each(metrics, len(runs))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,10 +36,10 @@ def show_cores_as_devices(num_envs: int | None = None, max_devices: int | None =
     As many as `num_cores_to_use` says for so many environments; all of them for None. What the user has set
     (`jax_num_cpu_devices`, XLA_FLAGS) stays, and so does what JAX has shown already.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
     chosen: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
-    if chosen >= 0 or "xla_force_host_platform_device_count" in flags:
-        widen_thread_pool(chosen)
+    forced = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if chosen >= 0 or forced:
+        widen_thread_pool(max([chosen, *map(int, forced)]))
         return
     cores = min(num_cores(), max_devices or num_cores())
     with contextlib.suppress(RuntimeError):
@@ -78,12 +79,15 @@ def are_cores_of_one_processor(devices: Sequence[jax.Device]) -> bool:
 
 
 def compiler_options(devices: Sequence[jax.Device], *, for_fit: bool = False) -> dict[str, Any]:
-    """Return the options with which the package's own programs are compiled for such devices, the critic's fit or another.
+    """Return the options with which the package's own programs are compiled for such devices.
 
     For a GPU matrix products are left to cuBLAS. Those that XLA generates take most of a policy step's time of
-    compilation, even before many versions of each are tried on the card, and save no launches. The critic's fit has
-    them: its minibatches are thousands of samples for a few dozen units, and there cuBLAS takes 38 µs for the gradient
-    of one layer's weights, almost half of a gradient step (on an H200).
+    compilation, even before many versions of each are tried on the card, and save no launches.
+
+    Args:
+        devices: of one kind.
+        for_fit: the program is the critic's fit, which does use XLA's own products: in a minibatch of thousands of samples
+            cuBLAS takes 38 µs for the gradient of one layer's weights, almost half of a gradient step (on an H200).
     """
     is_gpu = devices[0].platform in ("gpu", "cuda")
     return {"xla_gpu_enable_triton_gemm": False} if is_gpu and not for_fit else {}

@@ -36,7 +36,7 @@ class Callbacks(NamedTuple):
     """After each evaluation, with the policy."""
 
 
-class Schedule(NamedTuple):
+class Milestones(NamedTuple):
     """After which iterations something happens; 0 is before the first."""
 
     num_iterations: int
@@ -58,14 +58,14 @@ class Loop:
         self,
         trpo: TRPO,
         pipeline: Iterations,
-        schedule: Schedule,
+        milestones: Milestones,
         callbacks: Callbacks,
         *,
         store: Store | None = None,
         evaluator: Callable[[Params, Any], Episodes] | None = None,
         eval_key: Any = None,
     ):
-        self.trpo, self.pipeline, self.schedule, self.callbacks = trpo, pipeline, schedule, callbacks
+        self.trpo, self.pipeline, self.milestones, self.callbacks = trpo, pipeline, milestones, callbacks
         self.store, self.evaluator, self.eval_key = store, evaluator, eval_key
         self.metrics: dict[str, float] = {}
         """The latest of each kind."""
@@ -75,23 +75,23 @@ class Loop:
         self._is_first = jax.process_index() == 0
 
     def run(self, state: TrainState, progress: Progress) -> TrainState:
-        """Train from a state on, to the end of the schedule."""
-        state = _with_num_iterations(state, self.schedule.num_iterations, progress.iteration)
+        """Train from a state on, to the last iteration."""
+        state = _with_num_iterations(state, self.milestones.num_iterations, progress.iteration)
         self._progress, self._last_report = progress, time.perf_counter()
         with deferred_interrupts() as interrupts:
             if self.store is not None and not self.store.goes_on:
                 self._unsaved = self.pipeline.snapshot(state)
                 self._save()
-            if progress.iteration in self.schedule.evaluations:
+            if progress.iteration in self.milestones.evaluations:
                 self._evaluate(state)
-            for iteration in range(progress.iteration + 1, self.schedule.num_iterations + 1):
+            for iteration in range(progress.iteration + 1, self.milestones.num_iterations + 1):
                 is_timed = (iteration - progress.iteration) % TIMED_EVERY == 2  # the first compiles
                 state = self._start(state, iteration, is_timed)
                 interrupts.guarded = True
                 stopping = any_process(interrupts.pending)
-                if self.store is not None and (stopping or self.schedule.saves_after(iteration)):
+                if self.store is not None and (stopping or self.milestones.saves_after(iteration)):
                     self._unsaved = self.pipeline.snapshot(state)
-                if iteration in self.schedule.evaluations and not stopping:
+                if iteration in self.milestones.evaluations and not stopping:
                     self._report_and_save()
                     self._evaluate(state)
                     stopping = any_process(interrupts.pending)
@@ -108,7 +108,7 @@ class Loop:
 
         One that is timed runs by itself, after that.
         """
-        if iteration - 1 in self.schedule.resets:
+        if iteration - 1 in self.milestones.resets:
             state = self.pipeline.reset(state)
         if is_timed:
             self._report_and_save()
@@ -176,7 +176,7 @@ class Loop:
 
 
 def _with_num_iterations(state: TrainState, num_iterations: int, iteration: int) -> TrainState:
-    """Return the state of a training of so many iterations; warn if it began as one of another number and now goes on."""
+    """Set the number of iterations; warn if a training with a schedule that is resumed has another one."""
     old, schedule = to_host((state.num_iterations, state.hyperparameters.schedule))
     falls = any((share < 1).any() for share in jax.tree.leaves(schedule))
     if falls and iteration < num_iterations and ((old > 0) & (old != num_iterations)).any():

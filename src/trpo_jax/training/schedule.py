@@ -10,8 +10,8 @@ from trpo_jax.config import config, setting
 class ScheduleConfig:
     """What falls linearly over a training, from its configured value to a share of that.
 
-    The first iteration has the configured values, the last is one part above the share. A training whose length is not
-    known, such as a loop of one's own around `update`, keeps the configured values.
+    The first iteration has the configured values; the last of N is an N-th of the way short of the share. A training whose
+    length is not known, such as a loop of one's own around `update`, keeps the configured values.
     """
 
     max_kl_at_end: float = setting(default=0.1, above=0.0, at_most=1.0)

@@ -24,7 +24,7 @@ class Stages(NamedTuple):
 def run_stages(
     stages: Stages, state: TrainState, watch: Callable[[str, Any], Any] = lambda name, result: result
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Run one iteration, or describe it, where stages take and return descriptions of arrays; return state and metrics.
+    """Run one iteration; return state and metrics. Where stages describe arrays instead of computing them, so does this.
 
     `watch(name, result) -> result` sees each stage's result before the next stage starts.
     """

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from trpo_jax.config import ConfigError, to_mapping, unknown_name
+from trpo_jax.config import ConfigError, from_mapping, to_mapping, unknown_name
 from trpo_jax.environments.protocol import Box, Environment
 from trpo_jax.environments.registry import as_environment, wrapped_environment
 from trpo_jax.policy.networks import Networks
@@ -22,7 +22,7 @@ from trpo_jax.training.checkpoint import load_params
 from trpo_jax.training.devices import all_devices, compiler_options, put
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.inference import Params, Policy
-from trpo_jax.training.loop import Callbacks, Loop, ProgressFn, Schedule, local_params
+from trpo_jax.training.loop import Callbacks, Loop, Milestones, ProgressFn, local_params
 from trpo_jax.training.pipeline import Pipeline, to_host
 from trpo_jax.training.program import Program, side_by_side
 from trpo_jax.training.run_config import shipped_config
@@ -106,8 +106,9 @@ def train(
         restore_params: start from these (normalizer, policy, value), as `train` returns them; go over
             restore_checkpoint_path.
         restore_value_fn: False leaves the value function as drawn.
-        **options: any field of `TRPOConfig` by name (num_envs, discounting, …), put over `config`; and the keywords of
-            Brax's PPO, of which those without meaning here are named in a warning.
+        **options: any field of `TRPOConfig` by name (num_envs, discounting, …), put over `config`. A mapping such as
+            `trust_region={"max_kl": 0.05}` changes what it names; a `TrustRegionConfig` takes the place of the whole. And
+            the keywords of Brax's PPO, of which those without meaning here are named in a warning.
 
     Returns:
         (make_policy, params, metrics): make_policy(params, deterministic=False)(observation, key) -> (action, extras);
@@ -152,21 +153,21 @@ def train(
         origin = {"config": to_mapping(config), "seed": int(seed)}
         store = Store(save_checkpoint_path, resume=resume, keep=keep_checkpoints, origin=origin)
     state_key, eval_key = jax.random.split(jax.random.key(seed))
-    schedule = make_schedule(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
+    milestones = make_milestones(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
     earlier = store if store is not None and store.goes_on else None
     if earlier is not None:
         state, progress = earlier.load(pipeline)
     else:
         progress = Progress()
-    if progress.iteration < schedule.num_iterations:
-        _compile_ahead(pipeline, evaluator if schedule.evaluations else None, to_init=earlier is None)
+    if progress.iteration < milestones.num_iterations:
+        _compile_ahead(pipeline, evaluator if milestones.evaluations else None, to_init=earlier is None)
     if earlier is None:
         state = pipeline.init(state_key)
         state = _restored(pipeline, state, restore_checkpoint_path, restore_params, restore_value_fn)
     loop = Loop(
         trpo,
         pipeline,
-        schedule,
+        milestones,
         Callbacks(iteration_fn, progress_fn, policy_params_fn),
         store=store,
         evaluator=evaluator,
@@ -258,18 +259,18 @@ def _check_fits(name: str, params: Any, like: Any) -> None:
         raise ConfigError("restore_params", given, f"{name} of shapes {wanted}, those of this training")
 
 
-def make_schedule(
+def make_milestones(
     trpo: TRPO, num_timesteps: int, num_evals: int, num_resets_per_eval: int = 0, checkpoint_interval: int = 0
-) -> Schedule:
+) -> Milestones:
     """Return what happens after which iterations, evaluations and resets evenly spread."""
     num_iterations = math.ceil(num_timesteps / trpo.steps_per_iteration)
-    evaluations = _evaluation_schedule(num_iterations, num_evals)
+    evaluations = _evaluations(num_iterations, num_evals)
     parts = num_resets_per_eval * max(num_evals - 1, 1)
     resets = {round(k * num_iterations / parts) for k in range(1, parts)} if num_resets_per_eval else set()
-    return Schedule(num_iterations, evaluations, resets, checkpoint_interval)
+    return Milestones(num_iterations, evaluations, resets, checkpoint_interval)
 
 
-def _evaluation_schedule(num_iterations: int, num_evals: int) -> set[int]:
+def _evaluations(num_iterations: int, num_evals: int) -> set[int]:
     """Return the iterations after which to evaluate; 0 is before the first."""
     if num_evals == 0:
         return set()
@@ -293,14 +294,16 @@ class _Also:
 
 
 def with_options(config: TRPOConfig, options: dict[str, Any]) -> TRPOConfig:
-    """Put options by name over a config; an unknown one raises ConfigError with the nearest known names."""
+    """Put options by name over a config, a mapping over a part of it; unknown ones raise ConfigError with the nearest ones."""
     if not isinstance(config, TRPOConfig):
         raise TypeError(f"config: got a {type(config).__name__}, allowed: a TRPOConfig")
     known = [field.name for field in dataclasses.fields(config)]
     for name, value in options.items():
         if name not in known:
             raise ConfigError(name, value, unknown_name("option of train or field of TRPOConfig", name, known))
-    return dataclasses.replace(config, **options)
+    whole = {name: value for name, value in options.items() if not isinstance(value, Mapping)}
+    parts = {name: value for name, value in options.items() if name not in whole}
+    return from_mapping(dataclasses.replace(config, **whole), parts)
 
 
 def _check_counts(at_least: int, **counts: int) -> None:
