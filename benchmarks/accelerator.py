@@ -1,18 +1,18 @@
 """Everything that is still open about an accelerator, measured by one command that loses nothing.
 
-    python benchmarks/accelerator.py [--parts ant_speed profile] [--json FILE] [--seconds 840]
+    python benchmarks/accelerator.py [--parts ant_speed profile] [--json FILE] [--seconds 730]
 
 The parts, their order, their seconds and the figures predicted for them are in `accelerator_parts/table.py`. Each part runs in
 a process of its own, or if it asks for returns only, in one for each of its units, all at the same time. It begins only if its
 predicted seconds are left; it is ended after one and a half times as long. Each finished unit of a part is added to FILE at
 once. The same command again goes on with what FILE lacks, so a command that was killed costs no more than the units it was at:
 
-    python benchmarks/accelerator.py --json FILE --seconds 560    # where a command may take ten minutes
-    python benchmarks/accelerator.py --json FILE --seconds 280    # the rest
+    python benchmarks/accelerator.py --json FILE --seconds 540    # where a command may take ten minutes
+    python benchmarks/accelerator.py --json FILE --seconds 190    # the rest
 
 Parts that failed are written down, too, and come last the next time. The exit status is 1 if there are any, and 0 if all
 others were measured or left out for want of time. `--small` tries everything at tiny sizes, on a CPU. All competitors run
-with full float32 matrix products. Only `ant_seeds` keeps compiled programs, from its first seed for its second.
+with full float32 matrix products.
 """
 
 import dataclasses
@@ -23,7 +23,6 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +52,7 @@ class Arguments:
     """Which, in the table's order; none: all."""
     json: str = "accelerator.json"
     """The result, to which every finished unit is added."""
-    seconds: float = 840.0
+    seconds: float = 730.0
     """After so many the command ends."""
     resume: bool = True
     """Go on with what the result lacks; else it is begun anew."""
@@ -76,10 +75,9 @@ def main(arguments: Arguments, *, started: float | None = None, table: str = TAB
     path = Path(arguments.json)
     command = result.begin(path, resume=arguments.resume, started=time.strftime("%Y-%m-%d %H:%M:%S"))
     failed_before = {row["part"] for row in result.read(path)["rows"] if result.FAILED in row}
-    with tempfile.TemporaryDirectory(prefix="programs-") as programs:
-        run = Run(arguments, table, path, command, deadline, Path(programs))
-        for part in sorted(parts, key=lambda part: part.name in failed_before):
-            run.part(part)
+    run = Run(arguments, table, path, command, deadline)
+    for part in sorted(parts, key=lambda part: part.name in failed_before):
+        run.part(part)
     rows = [row for part in parts for unit in part.units if (row := run.row(part, unit))]
     show(rows)
     return int(any(result.FAILED in row for row in rows))
@@ -101,8 +99,6 @@ class Run:
     path: Path
     command: int
     deadline: float
-    programs: Path
-    """Folder for compiled programs, of parts that keep them."""
 
     def part(self, part: Part) -> None:
         """Measure what is missing of a part, in one process after another where one ends early, or each unit in its own."""
@@ -169,15 +165,13 @@ class Run:
     def _variables(self, part: Part) -> dict[str, str]:
         """Return a process's environment variables."""
         modules = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(self.programs)} if part.keeps_programs else {}
         return {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, modules)),
             "PYTHONUNBUFFERED": "1",
             "PYTHONUTF8": "1",
             "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-            "JAX_ENABLE_COMPILATION_CACHE": "true" if part.keeps_programs else "false",
-            **cache,
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
             **({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if part.at_once else {}),
         }
 

@@ -56,7 +56,6 @@ def main(task: Task) -> int:
                 importlib.import_module(unit.measure.rpartition(".")[0])
     machine = describe(task)  # which starts the device
     imports = time.monotonic() - task.began
-    found = programs_found() if part.keeps_programs else None
     for number, unit in enumerate(units):
         rest = needed(units[number + 1 :])
         if number and time.monotonic() + needed([unit]) > task.deadline:
@@ -65,9 +64,6 @@ def main(task: Task) -> int:
         context = Context(task.deadline - evaluation - rest, imports, task.small, Path(task.path), part.at_once)
         began = time.monotonic()
         row = measure(unit, context, arguments_of(unit, small=task.small, environment=task.environment))
-        if found is not None:
-            row["programs from cache"] = len(found)
-            found.clear()
         row = machine | row | {"took": time.monotonic() - began}
         add(task, part, unit, row)
     return 0
@@ -99,20 +95,6 @@ def describe(task: Task) -> dict[str, Any]:
     where = report.describe_machine()
     result.describe(Path(task.path), where)
     return {name: where[name] for name in ("device", "commit", "date")}
-
-
-def programs_found() -> list[str]:
-    """Return a list that grows by one whenever JAX finds a program in its compilation cache."""
-    import jax
-
-    found: list[str] = []
-
-    def listen(event: str, **_: Any) -> None:
-        if event == "/jax/compilation_cache/cache_hits":
-            found.append(event)
-
-    jax.monitoring.register_event_listener(listen)
-    return found
 
 
 def measure(unit: Unit, context: Context, arguments: dict[str, Any]) -> result.Row:

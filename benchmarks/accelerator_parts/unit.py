@@ -17,7 +17,7 @@ START = 6.0
 EVALUATION_AT_ONCE = 40.0
 """Seconds that trainings at the same time leave for the evaluation of the policies they kept."""
 
-START_AT_ONCE = 40.0
+START_AT_ONCE = 60.0
 """Predicted seconds of processes at the same time until all programs are compiled."""
 
 
@@ -66,8 +66,6 @@ class Part:
     name: str
     shows: str
     units: tuple[Unit, ...]
-    keeps_programs: bool = False
-    """Whether later units find the programs of earlier ones in JAX's compilation cache."""
     at_once: bool = False
     """Whether all units run at the same time, each in a process of its own: for what trainings return, not how fast they are.
 

@@ -220,7 +220,7 @@ def test_writers_do_not_lose_each_others_rows(tmp_path):
 
 
 def test_mistakes_are_one_line(tmp_path):
-    with pytest.raises(SystemExit, match="there is no part nowhere; there are humanoid_ppo, ant_seeds"):
+    with pytest.raises(SystemExit, match="there is no part nowhere; there are ant_speed, environments"):
         accelerator.main(Arguments(parts=("nowhere",), json=str(tmp_path / "result.json")))
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(SystemExit, match=r"other.json holds no result of a benchmark \(TypeError\); name another file"):
@@ -382,7 +382,7 @@ def test_a_part_runs_at_its_smallest_size(tmp_path, capfd):
 
 
 @pytest.mark.brax
-@pytest.mark.parametrize(("part", "name"), [("ant_seeds", "ours, seed 1"), ("ant_speed", "4096 × 16")])
+@pytest.mark.parametrize(("part", "name"), [("long", "ant"), ("ant_speed", "4096 × 16")])
 def test_units_tell_what_they_predict(part, name, tmp_path):
     (each,) = (each for whole in table.PARTS for each in whole.units if (whole.name, each.name) == (part, name))
     arguments = unit.arguments_of(each, small=True, environment="fast")
