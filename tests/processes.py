@@ -1,6 +1,7 @@
 """What tests run in processes of its own, to kill them or to take the disk from them."""
 
 import resource
+import sys
 import time
 
 import trpo_jax
@@ -8,6 +9,8 @@ from probes import Target
 from trainings import SMALL
 from trpo_jax.training.checkpoint import CheckpointError
 from trpo_jax.training.run_folder import MetricsLog
+
+sys.dont_write_bytecode = True  # in these processes: one that is killed could leave half of a module's bytecode
 
 
 def train_with_log(folder):

@@ -4,6 +4,7 @@ import gc
 import json
 import random
 import shutil
+import signal
 import time
 import weakref
 
@@ -209,6 +210,7 @@ def test_killed_at_ten_random_moments_every_run_is_finished_once_and_as_if_undis
         process.join()
         if process.exitcode == 0:
             break
+        assert process.exitcode == -signal.SIGKILL  # one that cannot even begin would be started for ever
     assert killed >= 5
     assert records(path) == records(tmp_path / "whole")
     assert len((path / "results.csv").read_text().splitlines()) == 7
