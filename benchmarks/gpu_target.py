@@ -63,13 +63,13 @@ class Measured:
 def h100() -> jax.Device:
     """Return a device to compile for; exits with one line where the CUDA plugin is missing."""
     jax.config.update("jax_platforms", "cpu")  # else JAX would look for a GPU, and complain
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     version = jax.__version__
     if importlib.util.find_spec("jax_plugins") is None or importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
         raise SystemExit(
             "gpu_programs needs JAX's CUDA plugin (420 MB, no driver): "
             f"pip install jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version}"
         )
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     topology = topologies.get_topology_desc(platform="cuda", target_config=H100.read_text(), topology="1x1x1")
     return topology.devices[0]
 
