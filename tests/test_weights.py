@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trpo_jax.weights import average, unit_weight, variance, weighted_mean
+from trpo_jax.weights import average, power_of_two, unit_weight, variance, weighted_mean
 
 
 def test_the_weighted_mean_leaves_out_what_weighs_nothing_and_accumulates_in_float32():
@@ -22,6 +22,27 @@ def test_unit_weights_add_up_to_one_whatever_their_dtype(dtype):
     unit = unit_weight(jnp.ones(140_000, dtype))
     assert unit.dtype == jnp.float32
     np.testing.assert_allclose(np.asarray(unit, np.float64).sum(), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float32", "float64"])
+def test_weights_of_any_scale_that_their_dtype_has_count_alike(precision):
+    with jax.enable_x64(precision == "float64"):
+        dtype = jnp.dtype(precision)
+        for size in (jnp.finfo(dtype).tiny, 1.0, jnp.finfo(dtype).max):
+            weight = jnp.asarray(size, dtype) * jnp.asarray([1.0, 0.0, 1.0], dtype)
+            np.testing.assert_array_equal(jax.jit(unit_weight)(weight), [0.5, 0.0, 0.5])
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_power_of_two_is_near_and_can_be_divided_by(precision):
+    with jax.enable_x64(precision == "float64"):
+        limits = jnp.finfo(precision)
+        for size in (limits.tiny, 0.75, 3.0, limits.max):
+            power = jax.jit(power_of_two)(jnp.asarray(size, precision))
+            assert np.frexp(power)[0] == 0.5
+            assert 0.25 <= jnp.asarray(size, precision) / power <= 4
+            assert 1 / power > 0
+        assert power_of_two(jnp.zeros((), precision)) == 1
 
 
 def test_a_positive_weight_never_becomes_zero():

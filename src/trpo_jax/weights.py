@@ -13,7 +13,7 @@ def unit_weight(
     """Scale non-negative weights to a sum of 1, in at least float32; weights that are all zero stay so.
 
     Args:
-        weight: `[...]`, of any scale.
+        weight: `[...]`, of any scale; below the smallest normal number of its dtype (1e-38 in float32) a weight is zero.
         axis: axes along which the sum is 1; None for all.
         axis_name: named axes of `jax.shard_map` or `jax.vmap` that the sum includes as well.
     """
@@ -21,12 +21,23 @@ def unit_weight(
     largest = jnp.max(weight, axis, keepdims=True)
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
-    scaled = weight / jnp.where(largest > 0, largest, 1.0)  # their sum cannot leave the range of floats
+    scaled = weight / power_of_two(largest)  # their sum cannot leave the range of floats
     total = jnp.sum(scaled, axis, keepdims=True)
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
     unit = scaled / jnp.where(total > 0, total, 1.0)
     return jnp.where(weight > 0, jnp.maximum(unit, jnp.finfo(unit.dtype).tiny), unit)  # what counts goes on counting
+
+
+def power_of_two(size: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the power of two nearest to sizes >= 0, by which to divide without rounding; 1 for 0.
+
+    Division by a number near the largest float may give zero, since a compiler multiplies by its reciprocal instead, which
+    is too small for a normal float. The reciprocal of these powers is a normal float.
+    """
+    limits = jnp.finfo(size.dtype)
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(size))
+    return jnp.ldexp(jnp.ones((), size.dtype), jnp.clip(exponent, limits.minexp, -limits.minexp))
 
 
 def average(values: Float[Array, "..."], weight: Float[Array, "..."] | None) -> Float[Array, ""]:

@@ -58,7 +58,7 @@ def spoiled(name, dtype, case):
         observation, advantage = SPOIL[case["observation"]](batch.observation), SPOIL[case["advantage"]](batch.advantage)
     weight = {
         "all zero": np.zeros(B),
-        "large": 1e6 * rng.random(B),
+        "large": 3e38 * rng.random(B),
         "ones": np.ones(B),
         "some zero": 1.0 * (rng.random(B) < 0.7),
     }

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from trpo_jax.solver.tree import MatVec, Params, add_scaled, cast_like, check_floating, max_abs, scaled, upcast, vdot
+from trpo_jax.weights import power_of_two
 
 
 class CGInfo(NamedTuple):
@@ -81,8 +82,7 @@ def solve_with_residual(
         raise ValueError(f"max_iterations: got {max_iterations}, allowed: an integer >= 1")
     # The system is solved for b of about unit size, so that squared norms neither overflow nor vanish, and scaled back;
     # by a power of two, which rounds nothing.
-    _, exponent = jnp.frexp(jax.lax.stop_gradient(max_abs(upcast(b))))
-    size = jnp.ldexp(jnp.float32(1), jnp.clip(exponent, -100, 100))
+    size = power_of_two(max_abs(b))
 
     def product(v: Params) -> Params:
         with jax.default_matmul_precision("highest"):

@@ -12,6 +12,7 @@ from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_sear
 from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
 from trpo_jax.solver.tree import MatVec, Params, add_scaled, all_finite, cast_like, max_abs, scaled, upcast, vdot
 from trpo_jax.solver.trust_region_config import TrustRegionConfig
+from trpo_jax.weights import power_of_two
 
 LONGEST = 5.0
 """Longest step, as a multiple of the one whose length counts the damping as curvature; less if backtracks cannot undo it."""
@@ -72,9 +73,9 @@ def step_on_vectors(
 ) -> tuple[Float[Array, "P"], TrustRegionInfo]:
     """Take the step; `diagonal` is that of D, None for the identity."""
     # The direction does not depend on the gradient's scale: dividing by it keeps ‖g‖² in range for any finite gradient.
-    scale = max_abs(gradient)
-    usable = jnp.isfinite(scale) & (scale > 0)
-    unit_gradient = scaled(1.0 / jnp.where(usable, scale, 1.0), gradient)
+    largest = max_abs(gradient)
+    scale = power_of_two(largest)
+    unit_gradient = scaled(1.0 / scale, gradient)
     direction = _solve(problem, unit_gradient, diagonal, params, config)
     length = jnp.sqrt(2.0 * config.max_kl / jnp.where(direction.curvature > 0, direction.curvature, 1.0))
     step = scaled(length, direction.x)
@@ -83,7 +84,7 @@ def step_on_vectors(
     trial = search.trial
     solvable = all_finite((objective, gradient, step, direction.curvature, direction.cg_residual))
     outcome = jnp.select(
-        [~solvable, scale == 0, ~(direction.curvature > 0)],
+        [~solvable, largest == 0, ~(direction.curvature > 0)],
         [jnp.int32(StepOutcome.NOT_FINITE), jnp.int32(StepOutcome.ZERO_GRADIENT), jnp.int32(StepOutcome.NEGATIVE_CURVATURE)],
         trial.outcome,
     )
