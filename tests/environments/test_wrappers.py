@@ -103,7 +103,10 @@ def test_the_state_has_the_same_avals_after_reset_and_step():
 
     class Sloppy(Counter):
         def reset(self, keys):
-            return super().reset(keys)._replace(reward=jax.lax.full(keys.shape, 0, jnp.float16))
+            return super().reset(keys)._replace(reward=0.0 * jnp.ones(keys.shape))
+
+        def step(self, state, action):
+            return jax.tree.map(lambda x: x.astype("float16") if x.dtype == jnp.float32 else x, super().step(state, action))
 
     environment = FreshAutoReset(EpisodeLimit(Sloppy(), 3))
     state = environment.reset(keys(0))

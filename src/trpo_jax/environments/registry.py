@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from trpo_jax.config import ConfigError
+from trpo_jax.environments.checked import check_action_space
 from trpo_jax.environments.protocol import Environment
 from trpo_jax.environments.randomization import RandomizationFn
 from trpo_jax.environments.vectorized import VectorizedEnvironment
@@ -36,6 +37,7 @@ def as_environment(
     Raises:
         ConfigError: an unknown name, suite or backend, or a suite that is not installed.
         TypeError: an object of another kind, a wrapped environment, or a randomization_fn that cannot be used.
+        ValueError: an action space without actions.
     """
     if isinstance(environment, str):
         return _suite(suite).load_environment(environment, backend, randomization_fn)
@@ -44,6 +46,7 @@ def as_environment(
         return adapter.adapt(environment, randomization_fn)
     if not isinstance(environment, Environment):
         raise _wrong_kind(environment)
+    check_action_space(environment.action_space)
     if randomization_fn is None:
         return environment
     if isinstance(environment, VectorizedEnvironment):

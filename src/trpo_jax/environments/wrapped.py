@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from trpo_jax.environments.checked import like_the_last, strong
 from trpo_jax.environments.protocol import Box, EnvironmentState
 from trpo_jax.environments.randomization import RandomizationFn
-from trpo_jax.environments.wrappers import cast_like, select, strong
+from trpo_jax.environments.wrappers import select
 
 WrapEnvFn = Callable[..., Any]
 """Brax's signature: (environment, episode_length=…, action_repeat=…, randomization_fn=…) -> wrapped environment."""
@@ -64,7 +65,8 @@ class WrappedEnvironment:
         """Advance all environments by one action each; those whose episode ends show the next one's first observation."""
         # A new tree around the same arrays, since wrappers write into the info that they are given.
         simulator = jax.tree.map(jnp.asarray, state.simulator)
-        return cast_like(_from_wrapped(self._wrap(action.shape[0]).step(simulator, action)), state)
+        environment = self._wrap(action.shape[0])
+        return like_the_last(_from_wrapped(environment.step(simulator, action)), state, type(environment).__name__)
 
     def final_observation(self, state: EnvironmentState) -> Any:
         """Return what each step led to before any reset, as far as the wrapper kept it."""

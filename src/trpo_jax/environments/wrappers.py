@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
 
 
@@ -29,13 +30,13 @@ class EpisodeLimit:
         return self.environment.action_space
 
     def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
-        state = self.environment.reset(keys)
+        state = checked_reset(self.environment, keys)
         return state._replace(simulator=_TimedSimulator(state.simulator, jnp.zeros(keys.shape, jnp.int32)))
 
     def step(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
         simulator, steps = state.simulator
         inner = state._replace(simulator=simulator)
-        inner = self.environment.step(inner, action) if self.action_repeat == 1 else self._repeat(inner, action)
+        inner = checked_step(self.environment, inner, action) if self.action_repeat == 1 else self._repeat(inner, action)
         steps = steps + self.action_repeat
         truncated = (inner.truncated | (steps >= self.episode_length)) & ~inner.terminated
         return inner._replace(simulator=_TimedSimulator(inner.simulator, steps), truncated=truncated)
@@ -43,7 +44,7 @@ class EpisodeLimit:
     def _repeat(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
         def repeat(state, _):
             ended = state.terminated | state.truncated
-            new = cast_like(self.environment.step(state, action), state)
+            new = checked_step(self.environment, state, action)
             new = new._replace(reward=state.reward + new.reward)
             return select(ended, state, new), None
 
@@ -78,7 +79,7 @@ class FreshAutoReset:
 
     def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
         """Draw initial states, to begin with or to restart from."""
-        return strong(self.environment.reset(keys))
+        return checked_reset(self.environment, keys)
 
     def step(
         self, state: EnvironmentState, action: jax.Array, fresh: EnvironmentState
@@ -94,7 +95,7 @@ class FreshAutoReset:
             (the state to act on next, the state as the step left it before any reset, whether the simulator lost the
             environment in this step: its observation or reward is not finite).
         """
-        final = new = cast_like(self.environment.step(state, action), state)
+        final = new = checked_step(self.environment, state, action)
         if getattr(self.environment, "resets_itself", False):
             final = new._replace(observation=self.environment.final_observation(new))
             lost = ~is_finite((new.observation, final.observation, new.reward))
@@ -133,13 +134,3 @@ def select(condition: Bool[Array, "*N"], on_true: Any, on_false: Any) -> Any:
         return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b)
 
     return jax.tree.map(choose, on_true, on_false)
-
-
-def strong(tree: Any) -> Any:
-    """Strip weak types, which would make the first state differ from later ones and cost a second compilation."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), tree)
-
-
-def cast_like(tree: Any, reference: Any) -> Any:
-    """Give each leaf the dtype (and strong type) of its counterpart, since simulators step and reset in different ones."""
-    return jax.tree.map(lambda x, like: jax.lax.convert_element_type(x, like.dtype), tree, reference)

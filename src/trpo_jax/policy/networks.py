@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from trpo_jax.config import ConfigError, config, setting
 from trpo_jax.policy.distributions import Categorical, DiagonalGaussian, Distribution, TanhGaussian
@@ -70,7 +70,7 @@ class MLP(nn.Module):
     last_scale: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch O"]) -> Float[Array, "*batch F"]:
+    def __call__(self, x: Shaped[Array, "*batch O"]) -> Float[Array, "*batch F"]:
         for size in self.hidden_sizes:
             x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(2**0.5))(x))
         return nn.Dense(self.output_size, kernel_init=orthogonal(self.last_scale))(x)
@@ -89,7 +89,7 @@ class GaussianPolicy(nn.Module):
     tanh: bool = False
 
     @nn.compact
-    def __call__(self, observation: Float[Array, "*batch O"]) -> DiagonalGaussian | TanhGaussian:
+    def __call__(self, observation: Shaped[Array, "*batch O"]) -> DiagonalGaussian | TanhGaussian:
         mean = MLP(self.hidden_sizes, self.action_size, self.activation, last_scale=0.01)(observation)
         log_std = self.param("log_std", nn.initializers.constant(self.init_log_std), (self.action_size,), mean.dtype)
         return (TanhGaussian if self.tanh else DiagonalGaussian)(mean, jnp.broadcast_to(log_std, mean.shape))
@@ -103,7 +103,7 @@ class CategoricalPolicy(nn.Module):
     activation: str = "tanh"
 
     @nn.compact
-    def __call__(self, observation: Float[Array, "*batch O"]) -> Categorical:
+    def __call__(self, observation: Shaped[Array, "*batch O"]) -> Categorical:
         return Categorical(MLP(self.hidden_sizes, self.num_actions, self.activation, last_scale=0.01)(observation))
 
 
@@ -114,7 +114,7 @@ class ValueNetwork(nn.Module):
     activation: str = "tanh"
 
     @nn.compact
-    def __call__(self, observation: Float[Array, "*batch O"]) -> Float[Array, "*batch"]:
+    def __call__(self, observation: Shaped[Array, "*batch O"]) -> Float[Array, "*batch"]:
         return MLP(self.hidden_sizes, 1, self.activation, last_scale=1.0)(observation)[..., 0]
 
 

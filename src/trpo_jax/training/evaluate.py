@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Environment, EnvironmentState
-from trpo_jax.environments.wrappers import cast_like, is_faulty, strong
+from trpo_jax.environments.wrappers import is_faulty
 from trpo_jax.training.inference import Policy
 from trpo_jax.training.keys import as_typed_key
 
@@ -57,7 +58,7 @@ def make_evaluator(
         def play(progress: _Progress) -> _Progress:
             key, action_key = jax.random.split(progress.key)
             action, _ = policy(progress.state.observation, action_key)
-            state = cast_like(environment.step(progress.state, action), progress.state)
+            state = checked_step(environment, progress.state, action)
             counted = progress.active & ~is_faulty(state)
             episodes = Episodes(
                 progress.episodes.episode_return + jnp.where(counted, state.reward, 0.0),
@@ -66,7 +67,7 @@ def make_evaluator(
             return _Progress(state, key, counted & ~(state.terminated | state.truncated), episodes)
 
         reset_key, key = jax.random.split(as_typed_key(key))
-        state = strong(environment.reset(jax.random.split(reset_key, num_episodes)))
+        state = checked_reset(environment, jax.random.split(reset_key, num_episodes))
         nothing = Episodes(jnp.zeros(num_episodes, jnp.float32), jnp.zeros(num_episodes, jnp.int32))
         start = _Progress(state, key, jnp.ones(num_episodes, bool), nothing)
         return jax.lax.while_loop(lambda progress: jnp.any(progress.active), play, start).episodes

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from trpo_jax.config import ConfigError
+from trpo_jax.environments.checked import strong
 from trpo_jax.environments.protocol import EnvironmentState
-from trpo_jax.environments.wrappers import FreshAutoReset, strong
+from trpo_jax.environments.wrappers import FreshAutoReset
 from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
 from trpo_jax.objective.update import stateful_trust_region_update
 from trpo_jax.policy.distributions import Distribution

@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Key, UInt8
 from PIL import Image
 
 from trpo_jax.config import ConfigError
+from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.rendering import DrawingError, Scene, make_scene
-from trpo_jax.environments.wrappers import cast_like, is_faulty, strong
+from trpo_jax.environments.wrappers import is_faulty
 from trpo_jax.training.inference import Policy
 from trpo_jax.training.run import load_policy
 from trpo_jax.training.run_config import RunConfig
@@ -113,11 +114,11 @@ def _record(
 
     def play(state: EnvironmentState, _: None) -> tuple[EnvironmentState, Step]:
         action = policy(state.observation)[0]
-        state = cast_like(environment.step(state, action), state)
+        state = checked_step(environment, state, action)
         step = Step(pose(state), state.reward, state.terminated | state.truncated, is_faulty(state))
         return state, jax.tree.map(lambda leaf: leaf[0], step)  # of the only environment
 
-    start = strong(environment.reset(jax.random.split(key, 1)))
+    start = checked_reset(environment, jax.random.split(key, 1))
     _, steps = jax.lax.scan(play, start, None, length=num_steps)
     return jax.tree.map(lambda leaf: leaf[0], pose(start)), steps
 

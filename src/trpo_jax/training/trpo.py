@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from trpo_jax.config import ConfigError
+from trpo_jax.environments.checked import is_bounded
 from trpo_jax.environments.protocol import Box, Discrete, Environment
 from trpo_jax.environments.registry import as_environment
 from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset
@@ -102,6 +103,8 @@ def make_networks(action_space: Box | Discrete, config: TRPOConfig) -> Networks:
     """Make the multilayer perceptrons that a config describes, for an action space."""
     policy, critic = config.policy, config.critic
     if isinstance(action_space, Box):
+        if policy.action_bounds == "tanh" and not is_bounded(action_space):
+            raise ConfigError("policy.action_bounds", "tanh", f'"clip" for actions in an unbounded {action_space}')
         network: Network = GaussianPolicy(
             action_space.size, policy.hidden_sizes, policy.activation, policy.init_log_std, policy.action_bounds == "tanh"
         )

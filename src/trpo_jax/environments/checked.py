@@ -1,0 +1,120 @@
+"""Resetting and stepping an environment, with one sentence for what does not keep the protocol."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
+
+
+def checked_reset(environment: Environment, keys: Key[Array, "N"]) -> EnvironmentState:
+    """Draw N initial states.
+
+    Raises:
+        TypeError: what comes is no state of N environments; the message names the field. While it is traced.
+    """
+    state = environment.reset(keys)
+    _check_state(state, environment, "reset", keys.shape[0])
+    return strong(state)
+
+
+def checked_step(environment: Environment, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
+    """Advance N environments; leaves come in the dtypes of `state`, which may be wider than those of the step.
+
+    Raises:
+        TypeError: what comes is no state like `state`, or would have to be rounded to be one; the message names the field.
+            While it is traced.
+    """
+    new = environment.step(state, action)
+    _check_state(new, environment, "step", state.reward.shape[0])
+    return like_the_last(new, state, type(environment).__name__)
+
+
+def like_the_last(new: EnvironmentState, old: EnvironmentState, name: str) -> EnvironmentState:
+    """Give a step's state the dtypes of the state before it.
+
+    Raises:
+        TypeError: another structure or shape, or a dtype that the old one cannot hold.
+    """
+    for field, part, before in zip(old._fields, new, old, strict=True):
+        structures = [jax.tree.structure(each) for each in (part, before)]
+        if structures[0] not in structures[1:]:
+            got, wanted = (str(structure)[:150] for structure in structures)
+            raise TypeError(
+                f"environment: got another structure for {field} from step of {name} than from reset, allowed: the same; "
+                f"got {got}, from reset {wanted}"
+            )
+    for (path, leaf), before in zip(jax.tree_util.tree_leaves_with_path(new), jax.tree.leaves(old), strict=True):
+        got, wanted = (_describe(each) for each in (leaf, before))
+        if jnp.shape(leaf) != jnp.shape(before) or not _holds(jnp.result_type(before), jnp.result_type(leaf)):
+            where = jax.tree_util.keystr(path).lstrip(".")
+            raise TypeError(
+                f"environment: got {got} for {where} from step of {name} where reset gave {wanted}, "
+                "allowed: the same from both, or a narrower dtype from step"
+            )
+    return jax.tree.map(lambda x, before: jax.lax.convert_element_type(x, before.dtype), new, old)
+
+
+def check_action_space(space: Any) -> None:
+    """Raise TypeError or ValueError for what is no action space, or one without actions."""
+    if isinstance(space, Discrete):
+        if not (isinstance(space.num_actions, int) and space.num_actions >= 1):
+            raise ValueError(f"action_space: got {space}, allowed: a number of actions >= 1")
+    elif isinstance(space, Box):
+        if not (isinstance(space.size, int) and space.size >= 1):
+            raise ValueError(f"action_space: got {space}, allowed: a size >= 1")
+        if not space.low < space.high:
+            raise ValueError(f"action_space: got {space}, allowed: low < high")
+    else:
+        raise TypeError(f"action_space: got {space!r}, allowed: a trpo_jax.Box or a trpo_jax.Discrete")
+
+
+def is_bounded(space: Box) -> bool:
+    """Tell whether both ends of the action box are finite."""
+    return math.isfinite(space.low) and math.isfinite(space.high)
+
+
+def strong(tree: Any) -> Any:
+    """Strip weak types, which would make the first state differ from later ones and cost a second compilation."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), tree)
+
+
+def _check_state(state: Any, environment: Environment, method: str, num_envs: int) -> None:
+    """Raise TypeError for what is no state of `num_envs` environments, naming the field."""
+    source = f"{method} of {type(environment).__name__}"
+    if not isinstance(state, EnvironmentState):
+        raise TypeError(f"environment: got a {type(state).__name__} from {source}, allowed: a trpo_jax.EnvironmentState")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jnp.shape(leaf)[:1] != (num_envs,):
+            where = jax.tree_util.keystr(path).lstrip(".")
+            raise TypeError(
+                f"environment: got shape {jnp.shape(leaf)} for {where} from {source}, "
+                f"allowed: one that begins with the number of environments, here {num_envs}"
+            )
+    for name, kind, hint in (
+        ("reward", jnp.floating, "a floating dtype"),
+        ("terminated", jnp.bool_, "bool (Brax's done is `done > 0`)"),
+        ("truncated", jnp.bool_, "bool (Brax's truncation is `truncation > 0`)"),
+    ):
+        leaf = getattr(state, name)
+        if not jax.tree_util.all_leaves([leaf]) or jnp.shape(leaf) != (num_envs,):
+            raise TypeError(
+                f"environment: got {jax.tree.map(jnp.shape, leaf)} for {name} from {source}, "
+                f"allowed: a number for each environment, here of shape {(num_envs,)}"
+            )
+        if not jnp.issubdtype(jnp.result_type(leaf), kind):
+            raise TypeError(f"environment: got {jnp.result_type(leaf)} for {name} from {source}, allowed: {hint}")
+    if not jax.tree.leaves(state.observation):
+        raise TypeError(f"environment: got no array for observation from {source}, allowed: at least one")
+
+
+def _describe(leaf: Any) -> str:
+    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+
+
+def _holds(wide: Any, narrow: Any) -> bool:
+    """Tell whether one dtype is what JAX promotes both to."""
+    return wide == narrow or (not jnp.issubdtype(wide, jax.dtypes.extended) and jnp.promote_types(wide, narrow) == wide)
