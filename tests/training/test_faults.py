@@ -1,6 +1,7 @@
 """A simulator that loses environments: they are restarted, their samples count for nothing, and training goes on."""
 
 import dataclasses
+import warnings
 from typing import NamedTuple
 
 import chex
@@ -112,7 +113,7 @@ def test_training_goes_on_counts_faults_and_learns(kinds, value, expected):
     for _ in range(60):
         state, metrics = trpo.update(state)
         faults.append(float(metrics["training/num_faults"]))
-        assert all_finite(metrics) or np.isnan(metrics["training/episode_reward"])
+        assert all_finite(metrics)
     np.testing.assert_allclose(np.mean(faults), 32 * 8 * expected, rtol=0.15)
     assert all_finite((state.learner, state.critic))
     assert metrics["training/num_accepted"] > 50
@@ -152,7 +153,7 @@ def test_a_lost_step_weighs_nothing_and_the_one_before_is_bootstrapped():
 
 
 def test_statistics_of_episodes_leave_out_those_that_a_fault_broke_off():
-    statistics = init_episode_statistics(3)
+    statistics = init_episode_statistics(jnp.zeros(3))
     flags = jnp.asarray([False, True, True]), jnp.asarray([False, False, True])
     for done, fault in ((flags[1] & False,) * 2, flags):
         statistics = record_step(statistics, jnp.asarray([1.0, 2.0, 3.0]), done, fault)
@@ -195,7 +196,25 @@ def test_an_episode_of_an_evaluation_ends_where_it_is_lost():
     np.testing.assert_array_equal(episodes.episode_length, [2, 2, 2])
 
 
+@pytest.mark.filterwarnings("ignore:.*of the samples of iteration")
 def test_a_whole_training_survives():
     _, params, metrics = one_device_train(Flaky(0.05), 10 * 16, config=SMALL, num_eval_envs=4)
     assert all_finite(params)
     assert np.isfinite(metrics["eval/episode_reward"])
+
+
+@pytest.mark.parametrize(("rate", "warns"), [(1.0, True), (0.3, True), (0.01, False)])
+def test_a_simulator_that_loses_much_is_warned_of_once(rate, warns):
+    seen = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        environment = Flaky(rate, ("observation",))
+        config = dataclasses.replace(SMALL, num_envs=8, unroll_length=16)
+        one_device_train(
+            environment, 5 * 128, config=config, num_eval_envs=0, iteration_fn=lambda _, metrics: seen.append(metrics)
+        )
+    messages = [str(each.message) for each in caught if "of the samples of iteration 1 are lost" in str(each.message)]
+    assert len(messages) == warns
+    assert len(seen) == 5
+    nothing = [name for name in ("entropy", "explained_variance", "kl") if np.isnan(seen[-1][f"training/{name}"])]
+    assert len(nothing) == (3 if rate == 1.0 else 0)

@@ -30,7 +30,16 @@ SMALL = TRPOConfig(
     policy=PolicyConfig(hidden_sizes=(16,)),
 )
 METRICS = (
-    *("episode_reward", "episode_length", "kl", "max_kl", "surrogate_improvement", "expected_improvement", "accepted"),
+    *(
+        "episode_reward",
+        "episode_length",
+        "num_episodes",
+        "kl",
+        "max_kl",
+        "surrogate_improvement",
+        "expected_improvement",
+        "accepted",
+    ),
     *(
         "outcome",
         "step_fraction",

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from trpo_jax.environments.checked import as_float
 from trpo_jax.environments.protocol import Box, EnvironmentState
 from trpo_jax.environments.randomization import Randomization, RandomizationFn, Randomized
 
@@ -49,4 +50,4 @@ class VectorizedEnvironment:
 
 def _from_simulator(state: Any) -> EnvironmentState:
     terminated = state.done > 0
-    return EnvironmentState(state, state.obs, state.reward.astype(jnp.float32), terminated, jnp.zeros_like(terminated))
+    return EnvironmentState(state, state.obs, as_float(state.reward), terminated, jnp.zeros_like(terminated))

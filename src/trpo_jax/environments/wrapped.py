@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from trpo_jax.environments.checked import like_the_last, strong
+from trpo_jax.environments.checked import as_float, like_the_last, strong
 from trpo_jax.environments.protocol import Box, EnvironmentState
 from trpo_jax.environments.randomization import RandomizationFn
 from trpo_jax.environments.wrappers import select
@@ -106,7 +106,7 @@ def _wrap_for(environment, wrap_env_fn, episode_length, action_repeat, randomiza
 
 def _from_wrapped(state: Any) -> EnvironmentState:
     done, limited = state.done > 0, state.info["truncation"] > 0
-    return EnvironmentState(state, state.obs, state.reward.astype(jnp.float32), done & ~limited, done & limited)
+    return EnvironmentState(state, state.obs, as_float(state.reward), done & ~limited, done & limited)
 
 
 def _final_observation_name(state: Any) -> str | None:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from trpo_jax.solver.tree import upcast
+
 
 def generalized_advantage_estimation(
     reward: Float[Array, "T *batch"],
@@ -32,7 +34,7 @@ def generalized_advantage_estimation(
         gae_lambda: λ; may be traced.
 
     Returns:
-        A, `[T, ...]`. Adding `value` gives the λ-return, the critic's target.
+        A, `[T, ...]`, in at least float32. Adding `value` gives the λ-return, the critic's target.
 
     Raises:
         ValueError: the shapes differ.
@@ -44,6 +46,7 @@ def generalized_advantage_estimation(
     for name, array in (("value", value), ("next_value", next_value), ("terminated", terminated), ("done", done)):
         if array.shape != reward.shape:
             raise ValueError(f"{name}: got shape {array.shape}, allowed: {reward.shape}, the shape of reward")
+    reward, value, next_value = (upcast(numbers) for numbers in (reward, value, next_value))
     delta = reward + discounting * jnp.where(terminated, 0.0, next_value) - value
     decay = jnp.where(done, 0.0, discounting * gae_lambda).astype(delta.dtype)
 

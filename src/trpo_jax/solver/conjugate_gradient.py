@@ -49,10 +49,10 @@ def conjugate_gradient(
         preconditioner: v -> M⁻¹ v, an approximation of A⁻¹, symmetric positive definite.
 
     Returns:
-        (x, CGInfo): x has the structure of `b`, in at least float32. Non-finite products end in a non-finite x or
-        residual_norm, never in an exception. b = 0 gives x = 0 after no iteration. x can be differentiated, in `b` and in
-        what `matvec` closes over, as the exact solution of the system: another solve takes the place of the iterations
-        (but not inside `jax.shard_map`).
+        (x, CGInfo): x has the structure of `b`, in its dtypes or float32, whichever is wider, as the iteration. Non-finite
+        products end in a non-finite x or residual_norm, never in an exception. b = 0 gives x = 0 after no iteration. x can
+        be differentiated, in `b` and in what `matvec` closes over, as the exact solution of the system: another solve takes
+        the place of the iterations (but not inside `jax.shard_map`).
 
     Raises:
         TypeError: a leaf of `b` is not floating.
@@ -86,10 +86,10 @@ def solve_with_residual(
 
     def product(v: Params) -> Params:
         with jax.default_matmul_precision("highest"):
-            return upcast(matvec(cast_like(v, b)))
+            return cast_like(matvec(cast_like(v, b)), v)
 
     def solve(product: MatVec, target: Params) -> tuple[Params, tuple[Params, CGInfo]]:
-        start = _start(product, target, None if x0 is None else scaled(1.0 / size, upcast(x0)))
+        start = _start(product, target, None if x0 is None else cast_like(scaled(1.0 / size, upcast(x0)), target))
         return _iterate(product, target, *start, max_iterations, tolerance, preconditioner)
 
     target = scaled(1.0 / size, upcast(b))
@@ -134,7 +134,7 @@ def _iterate(
         norm2 = vdot(residual, residual)
         if preconditioner is None:
             return residual, norm2, None
-        preconditioned = preconditioner(residual)
+        preconditioned = cast_like(preconditioner(residual), residual)
         return preconditioned, vdot(residual, preconditioned), norm2
 
     def norm2(state: _State) -> Float[Array, ""]:

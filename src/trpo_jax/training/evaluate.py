@@ -68,7 +68,8 @@ def make_evaluator(
 
         reset_key, key = jax.random.split(as_typed_key(key))
         state = checked_reset(environment, jax.random.split(reset_key, num_episodes))
-        nothing = Episodes(jnp.zeros(num_episodes, jnp.float32), jnp.zeros(num_episodes, jnp.int32))
+        returns = jnp.zeros(num_episodes, jnp.promote_types(state.reward.dtype, jnp.float32))
+        nothing = Episodes(returns, jnp.zeros(num_episodes, jnp.int32))
         start = _Progress(state, key, jnp.ones(num_episodes, bool), nothing)
         return jax.lax.while_loop(lambda progress: jnp.any(progress.active), play, start).episodes
 

@@ -20,7 +20,7 @@ from trpo_jax.solver.trust_region_config import init_trust_region_state
 from trpo_jax.training.critic import CriticState, Regression, explained_variance, fit_critic, init_critic
 from trpo_jax.training.estimates import estimate_advantages
 from trpo_jax.training.keys import as_typed_key
-from trpo_jax.training.metrics import Metrics, init_episode_statistics, latest_episodes, outcome_metrics, solver_metrics
+from trpo_jax.training.metrics import Metrics, episode_metrics, init_episode_statistics, outcome_metrics, solver_metrics
 from trpo_jax.training.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
 from trpo_jax.training.rollout import RolloutState, Transition, collect, num_starts
 from trpo_jax.training.stages import Stages, advance, run_stages
@@ -90,7 +90,7 @@ class Iteration:
     def restart(self, starts: EnvironmentState) -> RolloutState:
         """Put environments at the first of their initial states."""
         environments = jax.tree.map(lambda leaf: leaf[0], starts)
-        return strong(RolloutState(environments, init_episode_statistics(self.config.num_envs)))
+        return strong(RolloutState(environments, init_episode_statistics(environments.reward)))
 
     @property
     def stages(self) -> Stages:
@@ -115,12 +115,8 @@ class Iteration:
             key,
             unroll_length=self.config.unroll_length,
         )
-        episode_return, episode_length = latest_episodes(rollout.episodes)
-        metrics = {
-            "training/episode_reward": episode_return,
-            "training/episode_length": episode_length * self.config.action_repeat,
-            "training/num_faults": jnp.sum(transition.fault, dtype=jnp.float32),
-        }
+        metrics = episode_metrics(rollout.episodes, self.config.action_repeat)
+        metrics["training/num_faults"] = jnp.sum(transition.fault, dtype=jnp.float32)
         return rollout, transition, metrics
 
     def improve(

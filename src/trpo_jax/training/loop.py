@@ -11,7 +11,7 @@ import numpy as np
 from trpo_jax.training.evaluate import Episodes, summarize
 from trpo_jax.training.inference import Params, Policy
 from trpo_jax.training.interrupts import deferred_interrupts
-from trpo_jax.training.metrics import Metrics
+from trpo_jax.training.metrics import Metrics, without_unknown
 from trpo_jax.training.pipeline import Iterations, to_host
 from trpo_jax.training.processes import any_process
 from trpo_jax.training.state import TrainState, inference_params
@@ -23,6 +23,9 @@ ProgressFn = Callable[[int, dict[str, float]], None]
 
 TIMED_EVERY = 10
 """Every so many iterations the stages are timed, which costs their overlap."""
+
+FAULTS_TO_WARN_OF = 0.1
+"""Share of an iteration's samples."""
 
 
 class Callbacks(NamedTuple):
@@ -73,6 +76,7 @@ class Loop:
         self._unreported: Metrics | None = None
         self._unsaved: TrainState | None = None
         self._is_first = jax.process_index() == 0
+        self._has_warned = False
 
     def run(self, state: TrainState, progress: Progress) -> TrainState:
         """Train from a state on, to the last iteration."""
@@ -127,8 +131,12 @@ class Loop:
         """Wait for the iteration that has not been told of yet, if there is one, and tell of it."""
         if self._unreported is None:
             return
-        metrics = {name: value.tolist() for name, value in jax.device_get(self._unreported).items()}
+        config = self.trpo.config
+        num_samples = config.num_envs * config.unroll_length
+        known = without_unknown(jax.device_get(self._unreported), num_samples)
+        metrics = {name: value.tolist() for name, value in known.items()}
         self._unreported = None
+        self._warn_of_faults(float(np.max(known["training/num_faults"])) / num_samples)
         now = time.perf_counter()
         elapsed, self._last_report = now - self._last_report, now
         iteration, walltime = self._progress.iteration + 1, self._progress.walltime + elapsed
@@ -137,6 +145,17 @@ class Loop:
         self.metrics |= metrics
         if self.callbacks.iteration_fn and self._is_first:
             self.callbacks.iteration_fn(self._steps, metrics)
+
+    def _warn_of_faults(self, share: float) -> None:
+        """Say once, in the first process, that the simulator loses a large share of an iteration's samples."""
+        if share < FAULTS_TO_WARN_OF or self._has_warned or not self._is_first:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"{share:.0%} of the samples of iteration {self._progress.iteration + 1} are lost: observations, rewards or the "
+            "simulator's state were not finite. They weigh nothing; training/num_faults counts them",
+            stacklevel=2,
+        )
 
     @property
     def _steps(self) -> int:

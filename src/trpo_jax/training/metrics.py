@@ -1,8 +1,10 @@
 """What is measured along the way."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
@@ -20,10 +22,11 @@ class EpisodeStatistics(NamedTuple):
     has_finished: Bool[Array, "N"]
 
 
-def init_episode_statistics(num_envs: int) -> EpisodeStatistics:
-    """Start with no episode finished."""
-    zeros = jnp.zeros(num_envs, jnp.float32)
-    return EpisodeStatistics(zeros, zeros, zeros, zeros, jnp.zeros(num_envs, bool))
+def init_episode_statistics(reward: Float[Array, "N"]) -> EpisodeStatistics:
+    """Start with no episode finished; returns have at least the precision of these rewards and of float32."""
+    returns = jnp.zeros_like(reward, jnp.promote_types(reward.dtype, jnp.float32))
+    lengths = jnp.zeros_like(reward, jnp.float32)
+    return EpisodeStatistics(returns, lengths, returns, lengths, jnp.zeros_like(reward, bool))
 
 
 def record_step(
@@ -51,12 +54,38 @@ def break_off(statistics: EpisodeStatistics, which: Bool[Array, "N"]) -> Episode
     )
 
 
-def latest_episodes(statistics: EpisodeStatistics) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return mean return and mean length of each environment's latest finished episode; NaN before any has finished."""
-    finished = jnp.sum(statistics.has_finished)
-    scale = jnp.where(finished > 0, 1.0 / jnp.maximum(finished, 1), jnp.nan)
-    mean_return = jnp.sum(jnp.where(statistics.has_finished, statistics.last_return, 0.0)) * scale
-    return mean_return, jnp.sum(jnp.where(statistics.has_finished, statistics.last_length, 0.0)) * scale
+def episode_metrics(statistics: EpisodeStatistics, action_repeat: int) -> Metrics:
+    """Report mean return and mean length of each environment's latest finished episode; 0 before any has finished."""
+    finished = jnp.sum(statistics.has_finished, dtype=jnp.float32)
+    scale = 1.0 / jnp.maximum(finished, 1)
+    return {
+        "training/episode_reward": jnp.sum(statistics.last_return) * scale,
+        "training/episode_length": jnp.sum(statistics.last_length) * scale * action_repeat,
+        "training/num_episodes": finished,
+    }
+
+
+OF_SAMPLES = ("kl", "max_kl", "entropy", "explained_variance", "mean_value", "mean_return", "value_loss", "normalizer_kl")
+"""Metrics that are averages over samples."""
+
+
+def without_unknown(metrics: Mapping[str, Any], num_samples: int) -> dict[str, np.ndarray]:
+    """Put NaN for what are averages over nothing: over episodes before any has ended, over samples where all were lost.
+
+    On the host, since `JAX_DEBUG_NANS` takes every NaN on a device for a mistake; there they are 0, or whatever else.
+
+    Args:
+        metrics: of `update`; `[]`, or `[R]` for R runs.
+        num_samples: of an iteration.
+    """
+    known = {name: np.asarray(value) for name, value in metrics.items()}
+    nothing_ended = known["training/num_episodes"] == 0
+    all_lost = known["training/num_faults"] == num_samples
+    for name, value in known.items():
+        bare = name.removeprefix("training/")
+        if bare in OF_SAMPLES or bare in ("episode_reward", "episode_length"):
+            known[name] = np.where(all_lost if bare in OF_SAMPLES else nothing_ended, np.nan, value)
+    return known
 
 
 def solver_metrics(info: TrustRegionInfo) -> Metrics:

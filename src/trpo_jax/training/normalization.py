@@ -25,9 +25,12 @@ class NormalizerState:
 
 
 def init_normalizer(observation: Any) -> NormalizerState:
-    """Start from mean 0 and standard deviation 1 for observations shaped like `observation` (one, unbatched)."""
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), observation)
-    ones = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), observation)
+    """Start from mean 0 and standard deviation 1 for observations shaped like `observation` (one, unbatched).
+
+    Statistics have at least the precision of the observations and of float32.
+    """
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), observation)
+    ones = jax.tree.map(jnp.ones_like, zeros)
     return NormalizerState(jnp.zeros((), jnp.float32), zeros, zeros, ones)
 
 

@@ -40,8 +40,10 @@ class Program:
         """Trace it, unless it was, and let one of the compilers go on; return what it returns, as `jax.ShapeDtypeStruct`.
 
         The caller's thread traces, since that is the one that JAX's settings are made for, such as
-        `with jax.default_matmul_precision(…)`.
+        `with jax.default_matmul_precision(…)`. Under `jax.disable_jit` nothing is compiled.
         """
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            return self.describe(*arguments)
         if self._compiled is None:
             lowered = self._function.lower(*self._moved(arguments))
             self._compiled, self._described = compilers.submit(lowered.compile), lowered.out_info
