@@ -28,7 +28,7 @@ from trpo_jax.solver.tree import MatVec
 from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_region_step
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.training.critic import CriticConfig
-from trpo_jax.training.inference import Params, make_value_fn
+from trpo_jax.training.inference import Params
 from trpo_jax.training.run_config import RunConfig, shipped_config
 from trpo_jax.training.schedule import ScheduleConfig
 from trpo_jax.training.state import TrainState, inference_params
@@ -81,7 +81,6 @@ __all__ = [
     "inference_params",
     "init_trust_region_state",
     "make_trpo",
-    "make_value_fn",
     "shipped_config",
     "stateful_trust_region_step",
     "stateful_trust_region_update",

@@ -4,9 +4,11 @@ import functools
 import inspect
 import warnings
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint
 import pytest
 
 import trpo_jax
@@ -17,6 +19,7 @@ from trpo_jax import ConfigError, TRPOConfig, inference_params, make_trpo
 from trpo_jax.training.brax_names import PPO_ONLY, RENAMED, UNSUPPORTED, translate
 
 with warnings.catch_warnings(action="ignore"):  # what Brax imports
+    from brax.io import model
     from brax.training.agents.ppo import networks as ppo_networks
     from brax.training.agents.ppo import train as brax_ppo
 
@@ -201,6 +204,39 @@ def test_parameters_restored_are_those_that_were_trained(tmp_path):
         _, partly, _ = one_device_train(Target(), 0, config=SMALL, num_eval_envs=0, seed=9, restore_value_fn=False, **source)
         jax.tree.map(np.testing.assert_array_equal, partly.policy, params.policy)
         assert not np.array_equal(*(jax.tree.leaves(p.value.params)[1] for p in (partly, params)))
+
+
+def save_with_brax(params, path):
+    model.save_params(str(path), params)
+    return model.load_params(str(path))
+
+
+def save_with_flax(params, path):
+    path.write_bytes(flax.serialization.to_bytes(params))
+    return flax.serialization.from_bytes(jax.tree.map(np.zeros_like, params), path.read_bytes())
+
+
+def save_with_orbax(params, path):
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, params)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(path, params)
+
+
+@pytest.mark.parametrize("save", [save_with_brax, save_with_flax, save_with_orbax])
+@pytest.mark.parametrize("network_factory", [None, ppo_networks.make_ppo_networks])
+def test_any_saver_takes_the_parameters(network_factory, save, tmp_path):
+    train = functools.partial(one_device_train, Target(), config=SMALL, num_eval_envs=0, network_factory=network_factory)
+    make_policy, params, _ = train(16)
+    saved = save(params, tmp_path / "params")
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(saved), jax.tree.leaves(params))
+    observation = jnp.asarray([[0.3, -0.2]])
+    np.testing.assert_array_equal(
+        make_policy(saved, deterministic=True)(observation)[0], make_policy(params, deterministic=True)(observation)[0]
+    )
+    np.testing.assert_array_equal(make_policy.value_fn(saved)(observation), make_policy.value_fn(params)(observation))
+    _, restored, _ = train(0, restore_params=saved)
+    jax.tree.map(np.testing.assert_array_equal, restored, params)
 
 
 def test_parameters_of_other_networks_are_refused():

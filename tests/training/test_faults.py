@@ -144,7 +144,7 @@ def test_a_lost_step_weighs_nothing_and_the_one_before_is_bootstrapped():
     improve = jax.jit(iteration.improve)
     learner, regression, _ = improve(state.learner, state.critic, transition, *args)
     np.testing.assert_array_equal(regression.weight, np.repeat([[1.0], [1.0], [0.0], [1.0]], 4, 1))
-    value = lambda observation: state.critic.critic.network.apply(state.critic.critic.params, observation)  # noqa: E731
+    value = lambda observation: trpo.iteration.networks.critic.apply(state.critic.critic.params, observation)  # noqa: E731
     np.testing.assert_allclose(regression.target[1], 1 + 0.5 * value(transition.next_observation[1]), rtol=1e-5)
     np.testing.assert_allclose(regression.target[3], 1 + 0.5 * value(transition.next_observation[3]), rtol=1e-5)
     garbage = jax.tree.map(lambda leaf: leaf.at[2].set(7.0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, transition)

@@ -17,7 +17,6 @@ from trpo_jax import (
     TrustRegionConfig,
     inference_params,
     make_trpo,
-    make_value_fn,
 )
 
 SMALL = TRPOConfig(
@@ -230,7 +229,7 @@ def test_the_critic_learns_through_a_time_limit(reward_scaling):
     )
     trpo = make_trpo(ConstantReward(), config)
     state, metrics = iterate(trpo, trpo.init(jax.random.key(0)), 80)
-    value = make_value_fn(inference_params(state))(jax.random.normal(jax.random.key(1), (50, 2)))
+    value = trpo.make_policy.value_fn(inference_params(state))(jax.random.normal(jax.random.key(1), (50, 2)))
     np.testing.assert_allclose(value, 1 / (1 - 0.8), rtol=0.05)
     np.testing.assert_allclose(metrics["training/mean_return"], 5.0, rtol=0.05)
     assert metrics["training/episode_reward"] == metrics["training/episode_length"] == 5
@@ -285,8 +284,8 @@ def test_without_normalization_observations_reach_the_networks_as_they_are():
     assert state.learner.normalizer is None
     params = inference_params(state)
     far = jnp.asarray([[100.0, 200.0]])
-    expected = params.value.network.apply(params.value.params, far)
-    np.testing.assert_array_equal(make_value_fn(params)(far), expected)
+    expected = trpo.iteration.networks.critic.apply(params.value.params, far)
+    np.testing.assert_array_equal(trpo.make_policy.value_fn(params)(far), expected)
 
 
 def test_microbatches_must_divide_the_batch():

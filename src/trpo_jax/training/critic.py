@@ -1,6 +1,5 @@
 """The value function: its parameters, what they predict, and how they are fitted."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from trpo_jax.config import config, setting
 from trpo_jax.policy.networks import Activation, Network
-from trpo_jax.solver.tree import pytree_dataclass, where_finite
+from trpo_jax.solver.tree import where_finite
 from trpo_jax.weights import unit_weight, variance, weighted_mean
 
 
@@ -35,14 +34,12 @@ class CriticConfig:
     """Entry that the critic sees where observations are a dict; it may hold what the policy is not to know."""
 
 
-@pytree_dataclass
-class CriticParams:
-    """A value network's parameters, and with them all that is needed to use them."""
+class CriticParams(NamedTuple):
+    """A value network's parameters, and the units of what they predict."""
 
     params: Any
     reward_scaling: Float[Array, ""]
     """The network predicts the discounted sum of rewards times this."""
-    network: Network = dataclasses.field(metadata={"static": True})
 
 
 class CriticState(NamedTuple):
@@ -59,13 +56,8 @@ def init_critic(
 ) -> CriticState:
     """Draw a critic's parameters; `observation` is one observation, or zeros like it."""
     params = network.init(key, observation)
-    critic = CriticParams(params, jnp.asarray(reward_scaling, jnp.float32), network)
+    critic = CriticParams(params, jnp.asarray(reward_scaling, jnp.float32))
     return CriticState(critic, _adam.init(ravel_pytree(params)[0]))
-
-
-def predict_scaled_value(critic: CriticParams, observation: Any) -> Float[Array, "..."]:
-    """Return values `[...]` of normalized observations, in units of the scaled reward."""
-    return critic.network.apply(critic.params, observation)
 
 
 class Regression(NamedTuple):
@@ -80,11 +72,12 @@ class Regression(NamedTuple):
 
 
 def fit_critic(
-    state: CriticState, regression: Regression, key: Key[Array, ""], config: CriticConfig
+    network: Network, state: CriticState, regression: Regression, key: Key[Array, ""], config: CriticConfig
 ) -> tuple[CriticState, Float[Array, ""]]:
     """Regress values on targets by least squares: `num_epochs` passes of Adam over shuffled minibatches.
 
     Args:
+        network: the critic's; apply(params, normalized observation) -> value in units of the scaled reward.
         state: critic and optimizer.
         regression: what it is fitted to.
         key: consumed, for the shuffles.
@@ -97,7 +90,7 @@ def fit_critic(
     vector, unravel = ravel_pytree(state.critic.params)
 
     def loss_fn(vector: Float[Array, "P"], batch: Regression) -> Float[Array, ""]:
-        error = state.critic.network.apply(unravel(vector), batch.observation) - batch.target
+        error = network.apply(unravel(vector), batch.observation) - batch.target
         return jnp.sum(batch.weight * jnp.where(batch.weight > 0, error**2, 0.0))
 
     def descend(carry, batch):
@@ -116,7 +109,7 @@ def fit_critic(
     start = (vector, state.optimizer)
     (vector, optimizer), losses = jax.lax.scan(pass_over, start, jax.random.split(key, config.num_epochs))
     params, optimizer = where_finite((unravel(vector), optimizer), (state.critic.params, state.optimizer))
-    return CriticState(dataclasses.replace(state.critic, params=params), optimizer), losses[-1]
+    return CriticState(state.critic._replace(params=params), optimizer), losses[-1]
 
 
 def _minibatches(samples: Regression, key: Key[Array, ""], count: int) -> Any:

@@ -7,27 +7,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from trpo_jax.objective.advantages import generalized_advantage_estimation
-from trpo_jax.training.critic import CriticParams, predict_scaled_value
+from trpo_jax.policy.networks import Network
 from trpo_jax.training.normalization import NormalizerState, normalize
 from trpo_jax.training.rollout import Transition
 from trpo_jax.training.trpo_config import TRPOConfig
 
 
 def estimate_advantages(
-    critic: CriticParams,
+    network: Network,
+    params: Any,
     normalizer: NormalizerState | None,
     observation: Any,
     transition: Transition,
     weight: Float[Array, "T N"],
     hyperparameters: TRPOConfig,
 ) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
-    """Return values and advantages of a rollout, in units of the scaled reward.
+    """Return values and advantages of a rollout, in units of the scaled reward, by a critic's network and its parameters.
 
     A step of weight zero counts as an end that paid what the critic had expected: its own advantage is zero, and the
     step before it is bootstrapped.
     """
-    value = predict_scaled_value(critic, observation)
-    next_value = _next_value(critic, normalizer, transition, value)
+    value = network.apply(params, observation)
+    next_value = _next_value(network, params, normalizer, transition, value)
     unusable = weight == 0
     terminated = transition.terminated | unusable
     advantage = generalized_advantage_estimation(
@@ -43,7 +44,7 @@ def estimate_advantages(
 
 
 def _next_value(
-    critic: CriticParams, normalizer: NormalizerState | None, transition: Transition, value: Float[Array, "T N"]
+    network: Network, params: Any, normalizer: NormalizerState | None, transition: Transition, value: Float[Array, "T N"]
 ) -> Float[Array, "T N"]:
     """Return the value of what each step led to: that of the next step's observation, unless an end or fault parts them.
 
@@ -51,7 +52,7 @@ def _next_value(
     """
 
     def predict(observation: Any) -> Float[Array, "..."]:
-        return predict_scaled_value(critic, normalize(normalizer, observation))
+        return network.apply(params, normalize(normalizer, observation))
 
     following = jnp.concatenate([value[1:], predict(jax.tree.map(lambda leaf: leaf[-1:], transition.next_observation))])
     fault_next = jnp.concatenate([transition.fault[1:], jnp.zeros_like(transition.fault[:1])])

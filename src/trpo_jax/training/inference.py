@@ -1,5 +1,6 @@
 """Using what was trained: a policy that acts and a critic that predicts, from parameters."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,8 +8,8 @@ import jax
 from jaxtyping import Array, Float
 
 from trpo_jax.environments.protocol import Box, Discrete
-from trpo_jax.policy.networks import Network, policy_distribution
-from trpo_jax.training.critic import CriticParams, ValueFn, predict_scaled_value
+from trpo_jax.policy.networks import Networks, policy_distribution
+from trpo_jax.training.critic import CriticParams, ValueFn
 from trpo_jax.training.keys import as_typed_key
 from trpo_jax.training.normalization import NormalizerState, normalize
 from trpo_jax.training.rollout import to_environment_action
@@ -18,36 +19,42 @@ Policy = Callable[..., tuple[Any, dict[str, Any]]]
 
 
 class Params(NamedTuple):
-    """What acts and predicts, in Brax's order."""
+    """What acts and predicts, in Brax's order: arrays in tuples and in what the networks' own parameters are built of."""
 
     normalizer: NormalizerState | None
     policy: Any
     value: CriticParams
 
 
-def make_policy(network: Network, action_space: Box | Discrete, params: Params, deterministic: bool = False) -> Policy:
-    """Return policy(observation, key) -> (action, extras), as in Brax.
+@dataclasses.dataclass(frozen=True)
+class PolicyMaker:
+    """Makes functions of an agent's parameters: make_policy(params, deterministic=False), as in Brax, and value_fn(params)."""
 
-    The action is what the environment takes. Extras of a stochastic policy hold "raw_action", before it is brought into
-    the action box, and its "log_prob"; a deterministic one takes the distribution's mode, ignores the key, and has none.
-    """
+    networks: Networks
+    action_space: Box | Discrete
 
-    def policy(observation: Any, key: jax.Array | None = None) -> tuple[Any, dict[str, Any]]:
-        distribution = policy_distribution(network, params[1], normalize(params[0], observation))
-        if deterministic:
-            return to_environment_action(action_space, distribution, distribution.mode()), {}
-        action = distribution.sample(as_typed_key(key))
-        extras = {"log_prob": distribution.log_prob(action), "raw_action": action}
-        return to_environment_action(action_space, distribution, action), extras
+    def __call__(self, params: Params, deterministic: bool = False) -> Policy:
+        """Return policy(observation, key) -> (action, extras).
 
-    return policy
+        The action is what the environment takes. Extras of a stochastic policy hold "raw_action", before it is brought into
+        the action box, and its "log_prob"; a deterministic one takes the distribution's mode, ignores the key, and has none.
+        """
 
+        def policy(observation: Any, key: jax.Array | None = None) -> tuple[Any, dict[str, Any]]:
+            distribution = policy_distribution(self.networks.policy, params[1], normalize(params[0], observation))
+            if deterministic:
+                return to_environment_action(self.action_space, distribution, distribution.mode()), {}
+            action = distribution.sample(as_typed_key(key))
+            extras = {"log_prob": distribution.log_prob(action), "raw_action": action}
+            return to_environment_action(self.action_space, distribution, action), extras
 
-def make_value_fn(params: Params) -> ValueFn:
-    """Return observation `[..., *]` -> value `[...]`: the critic, in units of unscaled reward."""
+        return policy
 
-    def value_fn(observation: Any) -> Float[Array, "..."]:
-        normalizer, _, critic = params
-        return predict_scaled_value(critic, normalize(normalizer, observation)) / critic.reward_scaling
+    def value_fn(self, params: Params) -> ValueFn:
+        """Return observation `[..., *]` -> value `[...]`: the critic, in units of unscaled reward."""
 
-    return value_fn
+        def value_fn(observation: Any) -> Float[Array, "..."]:
+            normalizer, _, (critic, reward_scaling) = params
+            return self.networks.critic.apply(critic, normalize(normalizer, observation)) / reward_scaling
+
+        return value_fn

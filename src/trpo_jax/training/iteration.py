@@ -134,7 +134,7 @@ class Iteration:
         weight = self._weight(transition)
         unit = unit_weight(weight)
         value, advantage = estimate_advantages(
-            critic.critic, learner.normalizer, observation, transition, weight, hyperparameters
+            self.networks.critic, critic.critic.params, learner.normalizer, observation, transition, weight, hyperparameters
         )
         policy, trust_region, info = stateful_trust_region_update(
             self._policy_of_rows,
@@ -169,7 +169,7 @@ class Iteration:
     ) -> tuple[CriticState, Metrics]:
         """Regress values on λ-returns."""
         config = scheduled(hyperparameters, progress).critic
-        critic, loss = fit_critic(critic, regression, key, config)
+        critic, loss = fit_critic(self.networks.critic, critic, regression, key, config)
         return critic, {"training/value_loss": loss, "training/critic_learning_rate": jnp.asarray(config.learning_rate)}
 
     def _weight(self, transition: Transition) -> Float[Array, "T N"]:

@@ -1,12 +1,12 @@
 """Running mean and standard deviation of observations."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from trpo_jax.solver.tree import pytree_dataclass, where_finite
+from trpo_jax.solver.tree import where_finite
 
 MAX_ABS = 10.0
 """Normalized observations are clipped to ±10: a feature seen rarely must not saturate a network."""
@@ -14,11 +14,10 @@ STD_EPS = 1e-6
 """Added to the variance, so that a feature that has not varied (std 0) does not turn a change of 0.001 into 1000 σ."""
 
 
-@pytree_dataclass
-class NormalizerState:
+class NormalizerState(NamedTuple):
     """Statistics of all observations so far; `mean`, `summed_variance` and `std` are pytrees like one observation."""
 
-    count: Float[Array, ""]
+    count: Float[Array, ""]  # type: ignore[assignment]  # tuples have a method of that name
     mean: Any
     summed_variance: Any
     std: Any

@@ -21,7 +21,7 @@ from trpo_jax.training.brax_names import networks_from_brax, translate
 from trpo_jax.training.checkpoint import load_params
 from trpo_jax.training.devices import all_devices, compiler_options, put
 from trpo_jax.training.evaluate import make_evaluator
-from trpo_jax.training.inference import Params, Policy
+from trpo_jax.training.inference import Params, Policy, PolicyMaker
 from trpo_jax.training.loop import Callbacks, Loop, Milestones, ProgressFn, local_params
 from trpo_jax.training.pipeline import Pipeline, to_host
 from trpo_jax.training.program import Program, side_by_side
@@ -65,7 +65,7 @@ def train(
     restore_params: Params | None = None,
     restore_value_fn: bool = True,
     **options: Any,
-) -> tuple[Callable[..., Policy], Params, dict[str, float]]:
+) -> tuple[PolicyMaker, Params, dict[str, float]]:
     """Train a policy by TRPO, on all devices that JAX sees.
 
     Args:
@@ -111,8 +111,9 @@ def train(
             the keywords of Brax's PPO, of which those without meaning here are named in a warning.
 
     Returns:
-        (make_policy, params, metrics): make_policy(params, deterministic=False)(observation, key) -> (action, extras);
-        params = (normalizer, policy, value); metrics of the last evaluation and iteration.
+        (make_policy, params, metrics): make_policy(params, deterministic=False)(observation, key) -> (action, extras),
+        and make_policy.value_fn(params)(observation) -> value, in units of reward; params = (normalizer, policy, value);
+        metrics of the last evaluation and iteration.
 
     Raises:
         ConfigError: an unknown environment, an unknown option, a value out of range, or a checkpoint of another config.
@@ -248,8 +249,7 @@ def _restored(
         raise ConfigError("reward_scaling", wanted, allowed)
     normalizer, policy, value_params = to_host(jax.tree.map(jnp.asarray, (params.normalizer, params.policy, value.params)))
     learner = host_state.learner._replace(normalizer=normalizer, policy=policy)
-    # Only its numbers: networks that a factory has made twice are not equal.
-    critic = host_state.critic._replace(critic=dataclasses.replace(fresh.value, params=value_params))
+    critic = host_state.critic._replace(critic=fresh.value._replace(params=value_params))
     return pipeline.place(host_state._replace(learner=learner, critic=critic))
 
 

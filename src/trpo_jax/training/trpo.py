@@ -1,6 +1,5 @@
 """The whole algorithm as two pure functions: `init` and `update`, one iteration a call."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from trpo_jax.environments.protocol import Box, Discrete, Environment
 from trpo_jax.environments.registry import as_environment
 from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset
 from trpo_jax.policy.networks import CategoricalPolicy, GaussianPolicy, Network, Networks, OfEntry, ValueNetwork
-from trpo_jax.training.inference import Policy, make_policy
+from trpo_jax.training.inference import PolicyMaker
 from trpo_jax.training.iteration import Iteration
 from trpo_jax.training.metrics import Metrics
 from trpo_jax.training.state import TrainState
@@ -26,8 +25,9 @@ class TRPO(NamedTuple):
     """init(key, hyperparameters=None, num_iterations=0) -> TrainState."""
     update: Callable[[TrainState], tuple[TrainState, Metrics]]
     """One iteration: rollout, advantages, policy step, critic fit, normalizer."""
-    make_policy: Callable[..., Policy]
-    """make_policy(params, deterministic=False) -> policy(observation, key) -> (action, extras)."""
+    make_policy: PolicyMaker
+    """make_policy(params, deterministic=False) -> policy(observation, key) -> (action, extras); and
+    make_policy.value_fn(params) -> value_fn(observation) -> value."""
     environment: Environment
     """With the time limit, without resets."""
     config: TRPOConfig
@@ -71,7 +71,7 @@ def make_trpo(environment: Any, config: TRPOConfig = TRPOConfig(), networks: Net
     return TRPO(
         init=jax.jit(iteration.init),
         update=jax.jit(iteration.update),
-        make_policy=functools.partial(make_policy, networks.policy, environment.action_space),
+        make_policy=PolicyMaker(networks, environment.action_space),
         environment=environment,
         config=config,
         iteration=iteration,
