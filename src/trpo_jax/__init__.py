@@ -29,6 +29,7 @@ from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_regio
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.training.critic import CriticConfig
 from trpo_jax.training.inference import Params
+from trpo_jax.training.run import LoadedRun, load_run
 from trpo_jax.training.run_config import RunConfig, shipped_config
 from trpo_jax.training.schedule import ScheduleConfig
 from trpo_jax.training.state import TrainState, inference_params
@@ -57,6 +58,7 @@ __all__ = [
     "GaussianPolicy",
     "Joint",
     "LineSearchResult",
+    "LoadedRun",
     "MatVec",
     "MultiCategorical",
     "MultivariateGaussian",
@@ -80,6 +82,7 @@ __all__ = [
     "hessian_vector_product",
     "inference_params",
     "init_trust_region_state",
+    "load_run",
     "make_trpo",
     "shipped_config",
     "stateful_trust_region_step",

@@ -8,7 +8,10 @@ import sys
 import time
 import tomllib
 
+import jax.numpy as jnp
 import pytest
+
+from trpo_jax import ConfigError, load_run
 
 SMALL = [
     *("--num-envs", "4", "--unroll-length", "8", "--critic.num-minibatches", "2", "--critic.hidden-sizes", "8"),
@@ -68,6 +71,22 @@ def test_evaluate_loads_the_policy(finished_run, environment):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("inverted_pendulum (spring) after 96 steps, 3 deterministic episodes\nreturn  ")
     assert "95 % interval of the mean:" in result.stdout
+
+
+@pytest.mark.brax
+def test_a_run_is_loaded_into_python(finished_run):
+    cwd, _ = finished_run
+    run = load_run(cwd / "run")
+    assert (run.config.seed, run.step, len(run.metrics)) == (3, 96, 4)
+    observation = jnp.ones((5, 4))
+    action, _ = run.make_policy(run.params, deterministic=True)(observation)
+    assert action.shape == (5, 1)
+    assert run.make_policy.value_fn(run.params)(observation).shape == (5,)
+
+
+def test_a_folder_without_a_run_is_not_loaded(tmp_path):
+    with pytest.raises(ConfigError, match=r"run: got .* allowed: a folder that a training wrote"):
+        load_run(tmp_path)
 
 
 @pytest.mark.brax

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from trpo_jax.config import ConfigError
-from trpo_jax.training.run_folder import metrics_record, open_run_folder
+from trpo_jax.training.run_folder import open_run_folder, read_metrics
 
 FORMATS = (".png", ".pdf", ".svg")
 # Okabe and Ito's palette, which people with any common form of colour blindness tell apart.
@@ -105,18 +105,13 @@ def read_run(path: Path | str, name: str) -> RunCurves:
 def read_curves(path: Path) -> dict[str, Curve]:
     """Read metrics.jsonl into a curve a metric.
 
-    A line that is no whole record is skipped: a crash tears the last one, and one may be half written at this moment. Of
-    two values of a metric at one step the later one counts.
+    Of two values of a metric at one step the later one counts.
 
     Raises:
         ConfigError: there is no such file, or no record in it.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError("metrics", str(path), f"a file that a training wrote ({error.strerror})") from None
     values: dict[str, dict[float, float]] = {}
-    for record in filter(None, map(metrics_record, lines)):
+    for record in read_metrics(path):
         step = record.pop("step")
         for name, value in record.items():
             values.setdefault(name, {})[step] = value

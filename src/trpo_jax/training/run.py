@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
@@ -11,12 +12,12 @@ from trpo_jax.environments.protocol import Environment
 from trpo_jax.environments.registry import as_environment, resolve_backend
 from trpo_jax.training.checkpoint import load_params
 from trpo_jax.training.evaluate import Episodes, make_evaluator
-from trpo_jax.training.inference import Params
+from trpo_jax.training.inference import Params, PolicyMaker
 from trpo_jax.training.loggers import Logger
 from trpo_jax.training.loop import ProgressFn
 from trpo_jax.training.pipeline import host_like
 from trpo_jax.training.run_config import RunConfig
-from trpo_jax.training.run_folder import RunFolder
+from trpo_jax.training.run_folder import RunFolder, open_run_folder, read_metrics
 from trpo_jax.training.state import inference_params
 from trpo_jax.training.train import train
 from trpo_jax.training.trpo import TRPO, make_trpo
@@ -109,6 +110,40 @@ def load_policy(run_config: RunConfig, folder: RunFolder) -> tuple[TRPO, int, Pa
     template = host_like(inference_params(jax.eval_shape(trpo.init, jax.random.key(0))))
     step, params = load_params(folder.checkpoints, template)
     return trpo, step, params
+
+
+class LoadedRun(NamedTuple):
+    """What a run has left."""
+
+    config: RunConfig
+    """Whole."""
+    trpo: TRPO
+    """Its algorithm, bound to its environment."""
+    step: int
+    """Environment steps that the parameters were trained for."""
+    params: Params
+    metrics: list[dict[str, Any]]
+    """Records of metrics.jsonl: "step", and metrics by name; of iterations and evaluations in turn."""
+
+    @property
+    def make_policy(self) -> PolicyMaker:
+        """Makes policy(observation, key) -> (action, extras) of parameters, as `train` returns it."""
+        return self.trpo.make_policy
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """Load what `trpo-jax train` has left in a folder, finished or not.
+
+    Args:
+        path: the run's folder.
+
+    Raises:
+        ConfigError: no run lies there, or its environment is not known here.
+        CheckpointError: no checkpoint, a damaged one, or one that does not fit the configuration.
+    """
+    folder, run_config = open_run_folder(path)
+    trpo, step, params = load_policy(run_config, folder)
+    return LoadedRun(run_config, trpo, step, params, read_metrics(folder.metrics))
 
 
 def evaluate_run(

@@ -155,6 +155,21 @@ def _whole_lines(path: Path) -> list[str]:
     return [line for line in lines if metrics_record(line) is not None]
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl: "step" and metrics by name.
+
+    A line that is no whole record is left out: a crash tears the last one, and one may be half written at this moment.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError("metrics", str(path), f"a file that a training wrote ({error.strerror})") from None
+    return list(filter(None, map(metrics_record, lines)))
+
+
 def metrics_record(line: str | bytes) -> dict[str, Any] | None:
     """Parse a line of metrics.jsonl; None for a torn one."""
     try:
