@@ -159,3 +159,19 @@ def test_a_tree_of_axes_can_be_made_from_a_config():
     axes = jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, config)
     doubled = jax.vmap(lambda config: 2 * config.max_kl, in_axes=(axes,))(config)
     np.testing.assert_allclose(doubled, [0.02, 0.04])
+
+
+def test_whole_numbers_may_be_written_as_floats():
+    @config
+    class Counts:
+        number: int = setting(default=1, at_least=1)
+        several: tuple[int, ...] = setting(default=(1,), at_least=1)
+        real: float = setting(default=1.0)
+
+    counts = from_mapping(Counts(), {"number": 1e6, "several": [2.0, 3], "real": 2.0})
+    assert (counts.number, counts.several) == (1_000_000, (2, 3))
+    assert [type(value) for value in (counts.number, *counts.several, counts.real)] == [int, int, int, float]
+    assert Counts(number=np.float32(8)).number == 8
+    for value in (1.5, float("inf"), float("nan"), True, "1e6"):
+        with pytest.raises(ConfigError, match=r"number: got .*, allowed: an integer >= 1"):
+            Counts(number=value)

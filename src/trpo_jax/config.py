@@ -124,10 +124,14 @@ def register_fields(cls: type, leaves: Sequence[str], static: Sequence[str]) -> 
 
 
 def check(settings: Any) -> None:
-    """Raise `ConfigError` for the first field whose value is not allowed; an array's elements are not looked at."""
+    """Raise `ConfigError` for the first field whose value is not allowed; an array's elements are not looked at.
+
+    Whole numbers that are written as floats (1e6) become integers where an integer is wanted.
+    """
     for field in dataclasses.fields(settings):
         allowed = field.metadata.get("allowed", Allowed())
-        value = getattr(settings, field.name)
+        value = as_integers(getattr(settings, field.name), field.type)
+        object.__setattr__(settings, field.name, value)
         if not (field.type is float and isinstance(value, (jax.Array, np.ndarray))):
             _check_value(field.name, value, field.type, allowed)
 
@@ -147,6 +151,14 @@ def _check_value(name: str, value: Any, kind: Any, allowed: Allowed) -> None:
             raise ConfigError(name, value, f"a list, each item {allowed.describe(_KIND_NAMES[element])}")
     elif not _fits(value, kind, allowed):
         raise ConfigError(name, value, allowed.describe(_KIND_NAMES[kind]))
+
+
+def as_integers(value: Any, kind: Any = int) -> Any:
+    """Return whole floats, alone or in a tuple, as integers where `kind` asks for them; anything else as it is."""
+    kind = _plain(kind)
+    if typing.get_origin(kind) is tuple and isinstance(value, tuple):
+        return tuple(as_integers(item, typing.get_args(kind)[0]) for item in value)
+    return int(value) if kind is int and isinstance(value, (float, np.floating)) and float(value).is_integer() else value
 
 
 def _plain(kind: Any) -> Any:

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from trpo_jax.cli import main
+from trpo_jax.cli import main, train
 from trpo_jax.config import ConfigError
 from trpo_jax.training.run_config import RunConfig, write_run_config
 from trpo_jax.training.run_folder import RunFolder, create_run_folder
@@ -92,7 +92,7 @@ BAD = {
     "train ant --nope 3": "Unrecognized options: --nope, 3",
     "train ant --trust-region.maxkl 3": "Perhaps you meant: --trust-region.max-kl FLOAT",
     "train ant --num-envs": "Missing value for argument '--num-envs'",
-    "train ant --num-envs 3.5": "--num-envs: invalid literal for int() with base 10: '3.5'; Argument helptext: --num-envs INT",
+    "train ant --num-envs 3.5": "--num-envs: got '3.5', allowed: an integer; Argument helptext: --num-envs INT",
     "train ant --num-envs 0": "num_envs: got 0, allowed: an integer >= 1",
     "train ant --discounting 1.5": "discounting: got 1.5, allowed: a number >= 0 and <= 1",
     "train ant --trust-region.max-kl -1": "trust_region.max_kl: got -1.0, allowed: a number > 0",
@@ -210,3 +210,9 @@ def test_a_lock_in_an_empty_folder_is_no_run(tmp_path):
     with RunFolder(tmp_path / "new").locked():
         pass
     assert create_run_folder(tmp_path / "new", RunConfig(environment="fast")).config.exists()
+
+
+def test_integers_are_read_as_people_write_them():
+    options = ["--num-timesteps", "1e6", "--num-envs", "1_000", "--critic.hidden-sizes", "1e2", "32", "--seed", "7"]
+    run = train.parse_arguments(["ant", *options]).run
+    assert (run.num_timesteps, run.trpo.num_envs, run.trpo.critic.hidden_sizes, run.seed) == (1_000_000, 1000, (100, 32), 7)

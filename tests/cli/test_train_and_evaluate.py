@@ -122,3 +122,11 @@ def test_ctrl_c_leaves_a_usable_run_folder_and_says_where(finished_run, environm
     assert "going on in stopped" in resumed.stdout
     trained = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "training/kl" in line]
     assert trained == list(range(32, last + 65, 32))
+    config = (cwd / "stopped" / "config.toml").read_bytes()
+    shorter = trpo_jax(["train", "--resume", "stopped", "--num-timesteps", "32"], environment, cwd)
+    assert shorter.returncode == 2
+    assert f"num_timesteps: got 32, allowed: at least {last + 64}, which stopped has trained" in shorter.stderr
+    assert (cwd / "stopped" / "config.toml").read_bytes() == config
+    again = trpo_jax(["train", "--resume", "stopped"], environment, cwd)
+    assert f"which has been trained for {last + 64:,} steps and is only evaluated again" in again.stdout
+    assert "done: return" in again.stdout

@@ -163,3 +163,13 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as error:
         read_sweep(path)
     assert str(path) in str(error.value)
+
+
+def test_whole_numbers_may_be_written_as_floats(tmp_path):
+    text = 'environments = ["hopper"]\nseeds = [1e1, 2]\nnum_timesteps = 1e6\n[grid]\nnum_envs = [1e2, 64]\n'
+    runs = plan.plan_file(written(tmp_path, text))
+    assert {run.config.seed for run in runs} == {10, 2}
+    assert {run.config.num_timesteps for run in runs} == {1_000_000}
+    assert {run.config.trpo.num_envs for run in runs} == {100, 64}
+    assert all(type(run.config.trpo.num_envs) is int for run in runs)
+    assert sweep_from_mapping({"environments": ["hopper"], "seeds": 2.0}).seeds == (0, 1)

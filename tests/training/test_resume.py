@@ -76,6 +76,12 @@ def test_the_only_checkpoint_is_not_written_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
 
 
+def test_a_training_that_is_done_is_not_shortened(tmp_path):
+    run(tmp_path, 4 * 16)
+    with pytest.raises(ConfigError, match=r"num_timesteps: got 48, allowed: at least 64, which .* has trained"):
+        run(tmp_path, 3 * 16, resume=True)
+
+
 def test_a_training_that_is_done_is_only_evaluated_again(tmp_path):
     params, metrics, _ = run(tmp_path, 4 * 16)
     params_after, metrics_after, rows = run(tmp_path, 4 * 16, resume=True)

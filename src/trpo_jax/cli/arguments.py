@@ -7,7 +7,39 @@ from typing import Any, TypeVar
 
 import tyro
 
+from trpo_jax.config import as_integers
+
 ArgumentsT = TypeVar("ArgumentsT")
+
+
+_NUMBERS = tyro.constructors.ConstructorRegistry()
+
+
+@_NUMBERS.primitive_rule
+def _integer(type_info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+    """Read integers as people write them: 1e6 and 1_000_000."""
+    if type_info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: _read_integer(texts[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _read_integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            value = as_integers(float(text))
+        except ValueError:
+            value = None
+        if not isinstance(value, int):
+            raise ValueError(f"got {text!r}, allowed: an integer") from None
+        return value
 
 
 class ArgumentError(Exception):
@@ -24,7 +56,12 @@ def parse(kind: type[ArgumentsT], arguments: list[str], *, command: str, descrip
     try:
         with contextlib.redirect_stderr(errors):
             parsed: ArgumentsT = tyro.cli(
-                kind, prog=f"trpo-jax {command}", description=description, args=arguments, default=default
+                kind,
+                prog=f"trpo-jax {command}",
+                description=description,
+                args=arguments,
+                default=default,
+                registry=_NUMBERS,
             )
         return parsed
     except SystemExit as stop:

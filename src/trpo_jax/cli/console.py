@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -35,7 +36,7 @@ class PlainConsole:
         self._started = time.perf_counter()
         self._first: tuple[int, float] | None = None
 
-    def start(self, run_dir: Path, *, resumed: bool = False, accelerator: bool = False) -> None:
+    def start(self, run_dir: Path, *, resumed: bool = False, accelerator: bool = False, finished: bool = False) -> None:
         """Say what is about to happen; `accelerator` where the settings are those for one."""
         trpo = self.run_config.trpo
         batch = f"{trpo.num_envs} environments × {trpo.unroll_length} steps"
@@ -44,6 +45,8 @@ class PlainConsole:
         if accelerator:
             self.say("with the settings for an accelerator (--no-accelerator takes those for a CPU)")
         self.say(f"{'going on in' if resumed else 'run folder'} {run_dir}")
+        if finished:
+            self.say(f"which has been trained for {run.num_timesteps:,} steps and is only evaluated again")
         kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
         cache = f"compiled programs are kept in {kept}" if kept else "compiled programs are not kept"
         self.say(f"compiling; the first start takes longest, {cache} …")
@@ -64,14 +67,14 @@ class PlainConsole:
         """Say what Ctrl-C or SIGTERM left behind, and by which command and options to go on."""
         steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
         saved = f"saved as it was after {max(steps):,} steps" if steps else "nothing was trained yet"
-        self.say(f"interrupted; {saved}; go on with: trpo-jax train --resume {run_dir}{options}")
+        self.say(f"interrupted; {saved}; go on with: trpo-jax train --resume {shlex.quote(str(run_dir))}{options}")
 
     def finish(self, run_dir: Path, metrics: dict[str, float]) -> None:
         """Say how it ended."""
         took = format_seconds(time.perf_counter() - self._started)
         result = f"return {describe_evaluation(metrics)}, " if "eval/episode_reward" in metrics else ""
         self.say(f"done: {result}in {took}")
-        self.say(f"look again with: trpo-jax evaluate {run_dir}")
+        self.say(f"look again with: trpo-jax evaluate {shlex.quote(str(run_dir))}")
 
     def say(self, line: str) -> None:
         """Print a line."""

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -227,4 +228,4 @@ class SweepConsole:
     def finish(self, results: Path) -> None:
         """Say how it ended."""
         say(f"done in {format_seconds(time.perf_counter() - self._started)}: {results}")
-        say(f"look at it with: trpo-jax report {self._path}")
+        say(f"look at it with: trpo-jax report {shlex.quote(str(self._path))}")

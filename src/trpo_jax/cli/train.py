@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import math
+import shlex
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -187,9 +189,10 @@ def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfi
     resumed = arguments.resume is not None
     try:
         loggers = _loggers(arguments, run_config, folder)
+        finished = resumed and _is_finished(folder, run_config)
         if resumed:
             write_run_config(folder.config, run_config)
-        console.start(folder.path, resumed=resumed, accelerator=arguments.accelerator)
+        console.start(folder.path, resumed=resumed, accelerator=arguments.accelerator, finished=finished)
         with console:
             return run_training(
                 run_config,
@@ -207,6 +210,19 @@ def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfi
         raise
 
 
+def _is_finished(folder: RunFolder, run_config: RunConfig) -> bool:
+    """Tell whether a run has trained for as long as it is to; raise ConfigError if it has for longer."""
+    from trpo_jax.training.checkpoint import newest_step
+
+    trpo = run_config.trpo
+    steps_per_iteration = trpo.num_envs * trpo.unroll_length * trpo.action_repeat
+    wanted = math.ceil(run_config.num_timesteps / steps_per_iteration) * steps_per_iteration
+    trained = newest_step(folder.checkpoints) or 0
+    if trained > wanted:
+        raise ConfigError("num_timesteps", run_config.num_timesteps, f"at least {trained}, which {folder.path} has trained")
+    return trained == wanted
+
+
 def _loggers(arguments: TrainArguments, run_config: RunConfig, folder: RunFolder) -> list[Logger]:
     """Make what is asked for; metrics.jsonl comes last, since the others may fail, but is written first."""
     others: list[Logger] = []
@@ -222,8 +238,8 @@ def _options_to_repeat(arguments: TrainArguments) -> str:
     options = " --distributed" if arguments.distributed else ""
     for name in ("coordinator_address", "num_processes", "process_index"):
         value = getattr(arguments, name)
-        options += "" if value is None else f" --{name.replace('_', '-')} {value}"
+        options += "" if value is None else f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
     options += " --tensorboard" if arguments.tensorboard else ""
-    options += f" --wandb-project {arguments.wandb_project}" if arguments.wandb_project else ""
+    options += f" --wandb-project {shlex.quote(arguments.wandb_project)}" if arguments.wandb_project else ""
     devices = arguments.max_devices_per_host
     return options + (f" --max-devices-per-host {devices}" if devices else "")

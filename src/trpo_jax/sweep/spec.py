@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from trpo_jax.config import ConfigError, config, errors_in, from_mapping, setting, unknown_name
+from trpo_jax.config import ConfigError, as_integers, config, errors_in, from_mapping, setting, unknown_name
 from trpo_jax.sweep.fields import check_known, fields_of, flat_fields, traced_fields
 from trpo_jax.training.run_config import RunConfig, read_toml
 
@@ -165,6 +165,7 @@ def _words(names: frozenset[str]) -> str:
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
+    value = [as_integers(seed) for seed in value] if isinstance(value, list) else as_integers(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return tuple(range(value))
     if isinstance(value, list):

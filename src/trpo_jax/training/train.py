@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from trpo_jax.config import ConfigError, from_mapping, to_mapping, unknown_name
+from trpo_jax.config import ConfigError, as_integers, from_mapping, to_mapping, unknown_name
 from trpo_jax.environments.protocol import Box, Environment
 from trpo_jax.environments.registry import as_environment, wrapped_environment
 from trpo_jax.policy.networks import Networks
@@ -34,7 +34,7 @@ from trpo_jax.training.trpo_config import TRPOConfig
 
 def train(
     environment: Any,
-    num_timesteps: int,
+    num_timesteps: int | float,
     *,
     suite: str = "brax",
     backend: str = "auto",
@@ -72,7 +72,7 @@ def train(
         environment: a name ("hopper"), a Brax or MuJoCo Playground environment, or an object behind the `Environment`
             protocol.
         num_timesteps: environment steps (simulator steps, before action repeat) to train for, rounded up to whole
-            iterations; 0 only evaluates the initial policy.
+            iterations; 0 only evaluates the initial policy. A whole number, which may be written as 1e6, as all integers.
         suite: "brax" or "playground" (MuJoCo Playground), for an environment given by name.
         backend: its physics, likewise; see `as_environment`.
         config: `TRPOConfig`; None takes the settings that ship for an environment given by name, on an accelerator those
@@ -123,9 +123,11 @@ def train(
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477). Keywords and metrics follow `brax.training.agents.ppo.train`.
     """
-    _check_counts(0, num_timesteps=num_timesteps, num_evals=num_evals, num_eval_envs=num_eval_envs)
-    _check_counts(0, num_resets_per_eval=num_resets_per_eval, checkpoint_interval=checkpoint_interval)
-    _check_counts(1, keep_checkpoints=keep_checkpoints)
+    num_timesteps = _count("num_timesteps", num_timesteps)
+    num_evals, num_eval_envs = _count("num_evals", num_evals), _count("num_eval_envs", num_eval_envs)
+    num_resets_per_eval = _count("num_resets_per_eval", num_resets_per_eval)
+    checkpoint_interval = _count("checkpoint_interval", checkpoint_interval)
+    keep_checkpoints = _count("keep_checkpoints", keep_checkpoints, at_least=1)
     if resume and save_checkpoint_path is None:
         raise ConfigError("save_checkpoint_path", None, "the folder to resume from, where resume is true")
     if config is None:
@@ -158,6 +160,9 @@ def train(
     earlier = store if store is not None and store.goes_on else None
     if earlier is not None:
         state, progress = earlier.load(pipeline)
+        if progress.iteration > milestones.num_iterations:
+            trained = progress.iteration * trpo.steps_per_iteration
+            raise ConfigError("num_timesteps", num_timesteps, f"at least {trained}, which {save_checkpoint_path} has trained")
     else:
         progress = Progress()
     if progress.iteration < milestones.num_iterations:
@@ -306,7 +311,9 @@ def with_options(config: TRPOConfig, options: dict[str, Any]) -> TRPOConfig:
     return from_mapping(dataclasses.replace(config, **whole), parts)
 
 
-def _check_counts(at_least: int, **counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
-            raise ConfigError(name, value, f"an integer >= {at_least}")
+def _count(name: str, value: Any, *, at_least: int = 0) -> int:
+    """Return a whole number as an integer; raise ConfigError for anything else."""
+    number = as_integers(value)
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < at_least:
+        raise ConfigError(name, value, f"an integer >= {at_least}")
+    return int(number)
