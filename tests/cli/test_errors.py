@@ -93,6 +93,8 @@ BAD = {
     "train ant --trust-region.maxkl 3": "Perhaps you meant: --trust-region.max-kl FLOAT",
     "train ant --num-envs": "Missing value for argument '--num-envs'",
     "train ant --num-envs 3.5": "--num-envs: got '3.5', allowed: an integer; Argument helptext: --num-envs INT",
+    "train fast --num-envs 1e11": "got '4,000,000,000,000 samples an iteration', allowed: fewer than 2^31",
+    "train fast --episode-length 3e9": "episode_length: got 3000000000, allowed: an integer >= 1 and <= 1073741824",
     "train ant --num-envs 0": "num_envs: got 0, allowed: an integer >= 1",
     "train ant --discounting 1.5": "discounting: got 1.5, allowed: a number >= 0 and <= 1",
     "train ant --trust-region.max-kl -1": "trust_region.max_kl: got -1.0, allowed: a number > 0",
@@ -142,6 +144,22 @@ def test_bad_input_is_one_clear_line(command, capsys, tmp_path):
     assert BAD[command] in out + err
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "taken" / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--num-envs 500_000_000 --unroll-length 4", "got '500,000,000 environments × 4 steps, which take at least"),
+        ("--num-timesteps 1e25", "allowed: fewer than 2^31 iterations of 5,120 steps"),
+    ],
+)
+def test_what_no_machine_holds_is_refused_before_it_is_tried(options, message, capsys, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    assert main.run(["train", "fast", "--run-dir", "run", *options.split()]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1, err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_run_without_a_policy_is_reported(capsys, tmp_path):

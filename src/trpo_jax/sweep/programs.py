@@ -1,17 +1,15 @@
 """Which runs share a program: as many of a cell as its devices' memory takes."""
 
-import contextlib
 import math
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
 from trpo_jax.config import ConfigError
 from trpo_jax.sweep.plan import Run, cells_of
+from trpo_jax.training.memory import free_bytes_of_host, size_of
 from trpo_jax.training.run import run_environment
 from trpo_jax.training.trpo import make_trpo
 
@@ -21,13 +19,6 @@ COPIES_OF_BATCH = 4
 """As collected, arranged in rows, shuffled for the critic, and its derivatives."""
 PART_OF_MEMORY = 0.5
 """Of what a device has free, what a program may take where nothing else is said."""
-
-CONTROL_FILES = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
-"""Of a control group, in the second version and in the first: its limit, what it uses, and the contents of files in that, which
-give way."""
 
 
 class PlannedProgram(NamedTuple):
@@ -88,7 +79,7 @@ def bytes_of_run(run: Run) -> int:
     floats += getattr(trpo.environment.action_space, "size", 1) + 8  # action, reward, value, advantage, …
     units = sum(config.policy.hidden_sizes) + sum(config.critic.hidden_sizes)
     per_sample = 4 * (COPIES_OF_BATCH * floats + 2 * units)
-    return COPIES_OF_STATE * _bytes(state) + _bytes(starts) + samples * per_sample
+    return COPIES_OF_STATE * size_of(state) + size_of(starts) + samples * per_sample
 
 
 def free_bytes(devices: Sequence[jax.Device]) -> int:
@@ -104,32 +95,6 @@ def share_of_host(num_shares: int) -> int:
     return int(PART_OF_MEMORY * free_bytes_of_host() / num_shares)
 
 
-def free_bytes_of_host(groups: Path = Path("/sys/fs/cgroup"), own_groups: Path = Path("/proc/self/cgroup")) -> int:
-    """Return what this process may take: by Linux's account, within its control groups' limits; else all there is."""
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    for group in _memory_groups(groups, own_groups):
-        for limit, current, cached in CONTROL_FILES:
-            with contextlib.suppress(OSError, ValueError):
-                used, statistics = int((group / current).read_text()), (group / "memory.stat").read_text().split()
-                used -= int(statistics[statistics.index(cached) + 1])
-                free = min(free, max(0, int((group / limit).read_text()) - used))
-    return free
-
-
-def _memory_groups(groups: Path, own_groups: Path) -> list[Path]:
-    """Return the folders of the control groups that this process is in, of either version, up to the outermost."""
-    try:
-        lines = [line.split(":", 2) for line in own_groups.read_text().splitlines()]
-    except OSError:
-        return []
-    tops = {"": groups, "memory": groups / "memory"}
-    own = [(tops[name], path.lstrip("/")) for _, names, path in lines for name in names.split(",") if name in tops]
-    return [folder for top, path in own for folder in (top / path, *(top / path).parents) if folder.is_relative_to(top)]
-
-
 def divide(runs: Sequence[Run], capacity: int, *, num_devices: int) -> list[tuple[Run, ...]]:
     """Divide runs among programs of about the same size.
 
@@ -143,11 +108,3 @@ def divide(runs: Sequence[Run], capacity: int, *, num_devices: int) -> list[tupl
         even = math.ceil(size / num_devices) * num_devices
         size = even if even <= capacity else size
     return [tuple(runs[start : start + size]) for start in range(0, len(runs), size)]
-
-
-def _bytes(tree: object) -> int:
-    return sum(math.prod(leaf.shape) * _itemsize(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _itemsize(leaf: jax.ShapeDtypeStruct) -> int:
-    return 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize

@@ -93,24 +93,6 @@ def compiler_options(devices: Sequence[jax.Device], *, for_fit: bool = False) ->
     return {"xla_gpu_enable_triton_gemm": False} if is_gpu and not for_fit else {}
 
 
-def check_memory(needed: int, available: int) -> None:
-    """Raise ConfigError if a program of an iteration needs more bytes than its device has."""
-    if needed > available:
-        needs, has = (f"{size / 1e9:.1f} GB" for size in (needed, available))
-        raise ConfigError(
-            "num_envs and unroll_length",
-            f"a batch that needs {needs}",
-            f"one that fits into the device's {has}; fewer environments or more trust_region.num_microbatches need less",
-        )
-
-
-def available_memory(device: jax.Device) -> int | None:
-    """Return the bytes that JAX may use on a device of this process, None where it does not tell."""
-    tells = device.platform != "cpu" and device in jax.local_devices()
-    statistics = device.memory_stats() if tells else None
-    return None if statistics is None else statistics.get("bytes_limit")
-
-
 def put(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """Have arrays lie elsewhere, or descriptions of arrays say so."""
     leaves = jax.tree.leaves(tree)

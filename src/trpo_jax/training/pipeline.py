@@ -12,9 +12,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from trpo_jax.config import ConfigError
-from trpo_jax.training.devices import are_cores_of_one_processor, available_memory, compiler_options, put
+from trpo_jax.training.devices import are_cores_of_one_processor, compiler_options, put
 from trpo_jax.training.iteration import Iteration
 from trpo_jax.training.keys import as_typed_key
+from trpo_jax.training.memory import available_memory
 from trpo_jax.training.metrics import Metrics
 from trpo_jax.training.program import Program, compile_stages
 from trpo_jax.training.stages import Stages, run_stages, timed_stages

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from trpo_jax.training.devices import check_memory, put
+from trpo_jax.training.devices import put
+from trpo_jax.training.memory import check_program
 from trpo_jax.training.stages import Stages, run_stages
 from trpo_jax.training.state import TrainState
 
@@ -58,7 +59,7 @@ class Program:
         arguments = self._moved(arguments)
         run = self._function if self._compiled is None else self._compiled.result()
         if self._compiled is not None and self._available_memory is not None:
-            check_memory(_needed_memory(run), self._available_memory)
+            check_program(_needed_memory(run), self._available_memory)
             self._available_memory = None  # checked once
         if self._thread is None:
             return run(*arguments)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from trpo_jax.training.devices import all_devices, compiler_options, put
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.inference import Params, Policy, PolicyMaker
 from trpo_jax.training.loop import Callbacks, Loop, Milestones, ProgressFn, local_params
+from trpo_jax.training.memory import check_training
 from trpo_jax.training.pipeline import Pipeline, to_host
 from trpo_jax.training.program import Program, side_by_side
 from trpo_jax.training.run_config import shipped_config
@@ -151,6 +151,7 @@ def train(
     if log_training_metrics:
         iteration_fn = _Also(iteration_fn, progress_fn, training_metrics_steps or 1, trpo.steps_per_iteration)
     pipeline = Pipeline(trpo.iteration, all_devices(max_devices_per_host))
+    check_training(config, pipeline.state_like, all_devices(max_devices_per_host))
     store = None
     if save_checkpoint_path is not None:
         origin = {"config": to_mapping(config), "seed": int(seed)}
@@ -268,7 +269,10 @@ def make_milestones(
     trpo: TRPO, num_timesteps: int, num_evals: int, num_resets_per_eval: int = 0, checkpoint_interval: int = 0
 ) -> Milestones:
     """Return what happens after which iterations, evaluations and resets evenly spread."""
-    num_iterations = math.ceil(num_timesteps / trpo.steps_per_iteration)
+    num_iterations = -(-num_timesteps // trpo.steps_per_iteration)
+    if num_iterations >= 2**31:
+        allowed = f"fewer than 2^31 iterations of {trpo.steps_per_iteration:,} steps"
+        raise ConfigError("num_timesteps", num_timesteps, allowed)
     evaluations = _evaluations(num_iterations, num_evals)
     parts = num_resets_per_eval * max(num_evals - 1, 1)
     resets = {round(k * num_iterations / parts) for k in range(1, parts)} if num_resets_per_eval else set()

@@ -87,6 +87,8 @@ def with_time_limit(environment: Environment, config: TRPOConfig) -> Environment
 
 def _check_batch_size(config: TRPOConfig) -> None:
     batch_size = config.num_envs * config.unroll_length
+    if batch_size >= 2**31:
+        raise ConfigError("num_envs and unroll_length", f"{batch_size:,} samples an iteration", "fewer than 2^31")
     if config.critic.num_minibatches > batch_size:
         raise ConfigError(
             "critic.num_minibatches", config.critic.num_minibatches, f"at most num_envs·unroll_length = {batch_size}"

@@ -20,9 +20,9 @@ class TRPOConfig:
     """Environments simulated side by side (N)."""
     unroll_length: int = setting(default=40, at_least=1)
     """Environment steps each environment takes in an iteration (T); a batch holds N times T samples."""
-    episode_length: int = setting(default=1000, at_least=1)
+    episode_length: int = setting(default=1000, at_least=1, at_most=2**30)
     """Time limit of an episode, in simulator steps (before action repeat)."""
-    action_repeat: int = setting(default=1, at_least=1)
+    action_repeat: int = setting(default=1, at_least=1, at_most=2**30)
     """Simulator steps for which each action is held."""
     discounting: float = setting(default=0.99, at_least=0.0, at_most=1.0)
     """Discount a step (γ)."""
