@@ -151,15 +151,45 @@ def test_each_action_is_drawn_as_often_as_its_probability_says(name):
 
 def test_a_multi_categorical_is_a_joint_of_categoricals():
     several = draw_pair("multi_categorical", "float32", 4)
-    separate = [Joint(tuple(each.factors)) for each in several]
-    assert [factor.logits.shape[-1] for factor in several[0].factors] == [2, 3]
+    halves = [[jnp.split(leaf, [2], axis=-1) for leaf in (each.logits, each.mask)] for each in several]
+    separate = [Joint(tuple(itertools.starmap(Categorical, zip(*each, strict=True)))) for each in halves]
     action = several[0].sample(jax.random.key(0))
-    drawn = separate[0].sample(jax.random.key(0))
-    np.testing.assert_array_equal(np.stack(drawn, axis=-1), action)
+    drawn = tuple(action[..., i] for i in range(2))
     np.testing.assert_array_equal(np.stack(separate[0].mode(), axis=-1), several[0].mode())
     found, expected = scalars(*several, action), scalars(*separate, drawn)
     for quantity, value in expected.items():
         np.testing.assert_allclose(found[quantity], value, rtol=1e-6)
+
+
+def test_many_choices_of_different_sizes_are_one_small_program():
+    def sizes_of(count):
+        return tuple(2 + i % 7 for i in range(count))
+
+    def logits_of(count):
+        return jax.random.normal(jax.random.key(0), (3, sum(sizes_of(count))))
+
+    def use(logits, sizes):
+        p, q = MultiCategorical(logits, sizes), MultiCategorical(2 * logits, sizes)
+        action = p.sample(jax.random.key(1))
+        return action, p.log_prob(action), p.kl(q), p.entropy(), p.mode()
+
+    programs = [str(jax.make_jaxpr(use, static_argnums=1)(logits_of(count), sizes_of(count))) for count in (10, 1792)]
+    assert programs[0].count("\n") == programs[1].count("\n")
+    sizes, logits = sizes_of(1792), logits_of(1792)
+    action, log_prob, kl, entropy, mode = jax.jit(use, static_argnums=1)(logits, sizes)
+    assert (np.asarray(action) < sizes).all()
+    assert (np.asarray(mode) < sizes).all()
+    assert np.isfinite([log_prob, kl, entropy]).all()
+    log_p = [jax.nn.log_softmax(part) for part in jnp.split(logits, np.cumsum(sizes)[:-1], axis=-1)]
+    np.testing.assert_allclose(entropy, -sum(jnp.sum(jnp.exp(each) * each, axis=-1) for each in log_p), rtol=1e-5)
+
+
+def test_where_no_action_of_a_choice_is_allowed_all_of_its_own_are_alike():
+    p = MultiCategorical(jnp.asarray([[1.0, 2.0, 3.0, 4.0, 5.0]]), (2, 3), jnp.asarray([[False, False, True, False, True]]))
+    drawn = np.asarray(many_samples(p, jax.random.split(jax.random.key(0), NUM_SAMPLES)))[:, 0]
+    assert set(drawn[:, 0]) == {0, 1}
+    assert set(drawn[:, 1]) <= {0, 2}
+    np.testing.assert_allclose(drawn[:, 0].mean(), 0.5, atol=0.05)
 
 
 def test_a_bernoulli_is_a_categorical_of_two_for_each_bit_and_equals_scipy(x64):

@@ -1,13 +1,14 @@
 """Distributions over integers: one choice, several choices, independent bits."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from trpo_jax.policy.distributions.base import expm1_minus_identity, sum_of, wide
+from trpo_jax.policy.distributions.base import expm1_minus_identity, wide
 from trpo_jax.solver.tree import pytree_dataclass
 
 
@@ -80,37 +81,49 @@ class MultiCategorical:
     """False where an action is not allowed, as in `Categorical`."""
 
     @property
-    def factors(self) -> list[Categorical]:
-        """The choices, each a `Categorical`."""
+    def choices(self) -> Categorical:
+        """All choices as one `Categorical` with batch axes `[*batch, F]`, the shorter ones padded by what is never chosen."""
         if self.logits.shape[-1] != sum(self.sizes):
             raise ValueError(
                 f"logits: got {self.logits.shape[-1]} in the last axis, allowed: {sum(self.sizes)}, the sum of sizes"
             )
-        bounds = np.cumsum(self.sizes)[:-1].tolist()
-        logits = jnp.split(self.logits, bounds, axis=-1)
-        masks = [None] * len(logits) if self.mask is None else jnp.split(self.mask, bounds, axis=-1)
-        return [Categorical(*factor) for factor in zip(logits, masks, strict=True)]
+        place, exists = _padded_places(self.sizes)
+        logits = wide(self.logits)[..., place]
+        exists = jnp.broadcast_to(exists, logits.shape)
+        allowed = (logits != -jnp.inf) & exists
+        if self.mask is not None:
+            allowed &= self.mask[..., place]
+        any_allowed = jnp.any(allowed, axis=-1, keepdims=True)
+        return Categorical(jnp.where(any_allowed, logits, 0.0), jnp.where(any_allowed, allowed, exists))
 
     def log_prob(self, action: Int[Array, "*batch F"]) -> Float[Array, "*batch"]:
         """Return the sum of the choices' log-probabilities."""
-        return sum_of(factor.log_prob(action[..., i]) for i, factor in enumerate(self.factors))
+        return jnp.sum(self.choices.log_prob(action), axis=-1)
 
     def kl(self, other: "MultiCategorical") -> Float[Array, "*batch"]:
         """Return the sum of the choices' KL(self ‖ other)."""
-        return sum_of(p.kl(q) for p, q in zip(self.factors, other.factors, strict=True))
+        return jnp.sum(self.choices.kl(other.choices), axis=-1)
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Return the sum of the choices' entropies."""
-        return sum_of(factor.entropy() for factor in self.factors)
+        return jnp.sum(self.choices.entropy(), axis=-1)
 
     def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch F"]:
         """Draw one integer a choice."""
-        keys = jax.random.split(key, len(self.sizes))
-        return jnp.stack([factor.sample(key) for factor, key in zip(self.factors, keys, strict=True)], axis=-1)
+        return self.choices.sample(key)
 
     def mode(self) -> Int[Array, "*batch F"]:
         """Return the most probable integer of each choice."""
-        return jnp.stack([factor.mode() for factor in self.factors], axis=-1)
+        return self.choices.mode()
+
+
+@functools.cache
+def _padded_places(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return where in the logits of all choices each one's stand, `[F, M]`, and which of these M there are."""
+    within = np.arange(max(sizes), dtype=np.int32)
+    exists = within < np.asarray(sizes)[:, None]
+    first = np.cumsum(sizes, dtype=np.int32) - np.asarray(sizes, np.int32)
+    return np.where(exists, first[:, None] + within, np.int32(0)), exists
 
 
 @pytree_dataclass
