@@ -50,6 +50,23 @@ def test_microbatches_change_nothing_but_memory(x64, name, kl_constraint):
         assert_same_update(pieces, whole, rtol=1e-9)
 
 
+@pytest.mark.parametrize("changes", [{}, {"num_microbatches": 3}, {"kl_constraint": "max"}, {"line_search": False}])
+def test_a_policy_with_a_derivative_for_reverse_mode_only_takes_the_same_step(x64, changes):
+    @jax.custom_vjp
+    def tanh(x):
+        return jnp.tanh(x)
+
+    def own_fn(params, observation):
+        mean = tanh(observation @ params["in"] + params["bias"][None]) @ params["out"]
+        return DiagonalGaussian(mean, jnp.broadcast_to(params["log_std"], mean.shape))
+
+    tanh.defvjp(lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, cotangent: (cotangent * (1 - y**2),))
+    params, batch = draw("gaussian", "float64", seed=3)
+    own, plain = (compiled_update(fn, params, batch, config(**changes)) for fn in (own_fn, gaussian_fn))
+    assert own[1].accepted
+    assert_same_update(own, plain, rtol=1e-9)
+
+
 def test_a_microbatch_without_weight_counts_for_nothing(x64):
     params, batch = draw("gaussian", "float64", seed=2)
     # With 4 pieces, piece 1 holds the samples 1, 5 and 9.

@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from trpo_jax.policy.distributions import Categorical, DiagonalGaussian
-from trpo_jax.solver.curvature import fisher_vector_product, hessian_vector_product
+from trpo_jax.solver.curvature import curvature_of_states, fisher_vector_product, hessian_vector_product
 
 B, OBSERVATION, HIDDEN, ACTION = 6, 3, 4, 3
 WEIGHTS = {"unweighted": None, "weighted": np.array([0.5, 0.0, 2.0, 7.0, 0.0, 1.0])}
@@ -178,6 +178,53 @@ def test_the_hessian_product_equals_the_dense_hessian_of_a_function_that_is_not_
     assert np.linalg.eigvalsh(expected).min() < 0
     matrix = jax.jit(lambda p: dense(hessian_vector_product(rosenbrock, p), p))(params)
     np.testing.assert_allclose(matrix, expected, atol=20 * float(jnp.finfo(dtype).eps) * np.abs(expected).max())
+
+
+@jax.custom_vjp
+def own_tanh(x):
+    """tanh with a derivative of its own, for reverse mode only, as kernels have."""
+    return jnp.tanh(x)
+
+
+own_tanh.defvjp(lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, cotangent: (cotangent * (1 - y**2),))
+
+
+def test_functions_without_a_forward_mode_have_the_same_products(x64):
+    params, observation = draw("float64")
+
+    def policy(tanh):
+        def distribution_fn(params):
+            mean = tanh(observation @ params["in"]) @ params["out"]
+            return DiagonalGaussian(mean, jnp.broadcast_to(tanh(params["log_std"]), mean.shape))
+
+        return distribution_fn
+
+    def states(tanh):
+        return jax.jit(lambda params: curvature_of_states(policy(tanh), params, params))(params)
+
+    def hessian(tanh):
+        return dense(hessian_vector_product(lambda params: rosenbrock({"a": tanh(params["a"]), "b": params["b"]}), few), few)
+
+    few = {"a": jnp.asarray([0.3, -1.2]), "b": jnp.asarray([[0.5, 2.0]])}
+    fisher = [jax.jit(lambda params, tanh=tanh: fisher_vector_product(policy(tanh), params)(params))(params) for tanh in TANHS]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *fisher)
+    for function in (states, hessian):
+        np.testing.assert_allclose(*(function(tanh) for tanh in TANHS), rtol=1e-10)
+
+
+TANHS = (jnp.tanh, own_tanh)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_curvature_of_each_state_is_that_of_its_own_fisher_matrix(name, x64):
+    params, observation = draw("float64")
+    x = draw("float64", seed=1)[0]
+    flat = np.asarray(ravel_pytree(x)[0])
+    curvature = curvature_of_states(lambda params: POLICIES[name](params, observation), params, x)
+    for i in range(B):
+        only = np.zeros(B)
+        only[i] = 1.0
+        np.testing.assert_allclose(curvature[i], flat @ explicit_fisher(name, params, observation, only) @ flat, rtol=1e-9)
 
 
 def test_what_cannot_be_used_is_refused_by_name(own_errors):

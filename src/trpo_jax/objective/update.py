@@ -11,9 +11,9 @@ from trpo_jax.config import ConfigError
 from trpo_jax.objective.partition import Partition, curvature_indices, local, map_parts, mean_and_max, partition
 from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
 from trpo_jax.policy.distributions import Distribution
-from trpo_jax.solver.curvature import unit_fisher_vector_product
+from trpo_jax.solver.curvature import curvature_of_states, unit_fisher_vector_product
 from trpo_jax.solver.outcome import TrustRegionInfo
-from trpo_jax.solver.tree import MatVec, Params, cast_like, check_floating, upcast
+from trpo_jax.solver.tree import MatVec, Params, cast_like, check_floating
 from trpo_jax.solver.trust_region import step_along_gradient
 from trpo_jax.solver.trust_region_config import (
     TrustRegionConfig,
@@ -194,18 +194,10 @@ def _largest_curvature(policy_fn: PolicyFn, params: Params, whole: Partition) ->
     """Return the map x -> max over states of xᵀF_i x, the second derivative of the state's KL along x."""
 
     def largest(x: Params) -> Float[Array, ""]:
-        mine = local(x, whole.axis_name)
+        mine = local(cast_like(x, params), whole.axis_name)
 
         def of_part(part: _Samples) -> tuple[Any, Float[Array, ""]]:
-            def kl(t: Float[Array, ""]) -> Float[Array, "..."]:
-                moved = jax.tree.map(lambda p, x: p + t * x, upcast(params), mine)
-                return part.old.kl(policy_fn(cast_like(moved, params), part.batch.observation))
-
-            def slope(t: Float[Array, ""]) -> Float[Array, "..."]:
-                return jax.jvp(kl, (t,), (jnp.ones_like(t),))[1]
-
-            zero = jnp.zeros((), jax.tree.leaves(mine)[0].dtype)
-            curvature = jax.jvp(slope, (zero,), (jnp.ones_like(zero),))[1]
+            curvature = curvature_of_states(lambda params: policy_fn(params, part.batch.observation), params, mine)
             weight = part.batch.weight
             return (), jnp.max(curvature if weight is None else jnp.where(weight > 0, curvature, 0.0))
 

@@ -1,5 +1,6 @@
 """Curvature as a linear map: Fisher-vector and Hessian-vector products without a matrix."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,31 +50,64 @@ def unit_fisher_vector_product(
     """Do as `fisher_vector_product` with W = 1: F = Σ_i w_i J_iᵀ M_i J_i, a part's share where weights are those of a part."""
     check_floating(params, "params")
     with jax.default_matmul_precision("highest"):
-        old = distribution_fn(params)
-        if not callable(getattr(old, "kl", None)):
-            raise TypeError(
-                f"distribution_fn: got a return value of type {type(old).__name__}, allowed: a distribution with kl(other)"
-            )
-        leaves, treedef = jax.tree.flatten(old)
-        free = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
-
-        def free_leaves_fn(params):
-            return [leaf for leaf, is_free in zip(jax.tree.leaves(distribution_fn(params)), free, strict=True) if is_free]
-
-        def mean_kl(new_leaves):
-            new = iter(new_leaves)
-            merged = [next(new) if is_free else leaf for leaf, is_free in zip(leaves, free, strict=True)]
-            return average(old.kl(jax.tree.unflatten(treedef, merged)), weight)
-
-        outputs, jacobian_product = jax.linearize(free_leaves_fn, params)
-        _, metric_product = jax.linearize(jax.grad(mean_kl), outputs)
-        transposed_product = jax.linear_transpose(jacobian_product, params)
+        tangent, cotangent, metric = _factors(distribution_fn, params, lambda kl: average(kl, weight))
 
     def matvec(vector: Params) -> Params:
-        (product,) = transposed_product(metric_product(jacobian_product(vector)))
-        return product
+        return cotangent(metric(tangent(vector)))
 
     return matvec
+
+
+def curvature_of_states(distribution_fn: Callable[[Params], Any], params: Params, x: Params) -> Float[Array, "..."]:
+    """Return xᵀF_i x for each state i, `[...]`: the second derivative of its KL along x, which is like `params`."""
+    with jax.default_matmul_precision("highest"):
+        tangent, _, metric = _factors(distribution_fn, params, jnp.sum)
+        moved = tangent(x)
+        axes = jax.eval_shape(lambda params: distribution_fn(params).entropy(), params).ndim
+        products = jax.tree.map(lambda a, b: jnp.sum(a * b, tuple(range(axes, a.ndim))), moved, metric(moved))
+    return functools.reduce(jnp.add, jax.tree.leaves(products))
+
+
+def _factors(
+    distribution_fn: Callable[[Params], Any], params: Params, reduce: Callable[[Array], Array]
+) -> tuple[MatVec, MatVec, MatVec]:
+    """Return the maps that F is made of: v -> J v, u -> Jᵀ u, and u -> M u, the Hessian of the KLs as `reduce` adds them."""
+    old = distribution_fn(params)
+    if not callable(getattr(old, "kl", None)):
+        raise TypeError(
+            f"distribution_fn: got a return value of type {type(old).__name__}, allowed: a distribution with kl(other)"
+        )
+    leaves, treedef = jax.tree.flatten(old)
+    free = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
+
+    def free_leaves_fn(params):
+        return [leaf for leaf, is_free in zip(jax.tree.leaves(distribution_fn(params)), free, strict=True) if is_free]
+
+    def reduced_kl(new_leaves):
+        new = iter(new_leaves)
+        merged = [next(new) if is_free else leaf for leaf, is_free in zip(leaves, free, strict=True)]
+        return reduce(old.kl(jax.tree.unflatten(treedef, merged)))
+
+    outputs, tangent, cotangent = _linearize(free_leaves_fn, params)
+    _, metric, _ = _linearize(jax.grad(reduced_kl), outputs)
+    return tangent, cotangent, metric
+
+
+def _linearize(fn: Callable[[Any], Any], x: Any) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return fn(x), v -> J v and u -> Jᵀ u with the Jacobian J of fn at x.
+
+    A function with a derivative of its own for reverse mode only (`jax.custom_vjp`) has J by transposing Jᵀ.
+    """
+    value, product = jax.linearize(fn, x)
+    if "custom_lin" in str(jax.make_jaxpr(product)(x)):  # what a custom_vjp leaves: a linear map that is only transposed
+        value, transposed = jax.vjp(fn, x)
+        return value, _only(jax.linear_transpose(_only(transposed), value)), _only(transposed)
+    return value, product, _only(jax.linear_transpose(product, x))
+
+
+def _only(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a function that gives the only element of what `fn` gives."""
+    return lambda x: fn(x)[0]
 
 
 def hessian_vector_product(scalar_fn: Callable[[Params], Float[Array, ""]], params: Params) -> MatVec:
@@ -96,5 +130,5 @@ def hessian_vector_product(scalar_fn: Callable[[Params], Float[Array, ""]], para
     """
     check_floating(params, "params")
     with jax.default_matmul_precision("highest"):
-        _, matvec = jax.linearize(jax.grad(scalar_fn), params)
+        _, matvec, _ = _linearize(jax.grad(scalar_fn), params)
     return matvec

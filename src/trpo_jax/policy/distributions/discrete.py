@@ -87,9 +87,9 @@ class MultiCategorical:
             raise ValueError(
                 f"logits: got {self.logits.shape[-1]} in the last axis, allowed: {sum(self.sizes)}, the sum of sizes"
             )
-        place, exists = _padded_places(self.sizes)
+        place, is_there = _padded_places(self.sizes)
         logits = wide(self.logits)[..., place]
-        exists = jnp.broadcast_to(exists, logits.shape)
+        exists = jnp.broadcast_to(is_there, logits.shape)
         allowed = (logits != -jnp.inf) & exists
         if self.mask is not None:
             allowed &= self.mask[..., place]
