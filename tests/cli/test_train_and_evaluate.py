@@ -100,6 +100,23 @@ def test_a_finished_run_is_not_overwritten(finished_run, environment):
 
 
 @pytest.mark.brax
+@pytest.mark.parametrize("moment", [0.2, 1.0, 2.5, 4.0, 6.0, 9.0])
+def test_ctrl_c_before_the_training_ends_the_process_at_once(finished_run, environment, moment):
+    """While Python imports, JAX traces and XLA compiles; an exception is lost there in one of two tries."""
+    cwd, name = finished_run[0], f"early-{moment}"
+    command = [sys.executable, "-m", "trpo_jax_launcher", "train", "inverted_pendulum", "--run-dir", name]
+    process = subprocess.Popen(command, env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(moment)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert err == ""
+    if (cwd / name).exists():
+        assert out.splitlines()[-1].endswith(f"go on with: trpo-jax train --resume {name}")
+        assert (cwd / name / "config.toml").is_file()
+
+
+@pytest.mark.brax
 def test_ctrl_c_leaves_a_usable_run_folder_and_says_where(finished_run, environment):
     cwd, _ = finished_run  # whose compiled programs are in the cache
     command = [sys.executable, "-m", "trpo_jax", "train", "inverted_pendulum", "--run-dir", "stopped", *SMALL]

@@ -63,11 +63,11 @@ class PlainConsole:
         if "eval/episode_reward" in metrics:
             self.say(f"step {step:>10,}  evaluation: return {describe_evaluation(metrics)}")
 
-    def interrupted(self, run_dir: Path, options: str = "") -> None:
-        """Say what Ctrl-C or SIGTERM left behind, and by which command and options to go on."""
+    def last_words(self, run_dir: Path, options: str = "") -> str:
+        """Return what Ctrl-C or SIGTERM left behind, and by which command and options to go on."""
         steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
         saved = f"saved as it was after {max(steps):,} steps" if steps else "nothing was trained yet"
-        self.say(f"interrupted; {saved}; go on with: trpo-jax train --resume {shlex.quote(str(run_dir))}{options}")
+        return f"interrupted; {saved}; go on with: trpo-jax train --resume {shlex.quote(str(run_dir))}{options}"
 
     def finish(self, run_dir: Path, metrics: dict[str, float]) -> None:
         """Say how it ended."""

@@ -1,10 +1,12 @@
 """`trpo-jax`: find the command, run it, turn errors into one line and an exit code."""
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from trpo_jax.cli.startup import configure_process
 
@@ -28,6 +30,7 @@ COMMANDS = ("train", "evaluate", "plot", "render", "sweep", "report")
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,7 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Codes: 0 success; 1 a program of a sweep failed; 2 bad input, no device, too little memory, a full disk; 130 after Ctrl-C;
     143 after SIGTERM.
     """
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    try:
+        code: Any = run(list(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as stop:
+        code = stop.code
+    if code in (INTERRUPTED, TERMINATED):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # without waiting for the threads that compile
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -1,10 +1,15 @@
 """What the command line sets up once: the compilation cache, and silence where messages help no one."""
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def configure_process() -> None:
@@ -22,6 +27,42 @@ def configure_process() -> None:
             jax.config.update(name, value)
     warnings.showwarning = _one_line
     logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def ended_by_ctrl_c(last_words: Callable[[], str]) -> Iterator[None]:
+    """End the process then and there at Ctrl-C, with some last words, while no one else looks after it.
+
+    For as long as nothing can be lost. An exception could be: Python drops those that are raised in a destructor or in a
+    callback of its garbage collector, and JAX has one of these.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # which a progress bar hides
+        with contextlib.suppress(OSError):
+            os.write(1, f"{show_cursor}{last_words()}\n".encode())  # print may be in the middle of printing
+        os._exit(128 + number)
+
+    with _at_ctrl_c(end):
+        yield
+
+
+def raised_by_ctrl_c() -> contextlib.AbstractContextManager[None]:
+    """Have Ctrl-C raise KeyboardInterrupt, where something is to be cleaned up."""
+    return _at_ctrl_c(signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def _at_ctrl_c(handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _one_line(message, category, filename, lineno, file=None, line=None) -> None:

@@ -18,7 +18,7 @@ import tyro
 
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import format_seconds, say
-from trpo_jax.cli.startup import cache_dir
+from trpo_jax.cli.startup import cache_dir, ended_by_ctrl_c, raised_by_ctrl_c
 from trpo_jax.config import ConfigError
 
 DESCRIPTION = (
@@ -130,10 +130,13 @@ def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any
     with folder.locked():
         folder.begin(runs)
         console = SweepConsole(folder.path, num_programs=len(planned))
+        # Ray's workers are to be told of the end.
+        here = ended_by_ctrl_c(console.last_words) if arguments.executor == "local" else raised_by_ctrl_c()
         try:
-            run_sweep(folder, planned, executor=executor, listener=console)
+            with here:
+                run_sweep(folder, planned, executor=executor, listener=console)
         except (KeyboardInterrupt, SystemExit):
-            console.interrupted()
+            say(console.last_words())
             raise
         except ExceptionGroup as error:  # each of which the console has told in whole
             print(f"trpo-jax sweep: error: {error.message}", file=sys.stderr)
@@ -221,9 +224,9 @@ class SweepConsole:
         failed = f"{_count('run', len(job.runs))} failed: {_values(job.runs)}; the others go on"
         say(f"{job.runs[0].config.environment}: {failed}")
 
-    def interrupted(self) -> None:
-        """Say what Ctrl-C or SIGTERM left behind."""
-        say(f"interrupted; {self._num_finished} of {self._num_runs} runs finished; the same command goes on")
+    def last_words(self) -> str:
+        """Return what Ctrl-C or SIGTERM left behind."""
+        return f"interrupted; {self._num_finished} of {self._num_runs} runs finished; the same command goes on"
 
     def finish(self, results: Path) -> None:
         """Say how it ended."""

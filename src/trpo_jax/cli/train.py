@@ -11,6 +11,7 @@ import tyro
 
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import make_console
+from trpo_jax.cli.startup import ended_by_ctrl_c
 from trpo_jax.config import ConfigError, to_mapping
 from trpo_jax.training.loggers import Logger, TensorBoardLogger, WandbLogger
 from trpo_jax.training.run_config import RunConfig, starting_config, write_run_config
@@ -173,10 +174,10 @@ def _train(arguments: TrainArguments, run_config: RunConfig, environment: Any) -
     folder = RunFolder(arguments.resume) if arguments.resume else create_run_folder(arguments.run_dir, run_config)
     console = make_console(run_config)
     try:
-        with folder.locked():
+        with folder.locked(), ended_by_ctrl_c(lambda: console.last_words(folder.path, _options_to_repeat(arguments))):
             metrics = _train_in(folder, arguments, run_config, environment, console)
     except (KeyboardInterrupt, SystemExit):
-        console.interrupted(folder.path, _options_to_repeat(arguments))
+        console.say(console.last_words(folder.path, _options_to_repeat(arguments)))
         raise
     console.finish(folder.path, metrics)
     return 0

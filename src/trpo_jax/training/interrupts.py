@@ -3,16 +3,22 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Remembers a signal until `check` is called; a second one, or one while not `guarded`, interrupts at once."""
+    """Remembers a signal until `check` is called; a second one, or one while not `guarded`, interrupts at once.
 
-    def __init__(self) -> None:
+    Args:
+        previous: who looked after the signals before, and does while this is not guarded.
+    """
+
+    def __init__(self, previous: Mapping[int, Any]) -> None:
         self.guarded = False
+        self._previous = previous
         self._signal: int | None = None
 
     @property
@@ -21,6 +27,8 @@ class Interrupts:
         return self._signal is not None
 
     def _handle(self, number, frame) -> None:
+        if not self.guarded and callable(self._previous[number]):
+            self._previous[number](number, frame)
         if self.pending or not self.guarded:
             _interrupt(number)
         self._signal = number
@@ -44,11 +52,11 @@ def deferred_interrupts() -> Iterator[Interrupts]:
 
     Outside the main thread, where Python delivers no signals, this does nothing.
     """
-    interrupts = Interrupts()
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+    interrupts = Interrupts(previous)
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    previous = {number: signal.getsignal(number) for number in SIGNALS}
     taken = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
     for number in taken:
         signal.signal(number, interrupts._handle)
