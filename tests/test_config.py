@@ -1,4 +1,5 @@
 import dataclasses
+import pickle
 import re
 from typing import Literal
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from trpo_jax import TrustRegionConfig
-from trpo_jax.config import ConfigError, check, config, from_mapping, setting, to_mapping, unknown_name
+from trpo_jax.config import ConfigError, MissingPackageError, check, config, from_mapping, setting, to_mapping, unknown_name
 
 
 @config
@@ -70,7 +71,7 @@ def test_traced_and_batched_floats_and_jaxs_placeholders_pass_unchecked():
         (lambda: Outer(inner=3), "inner: got 3, allowed: a Inner"),
         (lambda: Inner(rate=1.0), "rate: got 1.0, allowed: a number >= 0 and < 1"),
         (lambda: Inner(size=0), "size: got 0, allowed: an integer >= 1"),
-        (lambda: Inner(size=2.0), "size: got 2.0, allowed: an integer >= 1"),
+        (lambda: Inner(size=2.5), "size: got 2.5, allowed: an integer >= 1"),
         (lambda: Inner(size=False), "size: got False, allowed: an integer >= 1"),
         (lambda: Inner(widths=[8, 8]), "widths: got [8, 8], allowed: a list, each item an integer >= 1"),
         (lambda: Inner(widths=(8, -1)), "widths: got (8, -1), allowed: a list, each item an integer >= 1"),
@@ -175,3 +176,12 @@ def test_whole_numbers_may_be_written_as_floats():
     for value in (1.5, float("inf"), float("nan"), True, "1e6"):
         with pytest.raises(ConfigError, match=r"number: got .*, allowed: an integer >= 1"):
             Counts(number=value)
+
+
+def test_a_name_that_stands_in_a_table_is_offered_with_it():
+    assert unknown_name("field", "low", ["high"], ["inner.low", "inner.high"]) == "a known field; did you mean inner.low?"
+
+
+def test_a_missing_package_is_a_sentence_that_survives_pickling():
+    error = pickle.loads(pickle.dumps(MissingPackageError("--wandb", "wandb", "wandb"))).within("table")
+    assert str(error) == '--wandb needs wandb, which is not installed: pip install "trpo-jax[wandb]"'

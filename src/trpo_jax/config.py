@@ -34,6 +34,23 @@ class ConfigError(ValueError):
         return ConfigError(f"{prefix}.{self.field}", self.got, self.allowed)
 
 
+class MissingPackageError(ConfigError):
+    """Report that something needs a package that is not installed, and which extra brings it."""
+
+    def __init__(self, what: str, package: str, extra: str):
+        sentence = f'{what} needs {package}, which is not installed: pip install "trpo-jax[{extra}]"'
+        ValueError.__init__(self, sentence)
+        self.field, self.got, self.allowed = what, None, sentence
+        self._arguments = what, package, extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MissingPackageError, self._arguments
+
+    def within(self, prefix: str) -> "ConfigError":
+        """Return the same error: it is about no field."""
+        return self
+
+
 @contextlib.contextmanager
 def errors_in(path: Path | str) -> Iterator[None]:
     """Have a ConfigError name the file that it is about."""
@@ -193,7 +210,7 @@ def from_mapping(defaults: ConfigT, mapping: Mapping[str, Any]) -> ConfigT:
     changes: dict[str, Any] = {}
     for name, value in mapping.items():
         if name not in names:
-            raise ConfigError(name, value, unknown_name("field", name, names))
+            raise ConfigError(name, value, unknown_name("field", name, names, list(flatten(to_mapping(settings)))))
         current = getattr(settings, name)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
@@ -232,8 +249,18 @@ def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def unknown_name(kind: str, name: str, known: list[str]) -> str:
-    """Say in words what is allowed where `name` is not known: the nearest names first, else all of them."""
+def unknown_name(kind: str, name: str, known: list[str], deeper: Sequence[str] = ()) -> str:
+    """Say in words what is allowed where `name` is not known: the nearest names first, else all of them.
+
+    Args:
+        kind: what the names are called.
+        name: what came.
+        known: what may stand in its place.
+        deeper: dotted names of what may stand in tables.
+    """
+    within = [dotted for dotted in deeper if dotted.rpartition(".")[2] == name]
+    if within:
+        return f"a known {kind}; did you mean {' or '.join(within)}?"
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if nearest:
         return f"a known {kind}; did you mean {' or '.join(nearest)}?"

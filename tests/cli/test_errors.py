@@ -34,7 +34,9 @@ def in_an_empty_folder(tmp_path, monkeypatch):
         (tmp_path / f"{name}.toml").write_text(f'environments = ["fast"]\n{text}')
     (tmp_path / "noconfig.toml").write_text('environments = ["missing.toml"]')
     (tmp_path / "zero.toml").write_text("num_envs = 0\n")
-    (tmp_path / "nothing.toml").write_text("num_envs = 8\n")
+    (tmp_path / "empty.toml").write_text("")
+    (tmp_path / "toplevel.toml").write_text('environment = "ant"\nmax_kl = 0.1\n')
+    (tmp_path / "nothing.toml").write_text('environment = "ant"\nnum_envs = 8\n')
     (tmp_path / "strange.toml").write_text("[accelerator]\nnum_env = 3\n")
 
 
@@ -84,6 +86,9 @@ BAD = {
     "train ant --distributed": "distributed: got True, allowed: where a cluster's environment variables or all three options",
     "train CartpoleBalanced --suite playground": "did you mean CartpoleBalance",
     "train ant --suite gym": "invalid choice 'gym' for argument '--suite'",
+    "train CartpoleBalance": ", or suite playground, which has one of this name",
+    "train empty.toml": "empty.toml: environment: got None, allowed: the name of one",
+    "train toplevel.toml": "toplevel.toml: max_kl: got 0.1, allowed: a known field; did you mean trust_region.max_kl?",
     "train --seed 1": "ENV|CONFIG.toml: got '--seed', allowed:",
     "train antt": "environment: got 'antt', allowed: a known Brax environment; did you mean ant",
     "train none.toml": "config file: got 'none.toml', allowed: a readable TOML file (No such file or directory)",

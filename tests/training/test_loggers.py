@@ -127,7 +127,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(package, extra, tmp_
     make = {"tensorboard": TensorBoardLogger, "wandb": lambda folder: WandbLogger(folder, project="trpo")}[extra]
     with pytest.raises(ConfigError) as error:
         make(tmp_path / "run")
-    assert f'allowed: none before pip install "trpo-jax[{extra}]"' in str(error.value)
-    assert str(error.value).startswith({"tensorboard": "tensorboard: ", "wandb": "wandb_project: "}[extra])
+    assert f'which is not installed: pip install "trpo-jax[{extra}]"' in str(error.value)
+    assert str(error.value).startswith({"tensorboard": "--tensorboard ", "wandb": "--wandb-project "}[extra])
     assert not (tmp_path / "run").exists()
     assert any(requirement.lower().startswith(package.lower()) for requirement in EXTRAS[extra])

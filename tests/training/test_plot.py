@@ -154,4 +154,4 @@ def test_without_matplotlib_one_line_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError) as error:
         plot.plot_runs([run])
-    assert str(error.value) == "matplotlib: got 'none', allowed: an installed one; pip install \"trpo-jax[plot]\" brings it"
+    assert str(error.value) == 'a plot needs matplotlib, which is not installed: pip install "trpo-jax[plot]"'

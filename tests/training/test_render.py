@@ -144,5 +144,5 @@ def test_an_mp4_holds_the_frames(tmp_path, monkeypatch):
 
 def test_without_its_package_mp4_is_one_line_that_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConfigError, match=r'format: got \'mp4\', allowed: gif, .* pip install "trpo-jax\[video\]" brings it'):
+    with pytest.raises(ConfigError, match=r'--format mp4 needs av, which is not installed: pip install "trpo-jax\[video\]"'):
         show(tmp_path, monkeypatch, FakeScene(), output="mp4")

@@ -47,7 +47,7 @@ def test_each_shipped_config_loads_and_is_found_by_its_name(path):
         ("[trust_region]\nmax_kl = 0.0", r"trust_region.max_kl: got 0.0, allowed: a number > 0"),
         ("trust_region = 3", r"trust_region: got 3, allowed: a table with the fields of TrustRegionConfig"),
         ("num_envs = 0", r"num_envs: got 0, allowed: an integer >= 1"),
-        ("num_envs = 64.0", r"num_envs: got 64.0, allowed: an integer >= 1"),
+        ("num_envs = 64.5", r"num_envs: got 64.5, allowed: an integer >= 1"),
         ("discounting = 1.5", r"discounting: got 1.5, allowed: a number >= 0 and <= 1"),
         ("discounting = nan", r"discounting: got nan, allowed: a number"),
         ("normalize_observations = 1", r"normalize_observations: got 1, allowed: true or false"),

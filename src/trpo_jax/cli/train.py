@@ -93,7 +93,7 @@ def parse_arguments(arguments: list[str], *, accelerator: bool = False) -> Train
         )
         _refuse_changes(parsed, default.run)
         return parsed
-    if target is None and not {"-h", "--help"} & set(arguments):
+    if not target and not {"-h", "--help"} & set(arguments):
         raise ConfigError(
             "ENV|CONFIG.toml", arguments[0] if arguments else "", "an environment or a TOML file as first argument"
         )

@@ -1,5 +1,7 @@
 """Brax environments. The only module that imports Brax's simulator."""
 
+import importlib.util
+
 import jax.numpy as jnp
 
 from trpo_jax.config import ConfigError, unknown_name
@@ -79,10 +81,19 @@ def load_environment(name: str, backend: str = "auto", randomization_fn: Randomi
     return BraxEnvironment(_load(name, backend)[1], randomization_fn)
 
 
+def _elsewhere(name: str) -> str:
+    """Say that MuJoCo Playground has an environment of this name, if it is installed and does."""
+    if importlib.util.find_spec("mujoco_playground") is None:
+        return ""
+    from trpo_jax.environments import playground
+
+    return ", or suite playground, which has one of this name" if name in playground.environment_names() else ""
+
+
 def _load(name: str, backend: str) -> tuple[str, brax.envs.Env]:
     """Return the backend that `backend` stands for and the environment with it."""
     if name not in environment_names():
-        raise ConfigError("environment", name, unknown_name("Brax environment", name, environment_names()))
+        raise ConfigError("environment", name, unknown_name("Brax environment", name, environment_names()) + _elsewhere(name))
     if backend not in ("auto", *BACKENDS):
         raise ConfigError("backend", backend, "one of auto, " + ", ".join(BACKENDS))
     for candidate in BACKENDS if backend == "auto" else (backend,):

@@ -4,7 +4,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from trpo_jax.config import ConfigError
+from trpo_jax.config import ConfigError, MissingPackageError
 from trpo_jax.environments.checked import check_action_space
 from trpo_jax.environments.protocol import Environment
 from trpo_jax.environments.randomization import RandomizationFn
@@ -150,7 +150,7 @@ def _suite(suite: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "mujoco_playground":
             raise
-        raise ConfigError("suite", suite, "one that is installed; for this one: pip install 'trpo-jax[playground]'") from None
+        raise MissingPackageError(f"the suite {suite}", "mujoco_playground", "playground") from None
     return playground
 
 

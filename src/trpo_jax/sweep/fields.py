@@ -44,7 +44,7 @@ def check_known(name: str, value: Any) -> None:
     """Raise ConfigError for a name that is no field."""
     known = list(fields_of(RunConfig()))
     if name not in known:
-        raise ConfigError(name, value, unknown_name("field", name, known))
+        raise ConfigError(name, value, unknown_name("field", name, known, known))
 
 
 def flat_fields(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trpo_jax.config import ConfigError
+from trpo_jax.config import ConfigError, MissingPackageError
 from trpo_jax.sweep.executor import Job, Listener, Outcome, choose_devices, train_job
 from trpo_jax.sweep.programs import share_of_host
 from trpo_jax.sweep.training import last_record
@@ -141,7 +141,7 @@ def _connect(address: str | None) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise ConfigError("executor", "ray", 'local, before pip install "trpo-jax[ray]"') from None
+        raise MissingPackageError("--executor ray", "ray", "ray") from None
     if address not in (None, "auto", "local"):
         _check_reachable(str(address))
     if address is None:  # else a program that is too large for the memory would be tried for ever

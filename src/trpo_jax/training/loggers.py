@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
-from trpo_jax.config import ConfigError
+from trpo_jax.config import ConfigError, MissingPackageError
 
 STEP_METRIC = "environment_steps"
 """The name under which Weights & Biases gets the step; its charts have it as their x axis."""
@@ -129,4 +129,4 @@ def _import(module: str, option: str) -> ModuleType:
         if error.name != module:
             raise
         extra = module.lower().removesuffix("x")
-        raise ConfigError(option, True, f'none before pip install "trpo-jax[{extra}]"') from None
+        raise MissingPackageError(f"--{option.replace('_', '-')}", module, extra) from None

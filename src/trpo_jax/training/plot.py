@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from trpo_jax.config import ConfigError
+from trpo_jax.config import ConfigError, MissingPackageError
 from trpo_jax.training.run_folder import open_run_folder, read_metrics
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -158,7 +158,7 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("matplotlib", "none", 'an installed one; pip install "trpo-jax[plot]" brings it') from None
+        raise MissingPackageError("a plot", "matplotlib", "plot") from None
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

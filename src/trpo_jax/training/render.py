@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt8
 from PIL import Image
 
-from trpo_jax.config import ConfigError
+from trpo_jax.config import ConfigError, MissingPackageError
 from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.rendering import DrawingError, Scene, make_scene
@@ -169,9 +169,7 @@ def _video_encoder() -> Encoder:
     try:
         import av
     except ImportError:
-        raise ConfigError(
-            "format", "mp4", 'gif, or mp4 once it is installed; pip install "trpo-jax[video]" brings it'
-        ) from None
+        raise MissingPackageError("--format mp4", "av", "video") from None
     return functools.partial(_write_mp4, av)
 
 

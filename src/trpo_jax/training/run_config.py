@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 import tyro
 
-from trpo_jax.config import ConfigError, config, errors_in, from_mapping, setting, to_mapping, unknown_name
+from trpo_jax.config import ConfigError, config, errors_in, flatten, from_mapping, setting, to_mapping, unknown_name
 from trpo_jax.training.devices import is_accelerated
 from trpo_jax.training.files import write_whole
 from trpo_jax.training.trpo_config import TRPOConfig
@@ -56,7 +56,10 @@ def read_run_config(path: Path | str, *, accelerator: bool = False) -> RunConfig
     Raises:
         ConfigError: no such file, not TOML, an unknown key, a wrong type, or a value out of range.
     """
-    return _layered(RunConfig(), path, None, accelerator=accelerator)
+    run_config = _layered(RunConfig(), path, None, accelerator=accelerator)
+    if "environment" not in read_toml(path, "config file"):
+        raise ConfigError(f"{path}: environment", None, "the name of one, in every configuration file")
+    return run_config
 
 
 def read_toml(path: Path | str, name: str) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def run_config_from_mapping(mapping: dict[str, Any], defaults: RunConfig = RunCo
     known = [name for part in (defaults, defaults.trpo) for name in to_mapping(part) if name != "trpo"]
     for name, value in mapping.items():
         if name not in known:
-            raise ConfigError(name, value, unknown_name("field", name, known))
+            raise ConfigError(name, value, unknown_name("field", name, known, list(flatten(to_mapping(defaults.trpo)))))
     trpo = {name: value for name, value in mapping.items() if name in to_mapping(defaults.trpo)}
     run = {name: value for name, value in mapping.items() if name not in trpo}
     return dataclasses.replace(from_mapping(defaults, run), trpo=from_mapping(defaults.trpo, trpo))

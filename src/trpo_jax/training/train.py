@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from trpo_jax.config import ConfigError, as_integers, from_mapping, to_mapping, unknown_name
+from trpo_jax.config import ConfigError, as_integers, flatten, from_mapping, to_mapping, unknown_name
 from trpo_jax.environments.protocol import Box, Environment
 from trpo_jax.environments.registry import as_environment, wrapped_environment
 from trpo_jax.policy.networks import Networks
@@ -306,10 +306,10 @@ def with_options(config: TRPOConfig, options: dict[str, Any]) -> TRPOConfig:
     """Put options by name over a config, a mapping over a part of it; unknown ones raise ConfigError with the nearest ones."""
     if not isinstance(config, TRPOConfig):
         raise TypeError(f"config: got a {type(config).__name__}, allowed: a TRPOConfig")
-    known = [field.name for field in dataclasses.fields(config)]
+    known, deeper = [field.name for field in dataclasses.fields(config)], list(flatten(to_mapping(config)))
     for name, value in options.items():
         if name not in known:
-            raise ConfigError(name, value, unknown_name("option of train or field of TRPOConfig", name, known))
+            raise ConfigError(name, value, unknown_name("option of train or field of TRPOConfig", name, known, deeper))
     whole = {name: value for name, value in options.items() if not isinstance(value, Mapping)}
     parts = {name: value for name, value in options.items() if name not in whole}
     return from_mapping(dataclasses.replace(config, **whole), parts)
