@@ -19,11 +19,13 @@ LINES_A_RUN = 20
 
 
 def say(line: str) -> None:
-    """Print a line, if anyone still reads."""
+    """Print a line; where that is not possible any more, say so once, and print no further ones."""
     try:
         print(line, flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # no one reads: no one is to be told
+            print(f"trpo-jax: warning: stdout: {error.strerror}; going on without it", file=sys.stderr)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 class PlainConsole:

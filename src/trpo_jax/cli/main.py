@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trpo_jax.cli.startup import configure_process
+from trpo_jax.cli.startup import configure_process, prepare_streams
 
 USAGE = """usage: trpo-jax COMMAND …
 
@@ -39,12 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Codes: 0 success; 1 a program of a sweep failed; 2 bad input, no device, too little memory, a full disk; 130 after Ctrl-C;
     143 after SIGTERM.
     """
+    prepare_streams()
+    code: Any = 0
     try:
-        code: Any = run(list(sys.argv[1:] if arguments is None else arguments))
-    except SystemExit as stop:
-        code = stop.code
-    if code in (INTERRUPTED, TERMINATED):
+        try:
+            code = run(list(sys.argv[1:] if arguments is None else arguments))
+        except SystemExit as stop:
+            code = stop.code
         sys.stdout.flush()
+    except OSError as error:  # what is left to print has no place to go
+        if error.strerror is None:
+            raise
+        sys.stdout = None  # else Python tries once more, and tells of it in its own words
+        if not isinstance(error, BrokenPipeError):
+            print(f"trpo-jax: error: {error.strerror}", file=sys.stderr)
+            code = code or USAGE_ERROR
+    if code in (INTERRUPTED, TERMINATED):
         sys.stderr.flush()
         os._exit(code)  # without waiting for the threads that compile
     sys.exit(code)

@@ -1,6 +1,7 @@
 """What the command line sets up once: the compilation cache, and silence where messages help no one."""
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -12,13 +13,24 @@ from pathlib import Path
 from typing import Any
 
 
+def prepare_streams() -> None:
+    """Have stdout and stderr take every character, and be there, though one may have been closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def configure_process() -> None:
     """Switch on JAX's persistent compilation cache and quiet the libraries underneath."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks on cached CPU code; read when jax is imported
     import jax
 
+    cache = cache_dir()
     settings = {
-        "jax_compilation_cache_dir": str(cache_dir()),
+        "jax_compilation_cache_dir": None if cache is None else str(cache),
         "jax_persistent_cache_min_compile_time_secs": 0.5,
         "jax_persistent_cache_min_entry_size_bytes": 0,
     }
@@ -70,10 +82,13 @@ def _one_line(message, category, filename, lineno, file=None, line=None) -> None
     print(f"trpo-jax: warning: {message}", file=sys.stderr)
 
 
-def cache_dir() -> Path:
-    """Return where compiled programs are kept: $XDG_CACHE_HOME/trpo-jax/xla, by default in ~/.cache.
+def cache_dir() -> Path | None:
+    """Return where compiled programs are kept: $XDG_CACHE_HOME/trpo-jax/xla, by default in ~/.cache; None without a home.
 
     JAX's own JAX_COMPILATION_CACHE_DIR goes before it.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user that the system does not know, as in some containers
+        return None
     return Path(root) / "trpo-jax" / "xla"

@@ -117,7 +117,7 @@ def _executor(arguments: SweepArguments) -> Iterator[Any]:
         cpus_per_program=arguments.cpus_per_program,
         gpus_per_program=float(arguments.device == "gpu") if gpus is None else gpus,
         tpus_per_program=int(arguments.device == "tpu") if tpus is None else tpus,
-        cache_dir=os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir()),
+        cache_dir=os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir() or ""),
     ) as executor:
         yield executor
 

@@ -1,0 +1,60 @@
+"""Streams that are closed, full or of another encoding, and users without a home."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trpo_jax.cli import console, startup
+
+HELP = f"{sys.executable} -m trpo_jax_launcher --help"
+
+
+def shell(command, **variables):
+    return subprocess.run(command, shell=True, env=os.environ | variables, capture_output=True, text=True, check=False)
+
+
+def test_what_an_encoding_has_not_is_replaced():
+    ended = shell(HELP, PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0, ended.stderr
+    assert "environments ? settings ? seeds" in ended.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_a_closed_stream_is_no_reason_to_fail(closed):
+    ended = shell(f"{HELP} {closed}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_full_disk_under_stdout_is_one_line():
+    ended = shell(f"{HELP} > /dev/full")
+    assert ended.returncode == 2
+    assert ended.stderr == "trpo-jax: error: No space left on device\n"
+
+
+def test_a_training_goes_on_without_its_lines(monkeypatch, capfd):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    console.say("one")
+    console.say("two")
+    assert sys.stdout.name == os.devnull
+    sys.stdout.close()
+    assert capfd.readouterr().err == "trpo-jax: warning: stdout: No space left on device; going on without it\n"
+
+
+def test_without_a_home_no_compiled_programs_are_kept(monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert startup.cache_dir() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert startup.cache_dir() == Path("/somewhere/trpo-jax/xla")
