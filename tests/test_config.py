@@ -183,5 +183,5 @@ def test_a_name_that_stands_in_a_table_is_offered_with_it():
 
 
 def test_a_missing_package_is_a_sentence_that_survives_pickling():
-    error = pickle.loads(pickle.dumps(MissingPackageError("--wandb", "wandb", "wandb"))).within("table")
+    error = pickle.loads(pickle.dumps(MissingPackageError.of("--wandb", "wandb", "wandb")))
     assert str(error) == '--wandb needs wandb, which is not installed: pip install "trpo-jax[wandb]"'

@@ -34,21 +34,13 @@ class ConfigError(ValueError):
         return ConfigError(f"{prefix}.{self.field}", self.got, self.allowed)
 
 
-class MissingPackageError(ConfigError):
+class MissingPackageError(ImportError):
     """Report that something needs a package that is not installed, and which extra brings it."""
 
-    def __init__(self, what: str, package: str, extra: str):
-        sentence = f'{what} needs {package}, which is not installed: pip install "trpo-jax[{extra}]"'
-        ValueError.__init__(self, sentence)
-        self.field, self.got, self.allowed = what, None, sentence
-        self._arguments = what, package, extra
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return MissingPackageError, self._arguments
-
-    def within(self, prefix: str) -> "ConfigError":
-        """Return the same error: it is about no field."""
-        return self
+    @classmethod
+    def of(cls, what: str, package: str, extra: str) -> "MissingPackageError":
+        """Return the error in words."""
+        return cls(f'{what} needs {package}, which is not installed: pip install "trpo-jax[{extra}]"')
 
 
 @contextlib.contextmanager

@@ -30,10 +30,10 @@ def unit_weight(
 
 
 def power_of_two(size: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return the power of two nearest to sizes >= 0, by which to divide without rounding; 1 for 0.
+    """Return the smallest power of two above each size >= 0, to divide by without rounding; 1 for 0.
 
     Division by a number near the largest float may give zero, since a compiler multiplies by its reciprocal instead, which
-    is too small for a normal float. The reciprocal of these powers is a normal float.
+    is too small for a normal float. So the power is at most one whose reciprocal is a normal float.
     """
     limits = jnp.finfo(size.dtype)
     _, exponent = jnp.frexp(jax.lax.stop_gradient(size))

@@ -46,6 +46,14 @@ def evaluate(environment):
     return jax.eval_shape(evaluator, params, jax.random.key(0))
 
 
+class Scripted(Changed):
+    """Steps whatever its simulator carries."""
+
+    def step(self, state, action):
+        keys = jax.random.split(jax.random.key(0), action.shape[0])
+        return self.of_step(ConstantReward().reset(keys)._replace(reward=jnp.ones(action.shape[0])))
+
+
 as_ints = changing(observation=lambda x: x.astype("int32"))
 as_bfloat16 = changing(observation=lambda x: x.astype("bfloat16"))
 FAULTS = {
@@ -86,6 +94,19 @@ def test_what_does_not_keep_the_protocol_is_named(fault, play):
     changes, message = FAULTS[fault]
     with pytest.raises(TypeError, match=f"^environment: .*{message}"):
         play(Changed(**changes))
+
+
+def test_an_integer_that_a_float_cannot_hold_is_refused():
+    counts = changing(simulator=lambda keys: jnp.full(keys.shape, 2**24 + 1, "int32"))
+    floats = changing(simulator=lambda keys: jnp.zeros(keys.shape))
+    with pytest.raises(TypeError, match=r"got int32\[\d\] for simulator from step of Scripted where reset gave float32"):
+        iterate(Scripted(floats, counts))
+
+
+def test_a_key_in_place_of_its_data_is_named():
+    data = changing(simulator=jax.random.key_data)
+    with pytest.raises(TypeError, match=r"for simulator from step of Scripted where reset gave uint32"):
+        iterate(Scripted(data, lambda state: state))
 
 
 def test_a_narrower_step_takes_the_dtype_of_the_reset():
@@ -138,7 +159,7 @@ def test_observations_of_any_dtype_are_learned_from(dtype, normalized):
 @pytest.mark.filterwarnings("ignore:.*hides the final observations")
 def test_an_environment_that_is_wrapped_already_is_checked_too():
     environment = wrapped_environment(Wrapped(), None, episode_length=8)
-    with pytest.raises(TypeError, match="from step of Wrapped where reset gave int32"):
+    with pytest.raises(TypeError, match="from step of WrappedEnvironment where reset gave int32"):
         iterate(environment)
 
 

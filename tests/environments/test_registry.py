@@ -4,6 +4,7 @@ import pytest
 
 from probes import Counter
 from trpo_jax import ConfigError
+from trpo_jax.config import MissingPackageError
 from trpo_jax.environments.registry import as_environment, environment_names, resolve_backend
 
 
@@ -38,7 +39,7 @@ def test_a_suite_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco_playground", None)  # importing it now fails as if it were not there
     message = r'the suite playground needs mujoco_playground, which is not installed: pip install "trpo-jax\[playground\]"'
     for call in (as_environment, resolve_backend):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(MissingPackageError, match=message):
             call("CartpoleBalance", suite="playground")
     assert as_environment(Counter())  # objects of other kinds need no suite
 

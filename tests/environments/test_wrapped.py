@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from environments.falling import Falling, brax, random_gravity
+from trpo_jax.environments.checked import checked_reset
 from trpo_jax.environments.protocol import SelfResettingEnvironment
 from trpo_jax.environments.registry import as_environment, wrapped_environment
 
@@ -165,8 +166,10 @@ def test_a_state_without_an_axis_of_environments_is_refused():
     environment = wrapped_environment(
         Shared(training.EpisodeWrapper(training.VmapWrapper(Falling()), LENGTH, 1)), None, episode_length=LENGTH
     )
-    with pytest.raises(TypeError, match=r"3 environments has a leaf \(7,\), allowed: the axis of environments first"):
-        environment.reset(keys(0))
+    with pytest.raises(
+        TypeError, match=r"got shape \(7,\) for .* allowed: one that begins with the number of environments, here 3"
+    ):
+        checked_reset(environment, keys(0))
 
 
 @pytest.mark.parametrize("wrap_env_fn", [None, training.wrap])

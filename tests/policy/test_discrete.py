@@ -174,7 +174,7 @@ def test_many_choices_of_different_sizes_are_one_small_program():
         return action, p.log_prob(action), p.kl(q), p.entropy(), p.mode()
 
     programs = [str(jax.make_jaxpr(use, static_argnums=1)(logits_of(count), sizes_of(count))) for count in (10, 1792)]
-    assert programs[0].count("\n") == programs[1].count("\n")
+    assert programs[1].count("\n") < 1.1 * programs[0].count("\n")
     sizes, logits = sizes_of(1792), logits_of(1792)
     action, log_prob, kl, entropy, mode = jax.jit(use, static_argnums=1)(logits, sizes)
     assert (np.asarray(action) < sizes).all()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trpo_jax import ConfigError
+from trpo_jax.config import MissingPackageError
 from trpo_jax.training import loggers
 from trpo_jax.training.loggers import STEP_METRIC, TensorBoardLogger, WandbLogger
 
@@ -125,7 +125,7 @@ def test_a_run_id_is_drawn_once_a_folder(tmp_path):
 def test_a_missing_package_is_one_line_that_names_the_extra(package, extra, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     make = {"tensorboard": TensorBoardLogger, "wandb": lambda folder: WandbLogger(folder, project="trpo")}[extra]
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(MissingPackageError) as error:
         make(tmp_path / "run")
     assert f'which is not installed: pip install "trpo-jax[{extra}]"' in str(error.value)
     assert str(error.value).startswith({"tensorboard": "--tensorboard ", "wandb": "--wandb-project "}[extra])

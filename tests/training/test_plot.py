@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig
+from trpo_jax.config import MissingPackageError
 from trpo_jax.training import plot
 from trpo_jax.training.run_config import RunConfig
 from trpo_jax.training.run_folder import create_run_folder
@@ -152,6 +153,6 @@ def test_without_matplotlib_one_line_names_the_extra(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(MissingPackageError) as error:
         plot.plot_runs([run])
     assert str(error.value) == 'a plot needs matplotlib, which is not installed: pip install "trpo-jax[plot]"'

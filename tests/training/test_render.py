@@ -8,6 +8,7 @@ from PIL import Image
 
 from probes import Counter
 from trpo_jax import ConfigError, TRPOConfig, make_trpo, train
+from trpo_jax.config import MissingPackageError
 from trpo_jax.environments.rendering import DrawingError, Scene
 from trpo_jax.training import render
 from trpo_jax.training.run_config import RunConfig
@@ -144,5 +145,7 @@ def test_an_mp4_holds_the_frames(tmp_path, monkeypatch):
 
 def test_without_its_package_mp4_is_one_line_that_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConfigError, match=r'--format mp4 needs av, which is not installed: pip install "trpo-jax\[video\]"'):
+    with pytest.raises(
+        MissingPackageError, match=r'--format mp4 needs av, which is not installed: pip install "trpo-jax\[video\]"'
+    ):
         show(tmp_path, monkeypatch, FakeScene(), output="mp4")

@@ -37,9 +37,11 @@ class PlainConsole:
         self._printed = 0
         self._started = time.perf_counter()
         self._first: tuple[int, float] | None = None
+        self._resumed = False
 
-    def start(self, run_dir: Path, *, resumed: bool = False, accelerator: bool = False, finished: bool = False) -> None:
+    def start(self, run_dir: Path, *, resumed: bool = False, accelerator: bool = False) -> None:
         """Say what is about to happen; `accelerator` where the settings are those for one."""
+        self._resumed = resumed
         trpo = self.run_config.trpo
         batch = f"{trpo.num_envs} environments × {trpo.unroll_length} steps"
         run = self.run_config
@@ -47,11 +49,14 @@ class PlainConsole:
         if accelerator:
             self.say("with the settings for an accelerator (--no-accelerator takes those for a CPU)")
         self.say(f"{'going on in' if resumed else 'run folder'} {run_dir}")
-        if finished:
-            self.say(f"which has been trained for {run.num_timesteps:,} steps and is only evaluated again")
         kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
         cache = f"compiled programs are kept in {kept}" if kept else "compiled programs are not kept"
         self.say(f"compiling; the first start takes longest, {cache} …")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an iteration was reported."""
+        return self._first is not None
 
     def iteration(self, step: int, metrics: dict[str, float]) -> None:
         """Report an iteration."""
@@ -75,6 +80,8 @@ class PlainConsole:
         """Say how it ended."""
         took = format_seconds(time.perf_counter() - self._started)
         result = f"return {describe_evaluation(metrics)}, " if "eval/episode_reward" in metrics else ""
+        if self._resumed and not self.has_begun:
+            self.say(f"all {self.run_config.num_timesteps:,} steps had been trained before; this was only evaluated again")
         self.say(f"done: {result}in {took}")
         self.say(f"look again with: trpo-jax evaluate {shlex.quote(str(run_dir))}")
 
@@ -115,6 +122,7 @@ class TerminalConsole(PlainConsole):
 
     def iteration(self, step: int, metrics: dict[str, float]) -> None:
         """Move the bar."""
+        self._first = self._first or (step, time.perf_counter())
         self._progress.update(self._task, completed=min(step, self.total), metrics=describe(metrics))
 
     def say(self, line: str) -> None:

@@ -1,5 +1,6 @@
 """`trpo-jax`: find the command, run it, turn errors into one line and an exit code."""
 
+import errno
 import importlib
 import os
 import sys
@@ -40,24 +41,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     143 after SIGTERM.
     """
     prepare_streams()
-    code: Any = 0
+    unprintable = None
     try:
-        try:
-            code = run(list(sys.argv[1:] if arguments is None else arguments))
-        except SystemExit as stop:
-            code = stop.code
-        sys.stdout.flush()
-    except OSError as error:  # what is left to print has no place to go
-        if error.strerror is None:
+        code: Any = run(list(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as stop:
+        code = stop.code
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
+        code, unprintable = 1, error
+    unprintable = unprintable or _unprintable()
+    if unprintable is not None:
         sys.stdout = None  # else Python tries once more, and tells of it in its own words
-        if not isinstance(error, BrokenPipeError):
-            print(f"trpo-jax: error: {error.strerror}", file=sys.stderr)
-            code = code or USAGE_ERROR
-    if code in (INTERRUPTED, TERMINATED):
+        if not isinstance(unprintable, BrokenPipeError):  # no one reads: no one is to be told
+            print(f"trpo-jax: error: {unprintable.strerror}", file=sys.stderr)
+            code = USAGE_ERROR
+    if code in (INTERRUPTED, TERMINATED) and not _has_others():
         sys.stderr.flush()
         os._exit(code)  # without waiting for the threads that compile
     sys.exit(code)
+
+
+def _unprintable() -> OSError | None:
+    """Return why what was printed cannot be written, if it cannot."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _has_others() -> bool:
+    """Tell whether this is one of several processes, which take leave of each other when Python ends."""
+    import jax
+
+    return jax.distributed.is_initialized()
 
 
 def run(arguments: list[str]) -> int:
@@ -124,7 +142,7 @@ def _device_trouble(error: Exception) -> str | None:
 
 def _bad_input() -> tuple[type[Exception], ...]:
     from trpo_jax.cli.arguments import ArgumentError
-    from trpo_jax.config import ConfigError
+    from trpo_jax.config import ConfigError, MissingPackageError
     from trpo_jax.training.checkpoint import CheckpointError
 
-    return ConfigError, ArgumentError, CheckpointError
+    return ConfigError, MissingPackageError, ArgumentError, CheckpointError

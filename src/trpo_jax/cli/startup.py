@@ -42,17 +42,23 @@ def configure_process() -> None:
 
 
 @contextlib.contextmanager
-def ended_by_ctrl_c(last_words: Callable[[], str]) -> Iterator[None]:
-    """End the process then and there at Ctrl-C, with some last words, while no one else looks after it.
+def ended_by_ctrl_c(last_words: Callable[[], str], has_begun: Callable[[], bool]) -> Iterator[None]:
+    """End the process then and there at Ctrl-C, with some last words, until there is something to lose.
 
-    For as long as nothing can be lost. An exception could be: Python drops those that are raised in a destructor or in a
-    callback of its garbage collector, and JAX has one of these.
+    An exception could get lost: Python drops those that are raised in a destructor or in a callback of its garbage collector,
+    and JAX has one of these.
+
+    Args:
+        last_words: returns what to say.
+        has_begun: tells whether Ctrl-C is to raise KeyboardInterrupt from now on.
     """
 
     def end(number: int, frame: Any) -> None:
+        if has_begun():
+            raise KeyboardInterrupt
         show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # which a progress bar hides
-        with contextlib.suppress(OSError):
-            os.write(1, f"{show_cursor}{last_words()}\n".encode())  # print may be in the middle of printing
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stdout.fileno(), f"{show_cursor}{last_words()}\n".encode())  # print may be in the middle of printing
         os._exit(128 + number)
 
     with _at_ctrl_c(end):

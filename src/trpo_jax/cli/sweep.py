@@ -130,10 +130,9 @@ def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any
     with folder.locked():
         folder.begin(runs)
         console = SweepConsole(folder.path, num_programs=len(planned))
-        # Ray's workers are to be told of the end.
-        here = ended_by_ctrl_c(console.last_words) if arguments.executor == "local" else raised_by_ctrl_c()
+        ended = ended_by_ctrl_c(console.last_words, lambda: console.has_begun)
         try:
-            with here:
+            with ended if arguments.executor == "local" else raised_by_ctrl_c():  # Ray's workers are to be told of the end
                 run_sweep(folder, planned, executor=executor, listener=console)
         except (KeyboardInterrupt, SystemExit):
             say(console.last_words())
@@ -189,6 +188,8 @@ class SweepConsole:
         self._started = time.perf_counter()
         self._num_finished = self._num_runs = 0
         self._printed: dict[Path, int] = {}
+        self.has_begun = False
+        """Whether iterations of the program that was started last were reported."""
 
     def begin(self, num_finished: int, num_runs: int) -> None:
         """Say what there is to do."""
@@ -199,11 +200,13 @@ class SweepConsole:
 
     def start(self, job: Any) -> None:
         """Say which runs are trained next."""
+        self.has_begun = False
         config = job.runs[0].config
         say(f"{config.environment}: {_count('run', len(job.runs))} of {config.num_timesteps:,} steps; compiling …")
 
     def iteration(self, job: Any, step: int, metrics: dict[str, Any]) -> None:
         """Report an iteration of all runs of a job."""
+        self.has_begun = True
         total = max(job.runs[0].config.num_timesteps, 1)
         part = step * self.LINES_A_PROGRAM // total
         if part > self._printed.get(job.folder, 0) or step >= total:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import shlex
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -11,8 +10,9 @@ import tyro
 
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import make_console
-from trpo_jax.cli.startup import ended_by_ctrl_c
-from trpo_jax.config import ConfigError, to_mapping
+from trpo_jax.cli.startup import ended_by_ctrl_c, raised_by_ctrl_c
+from trpo_jax.config import ConfigError, MissingPackageError, to_mapping
+from trpo_jax.training.files import write_whole
 from trpo_jax.training.loggers import Logger, TensorBoardLogger, WandbLogger
 from trpo_jax.training.run_config import RunConfig, starting_config, write_run_config
 from trpo_jax.training.run_folder import MetricsLog, RunFolder, create_run_folder, open_run_folder
@@ -169,15 +169,26 @@ def _train(arguments: TrainArguments, run_config: RunConfig, environment: Any) -
     resumed = arguments.resume is not None
     if jax.process_index() > 0:
         folder = RunFolder(arguments.resume or arguments.run_dir or "")
-        run_training(run_config, folder, environment, (), resume=resumed, max_devices_per_host=arguments.max_devices_per_host)
+        with raised_by_ctrl_c():
+            run_training(
+                run_config, folder, environment, (), resume=resumed, max_devices_per_host=arguments.max_devices_per_host
+            )
         return 0
     folder = RunFolder(arguments.resume) if arguments.resume else create_run_folder(arguments.run_dir, run_config)
     console = make_console(run_config)
+
+    def last_words() -> str:
+        return console.last_words(folder.path, _options_to_repeat(arguments))
+
+    def begun() -> bool:
+        return console.has_begun
+
     try:
-        with folder.locked(), ended_by_ctrl_c(lambda: console.last_words(folder.path, _options_to_repeat(arguments))):
+        # One of several processes is to tell the others of its end.
+        with folder.locked(), raised_by_ctrl_c() if arguments.distributed else ended_by_ctrl_c(last_words, begun):
             metrics = _train_in(folder, arguments, run_config, environment, console)
     except (KeyboardInterrupt, SystemExit):
-        console.say(console.last_words(folder.path, _options_to_repeat(arguments)))
+        console.say(last_words())
         raise
     console.finish(folder.path, metrics)
     return 0
@@ -188,12 +199,12 @@ def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfi
     from trpo_jax.training.run import run_training
 
     resumed = arguments.resume is not None
+    before = folder.config.read_text(encoding="utf-8")
     try:
         loggers = _loggers(arguments, run_config, folder)
-        finished = resumed and _is_finished(folder, run_config)
         if resumed:
             write_run_config(folder.config, run_config)
-        console.start(folder.path, resumed=resumed, accelerator=arguments.accelerator, finished=finished)
+        console.start(folder.path, resumed=resumed, accelerator=arguments.accelerator)
         with console:
             return run_training(
                 run_config,
@@ -205,23 +216,12 @@ def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfi
                 progress_fn=console.evaluation,
                 iteration_fn=console.iteration,
             )
-    except (ConfigError, RuntimeError):  # the second from JAX: no device, no memory
-        if not resumed:
+    except (ConfigError, MissingPackageError, RuntimeError):  # the last from JAX: no device, no memory
+        if resumed:
+            write_whole(folder.config, before)
+        else:
             folder.discard()
         raise
-
-
-def _is_finished(folder: RunFolder, run_config: RunConfig) -> bool:
-    """Tell whether a run has trained for as long as it is to; raise ConfigError if it has for longer."""
-    from trpo_jax.training.checkpoint import newest_step
-
-    trpo = run_config.trpo
-    steps_per_iteration = trpo.num_envs * trpo.unroll_length * trpo.action_repeat
-    wanted = math.ceil(run_config.num_timesteps / steps_per_iteration) * steps_per_iteration
-    trained = newest_step(folder.checkpoints) or 0
-    if trained > wanted:
-        raise ConfigError("num_timesteps", run_config.num_timesteps, f"at least {trained}, which {folder.path} has trained")
-    return trained == wanted
 
 
 def _loggers(arguments: TrainArguments, run_config: RunConfig, folder: RunFolder) -> list[Logger]:

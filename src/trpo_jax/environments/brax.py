@@ -81,19 +81,20 @@ def load_environment(name: str, backend: str = "auto", randomization_fn: Randomi
     return BraxEnvironment(_load(name, backend)[1], randomization_fn)
 
 
-def _elsewhere(name: str) -> str:
+def _playground_hint(name: str) -> str | None:
     """Say that MuJoCo Playground has an environment of this name, if it is installed and does."""
     if importlib.util.find_spec("mujoco_playground") is None:
-        return ""
+        return None
     from trpo_jax.environments import playground
 
-    return ", or suite playground, which has one of this name" if name in playground.environment_names() else ""
+    return "a Brax environment; this one is of the suite playground" if name in playground.environment_names() else None
 
 
 def _load(name: str, backend: str) -> tuple[str, brax.envs.Env]:
     """Return the backend that `backend` stands for and the environment with it."""
     if name not in environment_names():
-        raise ConfigError("environment", name, unknown_name("Brax environment", name, environment_names()) + _elsewhere(name))
+        allowed = _playground_hint(name) or unknown_name("Brax environment", name, environment_names())
+        raise ConfigError("environment", name, allowed)
     if backend not in ("auto", *BACKENDS):
         raise ConfigError("backend", backend, "one of auto, " + ", ".join(BACKENDS))
     for candidate in BACKENDS if backend == "auto" else (backend,):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
@@ -30,10 +31,10 @@ def checked_step(environment: Environment, state: EnvironmentState, action: jax.
     """
     new = environment.step(state, action)
     _check_state(new, environment, "step", state.reward.shape[0])
-    return like_the_last(new, state, type(environment).__name__)
+    return _like_the_last(new, state, type(environment).__name__)
 
 
-def like_the_last(new: EnvironmentState, old: EnvironmentState, name: str) -> EnvironmentState:
+def _like_the_last(new: EnvironmentState, old: EnvironmentState, name: str) -> EnvironmentState:
     """Give a step's state the dtypes of the state before it.
 
     Raises:
@@ -121,5 +122,7 @@ def _describe(leaf: Any) -> str:
 
 
 def _holds(wide: Any, narrow: Any) -> bool:
-    """Tell whether one dtype is what JAX promotes both to."""
-    return wide == narrow or (not jnp.issubdtype(wide, jax.dtypes.extended) and jnp.promote_types(wide, narrow) == wide)
+    """Tell whether one dtype has every value of the other."""
+    if jnp.issubdtype(wide, jax.dtypes.extended) or jnp.issubdtype(narrow, jax.dtypes.extended):
+        return wide == narrow
+    return np.can_cast(narrow, wide, "safe")

@@ -150,7 +150,7 @@ def _suite(suite: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "mujoco_playground":
             raise
-        raise MissingPackageError(f"the suite {suite}", "mujoco_playground", "playground") from None
+        raise MissingPackageError.of(f"the suite {suite}", "mujoco_playground", "playground") from None
     return playground
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from trpo_jax.environments.checked import as_float, like_the_last, strong
+from trpo_jax.environments.checked import as_float
 from trpo_jax.environments.protocol import Box, EnvironmentState
 from trpo_jax.environments.randomization import RandomizationFn
 from trpo_jax.environments.wrappers import select
@@ -53,20 +53,14 @@ class WrappedEnvironment:
             warnings.warn(_hidden(environment), stacklevel=3)
 
     def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
-        """Draw N initial states. Raises TypeError if a leaf of them has no axis of environments."""
-        state = self._wrap(keys.shape[0]).reset(jax.random.key_data(keys))
-        for leaf in jax.tree.leaves(state):
-            if jnp.shape(leaf)[:1] != keys.shape:
-                got = f"a wrapper whose state of {keys.shape[0]} environments has a leaf {jnp.shape(leaf)}"
-                raise TypeError(f"environment: got {got}, allowed: the axis of environments first in every leaf")
-        return strong(_from_wrapped(state))
+        """Draw N initial states."""
+        return _from_wrapped(self._wrap(keys.shape[0]).reset(jax.random.key_data(keys)))
 
     def step(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
         """Advance all environments by one action each; those whose episode ends show the next one's first observation."""
         # A new tree around the same arrays, since wrappers write into the info that they are given.
         simulator = jax.tree.map(jnp.asarray, state.simulator)
-        environment = self._wrap(action.shape[0])
-        return like_the_last(_from_wrapped(environment.step(simulator, action)), state, type(environment).__name__)
+        return _from_wrapped(self._wrap(action.shape[0]).step(simulator, action))
 
     def final_observation(self, state: EnvironmentState) -> Any:
         """Return what each step led to before any reset, as far as the wrapper kept it."""

@@ -99,7 +99,7 @@ def _linearize(fn: Callable[[Any], Any], x: Any) -> tuple[Any, Callable[[Any], A
     A function with a derivative of its own for reverse mode only (`jax.custom_vjp`) has J by transposing Jᵀ.
     """
     value, product = jax.linearize(fn, x)
-    if "custom_lin" in str(jax.make_jaxpr(product)(x)):  # what a custom_vjp leaves: a linear map that is only transposed
+    if "custom_lin[" in str(jax.make_jaxpr(product)(x)):  # what a custom_vjp leaves: a linear map that is only transposed
         value, transposed = jax.vjp(fn, x)
         return value, _only(jax.linear_transpose(_only(transposed), value)), _only(transposed)
     return value, product, _only(jax.linear_transpose(product, x))

@@ -141,7 +141,7 @@ def _connect(address: str | None) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise MissingPackageError("--executor ray", "ray", "ray") from None
+        raise MissingPackageError.of("--executor ray", "ray", "ray") from None
     if address not in (None, "auto", "local"):
         _check_reachable(str(address))
     if address is None:  # else a program that is too large for the memory would be tried for ever

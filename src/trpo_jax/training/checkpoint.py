@@ -97,11 +97,6 @@ def has_checkpoints(directory: Path | str) -> bool:
     return bool(_steps(directory))
 
 
-def newest_step(directory: Path | str) -> int | None:
-    """Return the step of the newest checkpoint in a directory, readable or not; None if there is none."""
-    return next(iter(_steps(directory)), None)
-
-
 def load_params(directory: Path | str, template: Params) -> tuple[int, Params]:
     """Return the parameters of the newest readable checkpoint of a directory as (step, params).
 

@@ -10,10 +10,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Remembers a signal until `check` is called; a second one, or one while not `guarded`, interrupts at once.
+    """Remembers a signal until `check` is called; a second one interrupts at once.
 
     Args:
-        previous: who looked after the signals before, and does while this is not guarded.
+        previous: handlers of the signals so far, whose signals they remain while this is not `guarded`.
     """
 
     def __init__(self, previous: Mapping[int, Any]) -> None:
@@ -29,6 +29,7 @@ class Interrupts:
     def _handle(self, number, frame) -> None:
         if not self.guarded and callable(self._previous[number]):
             self._previous[number](number, frame)
+            return
         if self.pending or not self.guarded:
             _interrupt(number)
         self._signal = number

@@ -129,4 +129,4 @@ def _import(module: str, option: str) -> ModuleType:
         if error.name != module:
             raise
         extra = module.lower().removesuffix("x")
-        raise MissingPackageError(f"--{option.replace('_', '-')}", module, extra) from None
+        raise MissingPackageError.of(f"--{option.replace('_', '-')}", module, extra) from None

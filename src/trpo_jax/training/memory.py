@@ -28,20 +28,23 @@ def check_training(config: TRPOConfig, state: TrainState, devices: Sequence[jax.
     Args:
         config: of the training.
         state: describes its state.
-        devices: that environments are spread over.
+        devices: of all processes, that environments are spread over evenly.
     """
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    if not local:
+        return
     environments = state.rollout.environments
     starts = num_starts(config.unroll_length) * size_of(environments)
     samples = 2 * config.unroll_length * size_of(environments.observation)  # before and after each step
-    needed = size_of(state) + starts + samples
-    on_device = available_memory(devices[0])
-    free = free_bytes_of_host() if on_device is None else on_device * len(devices)
-    if needed > free:
-        needs, has = (f"{size / 1e9:.3g} GB" for size in (needed, free))
+    needed = (size_of(state) + starts + samples) * len(local) / len(devices)
+    on_device = available_memory(local[0])
+    available = free_bytes_of_host() if on_device is None else on_device * len(local)
+    if needed > available:
+        needs, has = (f"{size / 1e9:.3g} GB" for size in (needed, available))
         raise ConfigError(
             "num_envs and unroll_length",
-            f"{config.num_envs:,} environments × {config.unroll_length:,} steps, which take at least {needs}",
-            f"what fits into the {has} that are free",
+            f"{config.num_envs:,} environments × {config.unroll_length:,} steps, which take at least {needs} here",
+            f"a batch that fits into {has}; fewer environments or shorter unrolls need less",
         )
 
 

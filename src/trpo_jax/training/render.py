@@ -169,7 +169,7 @@ def _video_encoder() -> Encoder:
     try:
         import av
     except ImportError:
-        raise MissingPackageError("--format mp4", "av", "video") from None
+        raise MissingPackageError.of("--format mp4", "av", "video") from None
     return functools.partial(_write_mp4, av)
 
 

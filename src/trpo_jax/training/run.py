@@ -116,7 +116,7 @@ class LoadedRun(NamedTuple):
     """What a run has left."""
 
     config: RunConfig
-    """Whole."""
+    """Every field, those that were left open included."""
     trpo: TRPO
     """Its algorithm, bound to its environment."""
     step: int
@@ -134,11 +134,17 @@ class LoadedRun(NamedTuple):
 def load_run(path: str | Path) -> LoadedRun:
     """Load what `trpo-jax train` has left in a folder, finished or not.
 
+        run = trpo_jax.load_run("runs/ant")
+        policy = run.make_policy(run.params, deterministic=True)
+
     Args:
         path: the run's folder.
 
+    Returns:
+        `LoadedRun`, with the parameters of the newest checkpoint that can be read.
+
     Raises:
-        ConfigError: no run lies there, or its environment is not known here.
+        ConfigError: no run lies there, it has no metrics.jsonl, or its environment is not known here.
         CheckpointError: no checkpoint, a damaged one, or one that does not fit the configuration.
     """
     folder, run_config = open_run_folder(path)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,11 @@ def train(
     num_evals, num_eval_envs = _count("num_evals", num_evals), _count("num_eval_envs", num_eval_envs)
     num_resets_per_eval = _count("num_resets_per_eval", num_resets_per_eval)
     checkpoint_interval = _count("checkpoint_interval", checkpoint_interval)
-    keep_checkpoints = _count("keep_checkpoints", keep_checkpoints, at_least=1)
+    keep_checkpoints, seed = _count("keep_checkpoints", keep_checkpoints, at_least=1), _count("seed", seed)
+    if max_devices_per_host is not None:
+        max_devices_per_host = _count("max_devices_per_host", max_devices_per_host, at_least=1)
+    if training_metrics_steps is not None:
+        training_metrics_steps = _count("training_metrics_steps", training_metrics_steps)
     if resume and save_checkpoint_path is None:
         raise ConfigError("save_checkpoint_path", None, "the folder to resume from, where resume is true")
     if config is None:
@@ -150,37 +155,38 @@ def train(
         evaluator = Program(jax.jit(evaluate, compiler_options=compiler_options(jax.local_devices())))
     if log_training_metrics:
         iteration_fn = _Also(iteration_fn, progress_fn, training_metrics_steps or 1, trpo.steps_per_iteration)
-    pipeline = Pipeline(trpo.iteration, all_devices(max_devices_per_host))
-    check_training(config, pipeline.state_like, all_devices(max_devices_per_host))
+    devices = all_devices(max_devices_per_host)
+    pipeline = Pipeline(trpo.iteration, devices)
+    check_training(config, pipeline.state_like, devices)
+    milestones = make_milestones(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
     store = None
     if save_checkpoint_path is not None:
         origin = {"config": to_mapping(config), "seed": int(seed)}
         store = Store(save_checkpoint_path, resume=resume, keep=keep_checkpoints, origin=origin)
     state_key, eval_key = jax.random.split(jax.random.key(seed))
-    milestones = make_milestones(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
     earlier = store if store is not None and store.goes_on else None
-    if earlier is not None:
-        state, progress = earlier.load(pipeline)
-        if progress.iteration > milestones.num_iterations:
-            trained = progress.iteration * trpo.steps_per_iteration
-            raise ConfigError("num_timesteps", num_timesteps, f"at least {trained}, which {save_checkpoint_path} has trained")
-    else:
-        progress = Progress()
-    if progress.iteration < milestones.num_iterations:
-        _compile_ahead(pipeline, evaluator if milestones.evaluations else None, to_init=earlier is None)
-    if earlier is None:
-        state = pipeline.init(state_key)
-        state = _restored(pipeline, state, restore_checkpoint_path, restore_params, restore_value_fn)
-    loop = Loop(
-        trpo,
-        pipeline,
-        milestones,
-        Callbacks(iteration_fn, progress_fn, policy_params_fn),
-        store=store,
-        evaluator=evaluator,
-        eval_key=eval_key,
-    )
     with store or contextlib.nullcontext():
+        if earlier is not None:
+            state, progress = earlier.load(pipeline)
+            if progress.iteration > milestones.num_iterations:
+                allowed = f"at least {progress.iteration * trpo.steps_per_iteration}, which {save_checkpoint_path} has trained"
+                raise ConfigError("num_timesteps", num_timesteps, allowed)
+        else:
+            progress = Progress()
+        if progress.iteration < milestones.num_iterations:
+            _compile_ahead(pipeline, evaluator if milestones.evaluations else None, to_init=earlier is None)
+        if earlier is None:
+            state = pipeline.init(state_key)
+            state = _restored(pipeline, state, restore_checkpoint_path, restore_params, restore_value_fn)
+        loop = Loop(
+            trpo,
+            pipeline,
+            milestones,
+            Callbacks(iteration_fn, progress_fn, policy_params_fn),
+            store=store,
+            evaluator=evaluator,
+            eval_key=eval_key,
+        )
         state = loop.run(state, progress)
     return trpo.make_policy, local_params(state), loop.metrics
 
@@ -317,7 +323,10 @@ def with_options(config: TRPOConfig, options: dict[str, Any]) -> TRPOConfig:
 
 def _count(name: str, value: Any, *, at_least: int = 0) -> int:
     """Return a whole number as an integer; raise ConfigError for anything else."""
-    number = as_integers(value)
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < at_least:
+    try:
+        number = operator.index(as_integers(value))
+    except TypeError:
+        number = at_least - 1
+    if isinstance(value, bool) or number < at_least:
         raise ConfigError(name, value, f"an integer >= {at_least}")
-    return int(number)
+    return number

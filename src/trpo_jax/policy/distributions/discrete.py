@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from trpo_jax.policy.distributions.base import expm1_minus_identity, wide
+from trpo_jax.policy.distributions.base import expm1_minus_identity, sum_of, wide
 from trpo_jax.solver.tree import pytree_dataclass
 
 
@@ -81,13 +81,15 @@ class MultiCategorical:
     """False where an action is not allowed, as in `Categorical`."""
 
     @property
-    def choices(self) -> Categorical:
-        """All choices as one `Categorical` with batch axes `[*batch, F]`, the shorter ones padded by what is never chosen."""
+    def _groups(self) -> list[Categorical]:
+        """Choices of about the same size as one `Categorical` each, `[*batch, F', M]`, padded by what is never chosen."""
         if self.logits.shape[-1] != sum(self.sizes):
             raise ValueError(
                 f"logits: got {self.logits.shape[-1]} in the last axis, allowed: {sum(self.sizes)}, the sum of sizes"
             )
-        place, is_there = _padded_places(self.sizes)
+        return [self._padded(place, is_there) for _, place, is_there in _grouped(self.sizes)]
+
+    def _padded(self, place: np.ndarray, is_there: np.ndarray) -> Categorical:
         logits = wide(self.logits)[..., place]
         exists = jnp.broadcast_to(is_there, logits.shape)
         allowed = (logits != -jnp.inf) & exists
@@ -98,32 +100,50 @@ class MultiCategorical:
 
     def log_prob(self, action: Int[Array, "*batch F"]) -> Float[Array, "*batch"]:
         """Return the sum of the choices' log-probabilities."""
-        return jnp.sum(self.choices.log_prob(action), axis=-1)
+        groups = zip(self._groups, _grouped(self.sizes), strict=True)
+        return sum_of(jnp.sum(group.log_prob(action[..., which]), axis=-1) for group, (which, _, _) in groups)
 
     def kl(self, other: "MultiCategorical") -> Float[Array, "*batch"]:
         """Return the sum of the choices' KL(self ‖ other)."""
-        return jnp.sum(self.choices.kl(other.choices), axis=-1)
+        return sum_of(jnp.sum(p.kl(q), axis=-1) for p, q in zip(self._groups, other._groups, strict=True))
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Return the sum of the choices' entropies."""
-        return jnp.sum(self.choices.entropy(), axis=-1)
+        return sum_of(jnp.sum(group.entropy(), axis=-1) for group in self._groups)
 
     def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch F"]:
         """Draw one integer a choice."""
-        return self.choices.sample(key)
+        keys = jax.random.split(key, len(self._groups))
+        return self._in_order([group.sample(key) for group, key in zip(self._groups, keys, strict=True)])
 
     def mode(self) -> Int[Array, "*batch F"]:
         """Return the most probable integer of each choice."""
-        return self.choices.mode()
+        return self._in_order([group.mode() for group in self._groups])
+
+    def _in_order(self, of_groups: list[Array]) -> Int[Array, "*batch F"]:
+        """Put what the groups' choices gave into the order of `sizes`."""
+        order = np.argsort(np.concatenate([which for which, _, _ in _grouped(self.sizes)]))
+        return jnp.concatenate(of_groups, axis=-1)[..., order]
 
 
 @functools.cache
-def _padded_places(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return where in the logits of all choices each one's stand, `[F, M]`, and which of these M there are."""
-    within = np.arange(max(sizes), dtype=np.int32)
-    exists = within < np.asarray(sizes)[:, None]
-    first = np.cumsum(sizes, dtype=np.int32) - np.asarray(sizes, np.int32)
-    return np.where(exists, first[:, None] + within, np.int32(0)), exists
+def _grouped(sizes: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Group choices by the power of two that their size fits into.
+
+    Of each group: which choices it holds, `[F']`; where in the logits of all choices each one's stand, `[F', M]`; and which of
+    these M there are. So few programs serve many choices, and padding at most doubles their memory.
+    """
+    groups = []
+    firsts = np.cumsum(sizes) - sizes
+    powers = np.asarray([(size - 1).bit_length() for size in sizes])
+    for power in np.unique(powers):
+        which = np.flatnonzero(powers == power)
+        of_group = np.asarray(sizes)[which, None]
+        within = np.arange(of_group.max())
+        is_there = within < of_group
+        place = np.where(is_there, firsts[which, None] + within, 0)
+        groups.append((which.astype(np.int32), place.astype(np.int32), is_there))
+    return groups
 
 
 @pytree_dataclass
