@@ -33,7 +33,7 @@ from brax_ppo import PUBLISHED, train_ppo
 from throughput import random_unroll
 from trpo_jax import GaussianPolicy, TrustRegionConfig, make_trpo
 from trpo_jax.environments.brax import load_environment
-from trpo_jax.environments.wrappers import strong
+from trpo_jax.environments.checked import strong
 from trpo_jax.training.devices import compiler_options
 from trpo_jax.training.evaluate import make_evaluator
 from trpo_jax.training.pipeline import Pipeline

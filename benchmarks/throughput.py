@@ -17,8 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import report
 from trpo_jax import TRPOConfig, make_trpo
+from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.registry import as_environment
-from trpo_jax.environments.wrappers import cast_like, strong
 from trpo_jax.training.devices import show_cpu_devices
 from trpo_jax.training.pipeline import Pipeline
 from trpo_jax.training.run_config import starting_config
@@ -90,7 +90,7 @@ class Simulator:
         environment = as_environment(environment)
         self.iterations = iterations
         self.key = jax.random.key(0)
-        state = strong(jax.jit(environment.reset)(jax.random.split(self.key, config.num_envs)))
+        state = jax.jit(checked_reset, static_argnums=0)(environment, jax.random.split(self.key, config.num_envs))
         self.state = over_devices(state, num_envs=config.num_envs, num_devices=num_devices)
         self.unroll = random_unroll(environment, config)
 
@@ -107,7 +107,7 @@ def random_unroll(environment: Any, config: TRPOConfig) -> Any:
 
     def step(state, key):
         action = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
-        new = cast_like(environment.step(state, action), state)
+        new = checked_step(environment, state, action)
         return new, (new.observation, new.reward)
 
     def unroll(state, key):

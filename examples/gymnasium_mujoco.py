@@ -32,7 +32,6 @@ from trpo_jax.training.critic import (
     explained_variance,
     fit_critic,
     init_critic,
-    predict_scaled_value,
 )
 from trpo_jax.training.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
 
@@ -162,11 +161,11 @@ def make_agent(arguments: Arguments, observation: jax.Array, action_size: int, k
     @jax.jit
     def learn(agent: Agent, rollout: Rollout, key: jax.Array) -> tuple[Agent, dict[str, jax.Array]]:
         observation = normalized(agent, rollout.observation)
-        value = predict_scaled_value(agent.critic.critic, observation)
+        value = critic_network.apply(agent.critic.critic.params, observation)
         advantage = trpo_jax.generalized_advantage_estimation(
             rollout.reward / (agent.returns.std if arguments.normalize_returns else 1.0),
             value,
-            predict_scaled_value(agent.critic.critic, normalized(agent, rollout.next_observation)),
+            critic_network.apply(agent.critic.critic.params, normalized(agent, rollout.next_observation)),
             rollout.terminated,
             rollout.done,
             discounting=arguments.discounting,
@@ -184,7 +183,7 @@ def make_agent(arguments: Arguments, observation: jax.Array, action_size: int, k
         regression = Regression(
             observation.reshape(*column, observation.shape[-1]), target.reshape(column), jnp.ones_like(target.reshape(column))
         )
-        critic, _ = fit_critic(agent.critic, regression, key, arguments.critic)
+        critic, _ = fit_critic(critic_network, agent.critic, regression, key, arguments.critic)
         # The normalizers move last: within an iteration the old policy is one policy.
         observations = update_normalizer(agent.observations, rollout.observation)
         returns = update_normalizer(agent.returns, rollout.discounted_return)
