@@ -1,4 +1,4 @@
-"""What the command line sets up once: the compilation cache, and silence where messages help no one."""
+"""What the command line sets up once: streams, the compilation cache, silence where messages help no one, and Ctrl-C."""
 
 import contextlib
 import io

@@ -78,11 +78,6 @@ def is_bounded(space: Box) -> bool:
     return math.isfinite(space.low) and math.isfinite(space.high)
 
 
-def as_float(reward: jax.Array) -> jax.Array:
-    """Return rewards of any dtype in at least float32."""
-    return reward.astype(jnp.promote_types(reward.dtype, jnp.float32))
-
-
 def strong(tree: Any) -> Any:
     """Strip weak types, which would make the first state differ from later ones and cost a second compilation."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), tree)

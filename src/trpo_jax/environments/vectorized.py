@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from trpo_jax.environments.checked import as_float
 from trpo_jax.environments.protocol import Box, EnvironmentState
 from trpo_jax.environments.randomization import Randomization, RandomizationFn, Randomized
+from trpo_jax.solver.tree import upcast
 
 
 class VectorizedEnvironment:
@@ -50,4 +50,4 @@ class VectorizedEnvironment:
 
 def _from_simulator(state: Any) -> EnvironmentState:
     terminated = state.done > 0
-    return EnvironmentState(state, state.obs, as_float(state.reward), terminated, jnp.zeros_like(terminated))
+    return EnvironmentState(state, state.obs, upcast(state.reward), terminated, jnp.zeros_like(terminated))

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from trpo_jax.environments.checked import as_float
 from trpo_jax.environments.protocol import Box, EnvironmentState
 from trpo_jax.environments.randomization import RandomizationFn
 from trpo_jax.environments.wrappers import select
+from trpo_jax.solver.tree import upcast
 
 WrapEnvFn = Callable[..., Any]
 """Brax's signature: (environment, episode_length=…, action_repeat=…, randomization_fn=…) -> wrapped environment."""
@@ -100,7 +100,7 @@ def _wrap_for(environment, wrap_env_fn, episode_length, action_repeat, randomiza
 
 def _from_wrapped(state: Any) -> EnvironmentState:
     done, limited = state.done > 0, state.info["truncation"] > 0
-    return EnvironmentState(state, state.obs, as_float(state.reward), done & ~limited, done & limited)
+    return EnvironmentState(state, state.obs, upcast(state.reward), done & ~limited, done & limited)
 
 
 def _final_observation_name(state: Any) -> str | None:

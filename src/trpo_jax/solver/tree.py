@@ -40,8 +40,8 @@ def check_floating(tree: Any, name: str) -> None:
             raise TypeError(f"{where}: got dtype {dtype}, allowed: a floating dtype; close over leaves of other kinds")
 
 
-def upcast(tree: Params) -> Params:
-    """Cast leaves below float32 to float32; wider ones stay."""
+def upcast(tree: Any) -> Any:
+    """Cast leaves below float32 (integers too) to float32; wider ones stay."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), tree)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
+from trpo_jax.solver.tree import upcast
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -24,7 +25,7 @@ class EpisodeStatistics(NamedTuple):
 
 def init_episode_statistics(reward: Float[Array, "N"]) -> EpisodeStatistics:
     """Start with no episode finished; returns have at least the precision of these rewards and of float32."""
-    returns = jnp.zeros_like(reward, jnp.promote_types(reward.dtype, jnp.float32))
+    returns = jnp.zeros_like(upcast(reward))
     lengths = jnp.zeros_like(reward, jnp.float32)
     return EpisodeStatistics(returns, lengths, returns, lengths, jnp.zeros_like(reward, bool))
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from trpo_jax.solver.tree import where_finite
+from trpo_jax.solver.tree import upcast, where_finite
 
 MAX_ABS = 10.0
 """Normalized observations are clipped to ±10: a feature seen rarely must not saturate a network."""
@@ -28,7 +28,7 @@ def init_normalizer(observation: Any) -> NormalizerState:
 
     Statistics have at least the precision of the observations and of float32.
     """
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), observation)
+    zeros = jax.tree.map(jnp.zeros_like, upcast(observation))
     ones = jax.tree.map(jnp.ones_like, zeros)
     return NormalizerState(jnp.zeros((), jnp.float32), zeros, zeros, ones)
 

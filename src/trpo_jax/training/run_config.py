@@ -56,8 +56,9 @@ def read_run_config(path: Path | str, *, accelerator: bool = False) -> RunConfig
     Raises:
         ConfigError: no such file, not TOML, an unknown key, a wrong type, or a value out of range.
     """
-    run_config = _layered(RunConfig(), path, None, accelerator=accelerator)
-    if "environment" not in read_toml(path, "config file"):
+    own = read_toml(path, "config file")
+    run_config = _layered(RunConfig(), own, path, None, accelerator=accelerator)
+    if "environment" not in own:
         raise ConfigError(f"{path}: environment", None, "the name of one, in every configuration file")
     return run_config
 
@@ -105,16 +106,19 @@ def starting_config(target: str, suite: str = "brax", *, accelerator: bool = Fal
     if target.endswith(".toml"):
         return read_run_config(target, accelerator=accelerator)
     common = _configs() / f"{ACCELERATOR}.toml" if accelerator else None
-    config = _layered(RunConfig(environment=target), shipped_config_file(target, suite), common, accelerator=accelerator)
+    file = shipped_config_file(target, suite)
+    own = {} if file is None else read_toml(file, "config file")
+    config = _layered(RunConfig(environment=target), own, file, common, accelerator=accelerator)
     return dataclasses.replace(config, environment=target)
 
 
-def _layered(config: RunConfig, path: Path | str | None, common: Path | None, *, accelerator: bool) -> RunConfig:
-    """Put files over a configuration: what one holds, then the common one, then the first one's table for accelerators."""
-    own: dict[str, Any] = {} if path is None else read_toml(path, "config file")
-    table = own.pop(ACCELERATOR, {})
+def _layered(
+    config: RunConfig, own: dict[str, Any], path: Path | str | None, common: Path | None, *, accelerator: bool
+) -> RunConfig:
+    """Put over a configuration what the file at `path` holds, then the common file, then the first one's accelerator table."""
+    table = own.get(ACCELERATOR, {})
     with errors_in(path or ""):
-        config = run_config_from_mapping(own, config)
+        config = run_config_from_mapping({name: value for name, value in own.items() if name != ACCELERATOR}, config)
     if common is not None:
         with errors_in(common):
             config = run_config_from_mapping(read_toml(common, "config file"), config)
