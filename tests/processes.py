@@ -10,7 +10,14 @@ from trainings import SMALL
 from trpo_jax.training.checkpoint import CheckpointError
 from trpo_jax.training.run_folder import MetricsLog
 
-sys.dont_write_bytecode = True  # in these processes: one that is killed could leave half of a module's bytecode
+
+def forbid_files_beyond(size):
+    """Let no file of this process grow beyond some bytes, as on a full disk.
+
+    Without bytecode: Python would cut off there what it keeps of a module, and every other process would fail to import that.
+    """
+    sys.dont_write_bytecode = True
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def train_with_log(folder):
@@ -49,7 +56,7 @@ def train_until_no_file_may_grow(folder):
         if step == 4 * 16:
             while not (folder / "checkpoints" / "48").exists():  # written in the background
                 time.sleep(0.01)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+            forbid_files_beyond(100)
 
     try:
         trpo_jax.train(

@@ -3,13 +3,13 @@
 import contextlib
 import csv
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import processes
 from trpo_jax.cli import main
 from trpo_jax.sweep import executor
 
@@ -83,7 +83,7 @@ def test_a_program_that_fails_is_told_of_in_whole_and_is_an_exit_code(capsys, mo
 
 def _sweep_without_disk(path, limit):
     """Sweep where no file may grow beyond some bytes, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    processes.forbid_files_beyond(limit)
     with (path / "said").open("w") as said, contextlib.redirect_stderr(said):
         code = main.run(["sweep", str(path / "mine.toml"), "--sweep-dir", str(path / "sweep")])
     (path / "code").write_text(str(code))
