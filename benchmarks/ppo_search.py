@@ -17,8 +17,9 @@ import tyro
 import report
 from brax_ppo import ONE_SETTING, Settings
 from ppo_runs import PPORun, train_all
-from trpo_jax.sweep.report.scores import SweepScores, gather, setting_in_words
+from trpo_jax.sweep.report.scores import SweepScores, gather
 from trpo_jax.sweep.report.statistics import mean
+from trpo_jax.training.fields import setting_in_words
 
 AROUND: Settings = {**ONE_SETTING, "learning_rate_at_end": 0.1}
 """The best of an earlier search, now with a schedule."""

@@ -17,7 +17,12 @@ def runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("command", "picture"),
-    [("plot a", "a/plot.png"), ("plot a b", "plot.png"), ("plot a b --out both.svg", "both.svg")],
+    [
+        ("plot a", "a/plot.png"),
+        ("plot a b", "plot.png"),
+        ("plot a b --out both.svg", "both.svg"),
+        ("plot a --out c.png", "c.png"),
+    ],
 )
 def test_plot_writes_a_picture_and_says_where(command, picture, runs, capsys):
     assert main.run(command.split()) == 0

@@ -8,6 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
+from trpo_jax.cli import main
+
 SMALL = ["--num-envs", "4", "--unroll-length", "8", "--critic.num-minibatches", "2"]
 
 
@@ -48,6 +50,24 @@ def test_render_writes_a_page_and_a_moving_picture(trpo_jax):
         first = gif.convert("RGB").tobytes()
         gif.seek(3)
         assert gif.convert("RGB").tobytes() != first
+
+
+@pytest.mark.brax
+def test_an_animation_has_the_size_that_is_asked_for(trpo_jax):
+    cwd, result = trpo_jax("render", "run", "--max-steps", "2", "--size", "640x482", "--camera", "free")
+    assert result.returncode == 0, result.stderr
+    if ctypes.util.find_library("EGL") is None:
+        pytest.skip("needs libEGL")
+    with Image.open(cwd / "run" / "render.gif") as gif:
+        assert gif.size == (640, 482)
+
+
+@pytest.mark.parametrize("size", ["640", "640x", "641x480", "0x480", "640x5000", "-2x4", "6.4e2x480", "640 x 480"])
+def test_a_size_that_is_none_is_one_clear_line(size, capsys, monkeypatch):
+    monkeypatch.setattr(main, "configure_process", lambda: None)  # it changes this process's jax.config
+    assert main.run(["render", "run", f"--size={size}"]) == 2
+    message = f"trpo-jax render: error: size: got '{size}', allowed: WIDTHxHEIGHT in pixels, such as 640x480: even numbers"
+    assert capsys.readouterr().err.startswith(message)
 
 
 @pytest.mark.brax

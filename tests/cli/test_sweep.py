@@ -65,6 +65,34 @@ def test_a_sweep_trains_reports_and_does_nothing_when_called_again(capsys):
     assert main.run(["report", "sweeps/mine", "--out", "told"]) == 0
     assert capsys.readouterr().out == "wrote told/report.html\n"
     assert "8 of 8 runs are finished" in Path("told/report.md").read_text()
+    check_policies_are_shown(capsys)
+
+
+def check_policies_are_shown(capsys):
+    """Evaluate and plot runs of the finished sweep, by names that a person can type."""
+    names = [path.name for path in sorted(Path("sweeps/mine/runs").iterdir())]
+    assert main.run(["evaluate", "sweeps/mine", "--episodes", "2"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in printed[::5]) == names
+    assert {line.partition(" ")[2] for line in printed[::5]} == {
+        f"gae_lambda {value}, cg_iterations {count}" for value in (0.8, 0.9) for count in (2, 3)
+    }
+    assert set(printed[1::5]) == {"fast (spring) after 64 steps, 2 deterministic episodes"}
+    assert main.run(["evaluate", f"sweeps/mine/{names[3][:9]}-seed1", "--episodes", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert main.run(["plot", "sweeps/mine"]) == 0
+    assert capsys.readouterr().out == "wrote sweeps/mine/plot.png\n"
+    assert main.run(["plot", "sweeps/mine/fast-seed0", f"sweeps/mine/runs/{names[0]}"]) == 0
+    assert capsys.readouterr().out == "wrote plot.png\n"
+    assert main.run(["evaluate", "sweeps/mine/slow"]) == 2
+    resume = ["train", "--resume", f"sweeps/mine/runs/{names[0]}", "--num-timesteps", "128", "--max-devices-per-host", "1"]
+    assert main.run(resume) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].startswith(
+        "trpo-jax evaluate: error: run: got 'sweeps/mine/slow', allowed: one of its 8 finished runs, such"
+    )
+    assert errors[1].endswith("checkpoints: only the parameters of a finished run, and no training to go on with")
+    assert len(errors) == 2
 
 
 def test_a_program_that_fails_is_told_of_in_whole_and_is_an_exit_code(capsys, monkeypatch):

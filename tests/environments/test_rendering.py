@@ -24,13 +24,17 @@ from trpo_jax.environments.rendering import DrawingError, Pose, Scene, make_scen
 from trpo_jax.environments.wrappers import EpisodeLimit, _TimedSimulator
 
 SLIDER = """<mujoco><asset><material name="red" rgba="1 0 0 1"/></asset><worldbody>
-<light pos="0 -1 3"/><geom name="rail" type="box" size="2 .05 .05" rgba="0 0 1 1"/>
+<light pos="0 -1 3"/>{cameras}<geom name="rail" type="box" size="2 .05 .05" rgba="0 0 1 1"/>
 <body name="cart" pos="0 0 .5"><joint type="slide" axis="1 0 0"/><geom type="{shape}" size=".2 .2 .2" material="red"/>
 <geom name="hull" type="sphere" size=".4" group="3"/></body></worldbody></mujoco>"""
 
 
-def slider(shape="sphere"):
-    model = rendering.mujoco.MjModel.from_xml_string(SLIDER.format(shape=shape))
+CAMERAS = """<camera name="front" pos="0 -4 .5" xyaxes="1 0 0 0 0 1"/>
+<camera name="behind" pos="0 4 .5" xyaxes="-1 0 0 0 0 1"/>"""
+
+
+def slider(shape="sphere", cameras=CAMERAS):
+    model = rendering.mujoco.MjModel.from_xml_string(SLIDER.format(shape=shape, cameras=cameras))
     return Scene(model, 0.25, lambda simulator: simulator)
 
 
@@ -64,8 +68,10 @@ import json, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 from test_rendering import BACKGROUND, DrawingError, at, slider
+from trpo_jax.environments.rendering import View
 try:
-    frames = [frame.astype(int) for frame in slider().frames([at(-1.0), at(1.0)])]
+    view = View(*map(int, sys.argv[2:4]), *sys.argv[4:])
+    frames = [frame.astype(int) for frame in slider().frames([at(-1.0), at(1.0)], view)]
 except DrawingError as error:
     print(json.dumps({"error": str(error)}))
     sys.exit()
@@ -75,30 +81,46 @@ print(json.dumps({"shape": frames[0].shape, "red": red, "corner": frames[0][0, 0
 BACKGROUND = rendering.BACKGROUND
 
 
-def draw(mujoco_gl):
+def draw(mujoco_gl, *view):
     here = os.path.dirname(__file__)
     environment = os.environ | {"MUJOCO_GL": mujoco_gl, "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), os.path.dirname(here)])
-    command = [sys.executable, "-c", FRAMES, here]
+    command = [sys.executable, "-c", FRAMES, here, *map(str, view)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")
     return json.loads(result.stdout)
 
 
-def test_frames_show_the_body_where_it_is():
-    drawn = draw("egl")
+@pytest.mark.parametrize(
+    ("view", "is_mirrored"),
+    [((480, 360), False), ((800, 600), False), ((480, 360, "free"), False), ((480, 360, "behind"), True)],
+)
+def test_frames_show_the_body_where_it_is_as_large_as_they_are_wanted_and_from_any_camera(view, is_mirrored):
+    drawn = draw("egl", *view)
     if ctypes.util.find_library("EGL") is None:
         assert "error" in drawn
         pytest.skip("needs libEGL")
-    assert drawn["shape"] == [rendering.HEIGHT, rendering.WIDTH, 3]
+    width, height = view[:2]
+    assert drawn["shape"] == [height, width, 3]
     assert drawn["corner"] == list(BACKGROUND)
-    (_, left), (_, right) = drawn["red"]
-    assert left < rendering.WIDTH / 2 - 50
-    assert right > rendering.WIDTH / 2 + 50
+    (_, left), (_, right) = reversed(drawn["red"]) if is_mirrored else drawn["red"]
+    assert left < width / 2 - 50
+    assert right > width / 2 + 50
+
+
+def test_cameras_are_named_and_a_wrong_name_says_which_there_are():
+    scene = slider()
+    assert [scene.camera(name) for name in ("auto", "front", "behind", "free")] == [0, 0, 1, -1]
+    with pytest.raises(ConfigError, match="camera: got 'side', allowed: one of this environment: front, behind, free"):
+        scene.camera("side")
+    without = slider(cameras="")
+    assert without.camera("auto") == -1
+    with pytest.raises(ConfigError, match=r"one of this environment: free$"):
+        without.camera("front")
 
 
 def test_without_opengl_one_line_says_so_and_how_to_get_it():
-    error = draw("disable")["error"]
+    error = draw("disable", 480, 360)["error"]
     assert error.startswith("no animation: MuJoCo finds no OpenGL to draw with; on Debian or Ubuntu `apt-get install")
     assert "\n" not in error
 

@@ -3,12 +3,16 @@
 import json
 import time
 
+import numpy as np
+
 from trpo_jax.sweep.executor import LocalExecutor, choose_devices
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.plan import make_plan
 from trpo_jax.sweep.programs import plan_programs
 from trpo_jax.sweep.running import run_sweep
 from trpo_jax.sweep.spec import sweep_from_mapping
+from trpo_jax.sweep.training import Trained
+from trpo_jax.training.inference import Params
 
 TINY = {
     "num_timesteps": 96,
@@ -70,6 +74,12 @@ def sweep(path, mapping, executor=None, *, progress=None, **options):
         folder.begin(runs_of(mapping))
         run_sweep(folder, planned, executor=executor or LocalExecutor(choose_devices()[:1]), listener=progress)
     return progress.begun
+
+
+def pretend_finished(folder, run, records, **result):
+    """Have a run finished that was never trained."""
+    trained = Trained(records, Params(None, np.zeros(2, np.float32), np.ones(1, np.float32)))
+    folder.finish(run, trained, {"run": run.name, "steps": records[-1]["step"]} | result)
 
 
 def sweep_slowly(path, mapping):

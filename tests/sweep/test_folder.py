@@ -3,13 +3,17 @@
 import csv
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sweep.sweeps import SIX_RUNS, runs_of
+from sweep.sweeps import SIX_RUNS, TINY, pretend_finished, runs_of
 from trpo_jax import ConfigError
-from trpo_jax.sweep.folder import SweepFolder, begin_together
-from trpo_jax.training.run_folder import locked
+from trpo_jax.sweep.folder import FoundRun, SweepFolder, begin_together, best_run, find_runs
+from trpo_jax.training.checkpoint import CheckpointError, load_params
+from trpo_jax.training.inference import Params
+from trpo_jax.training.run_folder import locked, open_run_folder, read_metrics
 
 RECORDS = [{"step": 16, "training/kl": 0.5}, {"step": 32, "eval/episode_reward": 3.0}]
 
@@ -22,34 +26,116 @@ def begun(tmp_path):
 
 
 def test_a_finished_run_is_read_back_and_stands_in_the_table(begun):
-    first, second, *_ = begun.planned()
-    begun.finish(first, RECORDS, {"run": first, "return": 3.0})
-    begun.finish(second, RECORDS, {"run": second, "return": 4.0, "new": "column"})
-    assert begun.finished(first).records == RECORDS
-    assert begun.finished(first).result == {"run": first, "return": 3.0}
-    begun.write_results([begun.finished(name).result for name in (first, second)])
+    first, second, *_ = runs_of(SIX_RUNS)
+    pretend_finished(begun, first, RECORDS, **{"return": 3.0})
+    pretend_finished(begun, second, RECORDS, **{"return": 4.0, "new": "column"})
+    assert begun.finished(first.name).records == RECORDS
+    assert begun.finished(first.name).result == {"run": first.name, "steps": 32, "return": 3.0}
+    begun.write_results([begun.finished(run.name).result for run in (first, second)])
     with begun.results.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert rows == [{"run": first, "return": "3.0", "new": ""}, {"run": second, "return": "4.0", "new": "column"}]
+    assert [(row["run"], row["return"], row["new"]) for row in rows] == [
+        (first.name, "3.0", ""),
+        (second.name, "4.0", "column"),
+    ]
+
+
+def test_a_finished_run_is_a_folder_like_that_of_any_run(begun):
+    run, *_ = runs_of(SIX_RUNS)
+    pretend_finished(begun, run, RECORDS)
+    folder, config = open_run_folder(begun.runs / run.name)
+    assert config == run.config
+    assert read_metrics(folder.metrics) == RECORDS
+    step, params = load_params(folder.checkpoints, Params(None, np.zeros(2, np.float32), np.zeros(1, np.float32)))
+    assert step == 32
+    assert params[2].tolist() == [1.0]
 
 
 def test_a_torn_or_changed_file_is_none_of_a_finished_run(begun):
-    name = next(iter(begun.planned()))
-    assert begun.finished(name) is None
-    begun.finish(name, RECORDS, {"run": name, "return": 3.0})
-    path = begun.runs / f"{name}.jsonl"
-    whole = path.read_bytes()
-    for length in range(len(whole) - 1):  # all but the last character, a line's end
-        path.write_bytes(whole[:length])
-        assert begun.finished(name) is None
-    for change in ((b"0.5", b"0.6"), (b'"return": 3.0', b'"return": 4.0')):
-        path.write_bytes(whole.replace(*change))
-        assert begun.finished(name) is None
-    path.write_bytes(whole)
-    assert begun.finished(name) is not None
-    other = list(begun.planned())[1]
-    path.rename(begun.runs / f"{other}.jsonl")
-    assert begun.finished(other) is None
+    run, other, *_ = runs_of(SIX_RUNS)
+    assert begun.finished(run.name) is None
+    pretend_finished(begun, run, RECORDS, **{"return": 3.0})
+    path = begun.runs / run.name
+    for file in (path / "metrics.jsonl", path / "result.json"):
+        whole = file.read_bytes()
+        for length in range(len(whole) - 1):
+            file.write_bytes(whole[:length])
+            assert begun.finished(run.name) is None
+        changed = whole.replace(b"0.5", b"0.6").replace(b'"return": 3.0', b'"return": 4.0')
+        assert changed != whole
+        file.write_bytes(changed)
+        assert begun.finished(run.name) is None
+        file.write_bytes(whole)
+        assert begun.finished(run.name) is not None
+    pretend_finished(begun, run, RECORDS, **{"return": 5.0})  # in place of what stands there
+    assert begun.finished(run.name).result["return"] == 5.0
+    path.rename(begun.runs / other.name)
+    assert begun.finished(other.name) is None
+
+
+def test_a_run_that_cannot_be_written_leaves_nothing(begun, monkeypatch):
+    run, *_ = runs_of(SIX_RUNS)
+
+    def fail(*_):
+        raise CheckpointError("No space left on device")
+
+    monkeypatch.setattr("trpo_jax.sweep.folder.save_params", fail)
+    with pytest.raises(CheckpointError, match="No space left"):
+        pretend_finished(begun, run, RECORDS)
+    assert list(begun.runs.iterdir()) == []
+
+
+def test_runs_that_an_earlier_version_finished_are_not_trained_again_without_a_word(begun):
+    (begun.runs / "fast-0123456789ab-seed0.jsonl").write_text("{}\n")
+    with pytest.raises(
+        ConfigError, match=r"sweep_dir: got .*, allowed: a new folder, since an earlier version of trpo_jax wrote"
+    ):
+        begun.begin(runs_of(SIX_RUNS))
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A sweep of two environments, two settings and two seeds, of which all but one run are finished."""
+    runs = runs_of(TINY | {"environments": ["fast", "inverted_pendulum"], "seeds": 2, "grid": {"gae_lambda": [0.8, 0.9]}})
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.begin(runs)
+    for number, run in enumerate(runs[:-1]):
+        pretend_finished(folder, run, RECORDS, **{"return": [3.0, None, 8.0, 1.0, 7.0, 2.0, 4.0][number]})
+    return folder, [run.name for run in runs]
+
+
+def test_runs_are_found_by_a_name_that_a_person_can_type(finished):
+    folder, names = finished
+
+    def found(typed):
+        return [run.path.relative_to(folder.runs).name for run in find_runs(folder.path / typed)]
+
+    assert found("") == names[:-1]
+    assert found("fast") == names[:4]
+    assert found("fast-seed1") == [names[1], names[3]]
+    environment, digest, seed = names[2].split("-")
+    assert found(f"{environment}-{digest[:5]}") == [names[2], names[3]]
+    assert found(f"{environment}-{digest[:5]}-{seed}") == [names[2]]
+    assert found(names[2]) == [names[2]]
+    assert find_runs(folder.path / names[2])[0].swept == {"gae_lambda": 0.9}
+    assert find_runs(folder.runs / names[0]) == [FoundRun(folder.runs / names[0], {}, None)]
+    assert find_runs("elsewhere") == [FoundRun(Path("elsewhere"), {}, None)]
+    for typed in ("fas", "fast-seed", "fast-seed11", f"fast-{digest}0", names[-1]):
+        with pytest.raises(ConfigError, match=r"run: got .*, allowed: one of its 7 finished runs, such as .*/sweep/fast-"):
+            find_runs(folder.path / typed)
+
+
+def test_the_best_of_several_runs_has_the_highest_return(finished):
+    folder, names = finished
+    assert best_run(folder.path).name == names[2]
+    assert best_run(folder.path / "inverted_pendulum").name == names[4]
+    assert best_run(folder.path / "fast-seed1").name == names[3]  # the other has no return
+    assert best_run("elsewhere") == Path("elsewhere")
+
+
+def test_a_sweep_that_has_finished_nothing_has_no_runs_to_show(begun):
+    with pytest.raises(ConfigError, match=r"run: got .*, allowed: a run of the sweep .*/sweep, which has finished none yet"):
+        find_runs(begun.path)
 
 
 def test_more_runs_may_be_planned_later_but_none_that_is_finished_left_out(begun, tmp_path):
@@ -59,7 +145,7 @@ def test_more_runs_may_be_planned_later_but_none_that_is_finished_left_out(begun
     begun.begin(runs_of(SIX_RUNS))
     assert len(begun.planned()) == 6
     begun.begin(more)
-    begun.finish(more[-1].name, [{"step": 0}], {"run": more[-1].name})
+    pretend_finished(begun, more[-1], [{"step": 0}])
     with pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a sweep that has the finished runs of this .*-seed2"):
         begun.begin(runs_of(SIX_RUNS))
     assert len(begun.planned()) == 9

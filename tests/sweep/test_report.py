@@ -1,22 +1,27 @@
 """What a report says of runs with known returns, and that its page shows itself without a network."""
 
 import csv
+import html
 import html.parser
 import itertools
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import cbook
 
-from sweep.sweeps import TINY, runs_of
+from sweep.sweeps import TINY, pretend_finished, runs_of
 from trpo_jax import ConfigError
 from trpo_jax.sweep.folder import SweepFolder
+from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.page import write_report
-from trpo_jax.sweep.report.scores import read_scores, short_names
+from trpo_jax.sweep.report.scores import read_scores
 from trpo_jax.sweep.report.statistics import Estimate
 from trpo_jax.sweep.report.tables import make_tables, show
+from trpo_jax.training.fields import short_names
 
 MAPPING = TINY | {
     "environments": ["fast", "inverted_pendulum"],
@@ -44,7 +49,7 @@ def swept(tmp_path_factory):
             {"step": 48, "training/episode_reward": -5.0},
             {"step": 96, "eval/episode_reward": score(run)},
         ]
-        folder.finish(run.name, records, {"run": run.name, "return": score(run)})
+        pretend_finished(folder, run, records, **{"return": score(run)})
     return folder.path
 
 
@@ -158,12 +163,12 @@ def test_a_sweep_that_is_going_on_is_reported_as_far_as_it_is(swept, tmp_path):
     shutil.copytree(swept, part)
     files = sorted((part / "runs").iterdir())
     for file in files[:-3]:
-        file.unlink()
+        shutil.rmtree(file)
     scores = read_scores(part)
     assert (len(scores.runs), scores.num_planned) == (3, 32)
     assert write_report(part, tmp_path / "out").is_file()
     for file in files[-3:]:
-        file.unlink()
+        shutil.rmtree(file)
     with pytest.raises(ConfigError, match="a sweep of which at least one run is finished"):
         read_scores(part)
 
@@ -172,7 +177,7 @@ def test_a_single_run_is_reported_without_comparisons(tmp_path):
     folder = SweepFolder(tmp_path / "one")
     (run,) = runs_of(TINY | {"environments": ["fast"]})
     folder.begin([run])
-    folder.finish(run.name, [{"step": 16, "training/episode_reward": 1.0}], {"run": run.name, "return": 1.0})
+    pretend_finished(folder, run, [{"step": 16, "training/episode_reward": 1.0}], **{"return": 1.0})
     assert [table.name for table in make_tables(read_scores(folder.path))] == ["returns"]
     assert write_report(folder.path).is_file()
     assert "as configured" in (folder.path / "report" / "report.md").read_text()
@@ -201,7 +206,7 @@ def pretend(path, mapping, records_of):
     folder.begin(runs)
     for run in runs:
         records = records_of(run)
-        folder.finish(run.name, records, {"run": run.name, "return": records[-1].get("eval/episode_reward")})
+        pretend_finished(folder, run, records, **{"return": records[-1].get("eval/episode_reward")})
     return folder.path
 
 
@@ -246,3 +251,19 @@ def test_where_a_report_cannot_be_made_one_line_says_why(swept, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"out: got .*, allowed: a folder that can be written"):
         write_report(swept, tmp_path / "file")
+
+
+def test_names_with_dollars_bars_and_underscores_are_shown_as_they_are(tmp_path):
+    name = str(tmp_path / "_$a_1$|b.toml")
+    Path(name).write_text('environment = "fast"\ndiscounting = 0.5\n')
+    mapping = TINY | {"environments": ["fast", name], "seeds": 2, "grid": {"gae_lambda": [0.8, 0.9]}}
+    path = pretend(tmp_path / "sweep", mapping, lambda run: [{"step": 96, "eval/episode_reward": 1.0 + run.config.seed}])
+    page = write_report(path)
+    shown = html.unescape(page.read_text())
+    assert shown.count(f"{name}, gae_lambda") > 3  # a table's cells, and a figure's legend
+    (row,) = [line for line in (path / "report" / "report.md").read_text().splitlines() if "b.toml, gae_lambda 0.8" in line][:1]
+    assert name.replace("|", r"\|") in row
+    figure = curves(read_scores(path))
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words[2].replace(r"\$", "$") == f"{name}, gae_lambda 0.8"
+    assert not cbook.is_math_text(words[2])

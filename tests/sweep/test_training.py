@@ -12,10 +12,10 @@ GRID = {"grid": {"trust_region.max_kl": [0.01, 0.05], "gae_lambda": [0.8, 1.0], 
 
 
 def alone(run):
-    """Train one run by `train`; return its records."""
+    """Train one run by `train`; return its records and its parameters."""
     rows = []
     config = run.config
-    trpo_jax.train(
+    _, params, _ = trpo_jax.train(
         config.environment,
         config.num_timesteps,
         config=config.trpo,
@@ -27,7 +27,7 @@ def alone(run):
         progress_fn=lambda step, metrics: rows.append({"step": step} | of_evaluation(metrics)),
         max_devices_per_host=1,
     )
-    return rows
+    return rows, params
 
 
 def of_evaluation(metrics):
@@ -35,8 +35,9 @@ def of_evaluation(metrics):
 
 
 def assert_like_alone(runs, together, rtol):
-    for run, records in zip(runs, together, strict=True):
-        by_itself = alone(run)
+    for run, (records, params) in zip(runs, together, strict=True):
+        by_itself, expected_params = alone(run)
+        jax.tree.map(lambda leaf, other: np.testing.assert_allclose(leaf, other, rtol, rtol), params, expected_params)
         assert len(records) == len(by_itself)
         for found, expected in zip(records, by_itself, strict=True):
             found, expected = timeless(found), {name: value for name, value in timeless(expected).items() if np.isfinite(value)}
@@ -51,10 +52,11 @@ def test_the_metrics_of_a_packed_run_are_those_of_the_run_alone(tmp_path):
     together = train_together(program.runs, tmp_path, devices=jax.devices()[:1])
     assert len(together) == 16
     assert_like_alone(program.runs[:2] + program.runs[-1:], together[:2] + together[-1:], 1e-4)
-    assert {"training/kl", "training/explained_variance"} <= together[0][1].keys()
-    assert {"eval/episode_reward", "eval/episode_reward_std"} <= together[0][-1].keys()
-    assert [record["step"] for record in together[0]] == [0, 16, 32, 48, 64, 80, 96, 96]
-    assert together[0] != together[1]
+    records = together[0].records
+    assert {"training/kl", "training/explained_variance"} <= records[1].keys()
+    assert {"eval/episode_reward", "eval/episode_reward_std"} <= records[-1].keys()
+    assert [record["step"] for record in records] == [0, 16, 32, 48, 64, 80, 96, 96]
+    assert records != together[1].records
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +73,14 @@ def on_one_device(three_runs, tmp_path_factory):
 def test_on_several_devices_each_has_its_share_and_none_waits_for_runs_to_divide(three_runs, on_one_device, tmp_path):
     two = train_together(three_runs, tmp_path, devices=jax.devices()[:2])
     assert len(two) == 3
-    for records, others in zip(on_one_device, two, strict=True):
-        for found, expected in zip(map(timeless, records), map(timeless, others), strict=True):
-            np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-5)
+    for run, other in zip(on_one_device, two, strict=True):
+        assert_alike(run, other)
+
+
+def assert_alike(run, other):
+    for found, expected in zip(map(timeless, run.records), map(timeless, other.records), strict=True):
+        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda leaf, expected: np.testing.assert_allclose(leaf, expected, 1e-4, 1e-5), run.params, other.params)
 
 
 class Stop(Exception):
@@ -98,9 +105,8 @@ def test_what_was_begun_goes_on_with_another_number_of_devices(three_runs, on_on
     parts = train_together(three_runs, tmp_path, **options)
     assert [step for step, _ in told] == [48, 64, 80, 96]
     assert {len(metrics["training/kl"]) for _, metrics in told} == {3}
-    for records, others in zip(parts, on_one_device, strict=True):
-        for found, expected in zip(map(timeless, records), map(timeless, others), strict=True):
-            np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-5)
+    for run, other in zip(parts, on_one_device, strict=True):
+        assert_alike(run, other)
 
 
 # Orbax leaves coroutines unawaited when a read fails.
@@ -114,7 +120,7 @@ def test_what_was_begun_and_cannot_be_read_is_trained_anew(tmp_path):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.warns(UserWarning, match="what was begun there is trained anew"):
         again = train_together(program.runs, tmp_path / "torn", devices=jax.devices()[:1])
-    assert list(map(timeless, again[0])) == list(map(timeless, whole[0]))
+    assert list(map(timeless, again[0].records)) == list(map(timeless, whole[0].records))
     assert list((tmp_path / "torn" / "checkpoints-unusable").iterdir())
 
 

@@ -3,6 +3,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig
@@ -18,8 +20,8 @@ RECORDS = [
 ]
 
 
-def make_run(path, records=RECORDS, max_kl=0.02):
-    config = RunConfig(environment="ant", trpo=TRPOConfig(trust_region=TrustRegionConfig(max_kl=max_kl)))
+def make_run(path, records=RECORDS, max_kl=0.02, **fields):
+    config = RunConfig(trpo=TRPOConfig(trust_region=TrustRegionConfig(max_kl=max_kl)), **fields)
     folder = create_run_folder(path, config)
     folder.metrics.write_text("".join(json.dumps({"step": step} | metrics) + "\n" for step, metrics in records))
     return folder
@@ -71,6 +73,14 @@ def test_runs_are_named_after_their_folders_or_by_their_paths_where_those_are_al
     assert plot.run_names(["x/seed0", "y/seed0", "other"]) == ["x/seed0", "y/seed0", "other"]
 
 
+def draw(*runs):
+    return plot.draw([plot.read_run(run.path, run.path.name) for run in runs])
+
+
+def legend(figure):
+    return [text.get_text() for each in figure.legends for text in each.get_texts()]
+
+
 def drawn(axis):
     """Return the lines with data, as (steps, values)."""
     return [line.get_xydata().T.tolist() for line in axis.lines if len(line.get_xdata()) > 0]
@@ -80,7 +90,8 @@ def test_one_figure_shows_every_metric_of_every_run(tmp_path):
     paths = [make_run(tmp_path / name, max_kl=max_kl).path for name, max_kl in (("narrow", 0.02), ("wide", 0.05))]
     figure = plot.draw([plot.read_run(path, path.name) for path in paths])
     returns, kl, accepted, explained, speed = figure.axes
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["narrow", "wide"]
+    assert legend(figure) == ["max_kl 0.02", "max_kl 0.05"]
+    assert returns.get_title("left") == "ant: return"
     assert drawn(returns).count([[0, 60], [1, 5]]) == 2  # evaluations; no episode has ended in training
     assert drawn(kl)[0] == [[10, 20, 30, 40, 50, 60], pytest.approx([0.01] * 6)]
     assert [y for _, y in drawn(kl)[2:]] == [[0.02, 0.02], [0.05, 0.05]]
@@ -90,6 +101,66 @@ def test_one_figure_shows_every_metric_of_every_run(tmp_path):
     assert drawn(explained) == []
     assert drawn(speed)[0][1] == pytest.approx([100.0] * 6)
     assert all("environment steps" in axis.get_xlabel() for axis in figure.axes)
+
+
+def returns_of(*values):
+    return [(step, {"training/episode_reward": value}) for step, value in zip((10, 20, 30, 40), values, strict=False)]
+
+
+def test_seeds_of_a_setting_are_their_mean_with_a_band(tmp_path):
+    runs = [
+        make_run(tmp_path / str(seed), returns_of(*values), seed=seed) for seed, values in enumerate([(1, 2, 3), (3, 6, 9)])
+    ]
+    figure = draw(*runs)
+    assert legend(figure) == []  # there is a single setting
+    returns = figure.axes[0]
+    assert drawn(returns) == [[[10, 20, 30], [2, 4, 6]]]
+    (band,) = returns.collections
+    points = band.get_paths()[0].vertices.tolist()
+    assert {(10.0, 1.0), (10.0, 3.0), (30.0, 3.0), (30.0, 9.0)} <= {tuple(point) for point in points}
+    assert [text.get_text() for text in returns.get_legend().get_texts()][2:] == ["lowest to highest of 2 seeds"]
+
+
+def test_a_seed_that_has_not_come_as_far_counts_as_far_as_it_has_come(tmp_path):
+    runs = [make_run(tmp_path / str(seed), returns_of(*values), seed=seed) for seed, values in enumerate([(1, 2), (3, 6, 9)])]
+    assert drawn(draw(*runs).axes[0]) == [[[10, 20, 30], [2, 4, 9]]]
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.floats(-5, 5)), min_size=1), min_size=1, max_size=4))
+def test_the_average_lies_between_the_lowest_and_the_highest_and_is_the_mean_where_all_have_a_step(points):
+    curves = [plot.Curve(*np.array(sorted(dict(some).items()), float).T) for some in points]
+    mean, lowest, highest = plot.average(curves)
+    assert mean.step.tolist() == sorted({step for curve in curves for step in curve.step})
+    assert (lowest.value <= mean.value + 1e-9).all()
+    assert (mean.value <= highest.value + 1e-9).all()
+    for step, value in zip(*mean, strict=True):
+        if all(step in curve.step for curve in curves):
+            assert value == pytest.approx(np.mean([curve.value[curve.step == step] for curve in curves]))
+
+
+def test_each_environment_has_panels_of_its_own_and_a_setting_one_colour_in_all(tmp_path):
+    fields = [
+        {"environment": environment, "max_kl": max_kl, "seed": seed}
+        for environment in ("ant", "hopper")
+        for max_kl in (0.02, 0.05)
+        for seed in (0, 1)
+    ]
+    figure = draw(*(make_run(tmp_path / str(number), **each) for number, each in enumerate(fields)))
+    assert legend(figure) == ["max_kl 0.02", "max_kl 0.05"]
+    assert [axis.get_title("left") for axis in figure.axes[::5]] == ["ant: return", "hopper: return"]
+    colours = [[line.get_color() for line in axis.lines if len(line.get_xdata()) == 6] for axis in figure.axes[1::5]]
+    assert colours == [list(plot.COLOURS[:2])] * 2
+
+
+def test_what_only_environments_differ_in_is_no_setting(tmp_path):
+    runs = make_run(tmp_path / "a", environment="ant"), make_run(tmp_path / "h", max_kl=0.05, environment="hopper")
+    assert legend(draw(*runs)) == []
+
+
+def test_two_runs_of_one_setting_and_seed_are_told_apart_by_their_folders(tmp_path):
+    names = ["before", "_af$ter$"]
+    figure = draw(*(make_run(tmp_path / name) for name in names))
+    assert legend(figure) == ["before", r" _af\$ter\$"]  # as matplotlib shows what it neither hides nor takes for a formula
 
 
 def test_single_outcomes_are_shown_as_a_fraction(tmp_path):
@@ -118,20 +189,10 @@ def test_the_ending_says_the_format(ending, start, tmp_path):
 
 
 def test_the_picture_is_one_to_look_at(tmp_path):
-    with Image.open(plot.plot_runs([make_run(tmp_path / "run").path])) as picture:
+    with Image.open(plot.plot_runs([make_run(tmp_path / "run").path], tmp_path / "plot.png")) as picture:
         image = picture.convert("RGB")
     assert image.width > 1500
     assert len(image.getcolors(1_000_000)) > 50
-
-
-def test_by_default_it_lies_in_the_runs_folder_or_for_several_in_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in "ab":
-        make_run(tmp_path / name)
-    assert plot.plot_runs(["a"]) == plot.Path("a/plot.png")
-    assert plot.plot_runs(["a", "b"]) == plot.Path("plot.png")
-    assert (tmp_path / "a" / "plot.png").is_file()
-    assert (tmp_path / "plot.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -154,5 +215,5 @@ def test_without_matplotlib_one_line_names_the_extra(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingPackageError) as error:
-        plot.plot_runs([run])
+        plot.plot_runs([run], "plot.png")
     assert str(error.value) == 'a plot needs matplotlib, which is not installed: pip install "trpo-jax[plot]"'

@@ -33,7 +33,11 @@ class FakeScene(Scene):
             raise DrawingError(self.page_error)
         return f"<html>{len(poses)} poses</html>"
 
-    def frames(self, poses):
+    def camera(self, name):
+        if name != "auto":
+            raise ConfigError("camera", name, "one of this environment: free")
+
+    def frames(self, poses, view):
         if self.frames_error:
             raise DrawingError(self.frames_error)
         return map(column, (int(steps) for _, steps in poses))
@@ -45,7 +49,7 @@ def column(x):
     return frame
 
 
-def show(tmp_path, monkeypatch, scene, *, lifetime=9, max_steps=20, output="gif", seed=0):
+def show(tmp_path, monkeypatch, scene, *, lifetime=9, max_steps=20, output="gif", seed=0, **options):
     config = TRPOConfig(num_envs=8, unroll_length=32)
     trpo = make_trpo(Counter(lifetime=lifetime), config)
     _, params, _ = train(Counter(lifetime=lifetime), 0, config=config, num_evals=0)
@@ -53,7 +57,7 @@ def show(tmp_path, monkeypatch, scene, *, lifetime=9, max_steps=20, output="gif"
     monkeypatch.setattr(render, "make_scene", lambda _: scene)
     path = tmp_path / "run"
     folder = render.RunFolder(path) if path.exists() else create_run_folder(path, RunConfig())
-    return render.render_run(RunConfig(), folder, max_steps=max_steps, seed=seed, output=output)
+    return render.render_run(RunConfig(), folder, max_steps=max_steps, seed=seed, output=output, **options)
 
 
 def played(rendering):
@@ -86,6 +90,12 @@ def test_an_episode_is_cut_off_after_max_steps(tmp_path, monkeypatch):
     assert played(rendering) == [0, 1, 2, 3, 4]
     assert not rendering.episode.ended
     assert [path.name for path in rendering.files] == ["render.html"]
+
+
+def test_a_camera_that_is_not_there_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="camera: got 'side', allowed: one of this environment: free"):
+        show(tmp_path, monkeypatch, FakeScene(), view=render.View(camera="side"))
+    assert not (tmp_path / "run" / "render.html").exists()
 
 
 def test_another_seed_starts_elsewhere(tmp_path, monkeypatch):

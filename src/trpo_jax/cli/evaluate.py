@@ -7,7 +7,10 @@ import tyro
 from trpo_jax.cli.arguments import parse
 from trpo_jax.config import config, setting
 
-DESCRIPTION = "Play episodes with the newest policy of a run folder and print mean, standard deviation and 95 % interval."
+DESCRIPTION = (
+    "Play episodes with the newest policy of a run, or of every run of a sweep, and print mean, standard deviation and 95 % "
+    "interval."
+)
 
 
 @config
@@ -15,7 +18,7 @@ class EvaluateArguments:
     """What `trpo-jax evaluate` takes."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder that `trpo-jax train` wrote."""
+    """Folder that `trpo-jax train` or `trpo-jax sweep` wrote, or SWEEP/NAME for some runs of a sweep (ant, ant-seed0)."""
     episodes: int = setting(default=128, at_least=2)
     """Episodes to play, side by side; at least 2."""
     deterministic: bool = setting(default=True)
@@ -30,19 +33,26 @@ def evaluate_command(arguments: list[str]) -> int:
 
     import jax
 
+    from trpo_jax.sweep.folder import find_runs
     from trpo_jax.training.evaluate import confidence_interval, summarize
-    from trpo_jax.training.run import evaluate_run
+    from trpo_jax.training.fields import setting_in_words, short_names
+    from trpo_jax.training.run import evaluate_runs
     from trpo_jax.training.run_folder import open_run_folder
 
-    folder, run_config = open_run_folder(parsed.run)
+    found = find_runs(parsed.run)
+    paths = [run.path for run in found]
+    open_run_folder(paths[0])  # a wrong RUN need not wait for a device
     jax.devices()  # a device that cannot start is told of in one line here, and only here
-    step, episodes = evaluate_run(
-        run_config, folder, num_episodes=parsed.episodes, deterministic=parsed.deterministic, seed=parsed.seed
-    )
-    metrics, (low, high) = summarize(episodes, run_config.trpo.action_repeat), confidence_interval(episodes)
+    evaluated = evaluate_runs(paths, num_episodes=parsed.episodes, deterministic=parsed.deterministic, seed=parsed.seed)
     kind = "deterministic" if parsed.deterministic else "stochastic"
-    print(f"{run_config.environment} ({run_config.backend}) after {step:,} steps, {parsed.episodes} {kind} episodes")
-    print(f"return  {metrics['eval/episode_reward']:.1f} ± {metrics['eval/episode_reward_std']:.1f} (standard deviation)")
-    print(f"        95 % interval of the mean: {low:.1f} … {high:.1f}")
-    print(f"length  {metrics['eval/avg_episode_length']:.1f} ± {metrics['eval/std_episode_length']:.1f}")
+    words = short_names([name for run in found for name in run.swept])
+    for run, (run_config, step, episodes) in zip(found, evaluated, strict=True):
+        metrics, (low, high) = summarize(episodes, run_config.trpo.action_repeat), confidence_interval(episodes)
+        if len(paths) > 1:
+            setting = setting_in_words({words[name]: value for name, value in run.swept.items()})
+            print(" ".join(filter(None, [run.path.name, setting])))
+        print(f"{run_config.environment} ({run_config.backend}) after {step:,} steps, {parsed.episodes} {kind} episodes")
+        print(f"return  {metrics['eval/episode_reward']:.1f} ± {metrics['eval/episode_reward_std']:.1f} (standard deviation)")
+        print(f"        95 % interval of the mean: {low:.1f} … {high:.1f}")
+        print(f"length  {metrics['eval/avg_episode_length']:.1f} ± {metrics['eval/std_episode_length']:.1f}")
     return 0

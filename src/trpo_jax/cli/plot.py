@@ -1,6 +1,7 @@
 """`trpo-jax plot`."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -9,9 +10,10 @@ from trpo_jax.cli.arguments import parse
 from trpo_jax.config import ConfigError
 
 DESCRIPTION = (
-    "Draw the learning curves of one or more runs into one picture: return in training and evaluation, mean KL and its "
-    "bound, the fraction of updates that were accepted, the critic's explained variance, and speed, all over environment "
-    "steps. Works on runs that are still going on, too."
+    "Draw the learning curves of runs into one picture: return in training and evaluation, mean KL and its bound, the "
+    "fraction of updates that were accepted, the critic's explained variance, and speed, all over environment steps. Seeds of "
+    "one setting become their mean with a band; each environment has panels of its own. Works on runs that are still going "
+    "on, too."
 )
 
 
@@ -20,10 +22,10 @@ class PlotArguments:
     """What `trpo-jax plot` takes."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN …]")]
-    """Folders that `trpo-jax train` wrote."""
+    """Folders that `trpo-jax train` or `trpo-jax sweep` wrote, or SWEEP/NAME for some runs of a sweep (ant, ant-seed0)."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Picture to write, overwritten if it exists; ends in .png, .pdf or .svg. By default plot.png, in the folder of a
-    single run, in the working directory for several."""
+    """Picture to write, overwritten if it exists; ends in .png, .pdf or .svg. By default plot.png, in the folder that was
+    given, in the working directory for several."""
 
 
 def plot_command(arguments: list[str]) -> int:
@@ -32,7 +34,11 @@ def plot_command(arguments: list[str]) -> int:
     if not parsed.runs:
         raise ConfigError("RUN", "", "one or more folders that a training wrote")
 
+    from trpo_jax.sweep.folder import find_runs
     from trpo_jax.training.plot import plot_runs
 
-    print(f"wrote {plot_runs(parsed.runs, parsed.out)}")
+    paths = list(dict.fromkeys(run.path for each in parsed.runs for run in find_runs(each)))
+    only = Path(parsed.runs[0]) if len(parsed.runs) == 1 else Path()
+    out = parsed.out or (only if only.is_dir() else Path()) / "plot.png"
+    print(f"wrote {plot_runs(paths, out)}")
     return 0

@@ -1,13 +1,14 @@
 """`trpo-jax render`."""
 
 import os
+import re
 import sys
 from typing import Annotated, Literal
 
 import tyro
 
 from trpo_jax.cli.arguments import parse
-from trpo_jax.config import config, setting
+from trpo_jax.config import ConfigError, config, setting
 
 DESCRIPTION = (
     "Play one episode with the newest policy of a run folder, acting with the policy's mean, and write RUN/render.html (to "
@@ -21,30 +22,40 @@ class RenderArguments:
     """What `trpo-jax render` takes."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder that `trpo-jax train` wrote."""
+    """Folder that `trpo-jax train` or `trpo-jax sweep` wrote, or SWEEP/NAME (ant, ant-seed0); of several runs the one with the
+    highest return is shown."""
     max_steps: int = setting(default=500, at_least=1)
     """Actions after which to stop, if the episode has not ended."""
     seed: int = setting(default=0, at_least=0, at_most=2**32 - 1)
     """Seed of the initial state."""
     format: Literal["gif", "mp4", "html"] = setting(default="gif")
     """gif or mp4 (smaller; needs the extra "video") writes the page and an animation, html the page alone."""
+    size: Annotated[str, tyro.conf.arg(metavar="WIDTHxHEIGHT")] = setting(default="480x360")
+    """Of the animation, in pixels."""
+    camera: str = setting(default="auto")
+    """Name of one of the environment's cameras, or free, which shows the whole of it; auto is its first, or free."""
 
 
 def render_command(arguments: list[str]) -> int:
     """Render as the arguments say; return the exit code."""
     parsed = parse(RenderArguments, arguments, command="render", description=DESCRIPTION)
+    size = _pixels(parsed.size)
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a screen; read when mujoco is imported
 
+    from trpo_jax.sweep.folder import best_run
     from trpo_jax.training.run_folder import open_run_folder
 
-    folder, run_config = open_run_folder(parsed.run)
+    folder, run_config = open_run_folder(best_run(parsed.run))
     import jax
 
     jax.devices()  # a device that cannot start is told of in one line here, and only here
-    from trpo_jax.training.render import render_run  # imports simulators, for which a wrong RUN need not wait
+    from trpo_jax.environments.rendering import View  # imports simulators, for which a wrong RUN need not wait
+    from trpo_jax.training.render import render_run
 
-    rendering = render_run(run_config, folder, max_steps=parsed.max_steps, seed=parsed.seed, output=parsed.format)
+    rendering = render_run(
+        run_config, folder, max_steps=parsed.max_steps, seed=parsed.seed, output=parsed.format, view=View(*size, parsed.camera)
+    )
     episode = rendering.episode
     end = "" if episode.ended else ", where it was cut off"
     print(f"{run_config.environment} ({run_config.backend}) after {rendering.step:,} steps")
@@ -54,3 +65,12 @@ def render_command(arguments: list[str]) -> int:
     for line in rendering.missing:
         print(f"trpo-jax render: warning: {line}", file=sys.stderr)
     return 0
+
+
+def _pixels(size: str) -> tuple[int, int]:
+    """Return width and height."""
+    numbers = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", size)
+    width, height = (int(number) for number in numbers.groups()) if numbers else (0, 0)
+    if not all(16 <= each <= 4096 and each % 2 == 0 for each in (width, height)):
+        raise ConfigError("size", size, "WIDTHxHEIGHT in pixels, such as 640x480: even numbers from 16 to 4096")
+    return width, height

@@ -22,14 +22,24 @@ with quiet_import():
     from brax.base import Transform
     from brax.io import html
 
-HEIGHT, WIDTH = 360, 480
-"""Size of a frame in pixels."""
+FREE_CAMERA = "free"
+"""Name of MuJoCo's camera that shows the whole model from outside it."""
 BACKGROUND = (225, 232, 240)
 """Colour where a model shows nothing: a pale sky."""
 
 
 class DrawingError(Exception):
     """Report, in one line, why something cannot be drawn here and what would help."""
+
+
+class View(NamedTuple):
+    """What frames show."""
+
+    width: int = 480
+    """Pixels; even, as H.264 wants it."""
+    height: int = 360
+    camera: str = "auto"
+    """Name of one of the model's cameras, or "free"; "auto" is its first, or the free one if it has none."""
 
 
 class Pose(NamedTuple):
@@ -69,15 +79,29 @@ class Scene:
         except KeyError:
             raise DrawingError("no page: the model has a shape (an ellipsoid?) that Brax's viewer does not know") from None
 
-    def frames(self, poses: Sequence[Pose]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-        """Draw poses one by one, as seen by the model's first camera.
+    def camera(self, name: str) -> int:
+        """Return MuJoCo's number of a camera; see `View`.
 
         Raises:
+            ConfigError: the model has no camera of that name.
+        """
+        names = [self.model.camera(number).name for number in range(self.model.ncam)]
+        if name == "auto":
+            return 0 if names else -1
+        if name not in (*names, FREE_CAMERA):
+            raise ConfigError("camera", name, f"one of this environment: {', '.join((*filter(None, names), FREE_CAMERA))}")
+        return names.index(name) if name in names else -1
+
+    def frames(self, poses: Sequence[Pose], view: View) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+        """Draw poses one by one.
+
+        Raises:
+            ConfigError: as `camera`.
             DrawingError: MuJoCo finds no OpenGL to draw with.
         """
-        camera = 0 if self.model.ncam else -1  # -1 is MuJoCo's free camera, which shows the whole model
+        camera = self.camera(view.camera)
         background = not _has_sky(self.model)  # MuJoCo leaves it pure black, which lit bodies are not
-        renderer = self._renderer()
+        renderer = self._renderer(view.width, view.height)
         with renderer:
             for pose in poses:
                 renderer.update_scene(self._data(pose), camera=camera)
@@ -86,10 +110,11 @@ class Scene:
                     frame[~frame.any(axis=-1)] = BACKGROUND
                 yield frame
 
-    def _renderer(self) -> mujoco.Renderer:
+    def _renderer(self, width: int, height: int) -> mujoco.Renderer:
+        self.model.vis.global_.offwidth, self.model.vis.global_.offheight = width, height
         try:
             with warnings.catch_warnings(action="ignore"):  # GLFW warns, and then it fails
-                return mujoco.Renderer(self.model, HEIGHT, WIDTH)
+                return mujoco.Renderer(self.model, height, width)
         except Exception as error:  # each of MuJoCo's backends fails with exceptions of its own, AttributeError among them
             words = " ".join(str(error).split())[:120]
             raise DrawingError(

@@ -15,7 +15,7 @@ from trpo_jax.config import ConfigError
 from trpo_jax.sweep.folder import PATIENCE, begin_together
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.programs import free_bytes
-from trpo_jax.sweep.training import Records, train_together
+from trpo_jax.sweep.training import Trained, train_together
 from trpo_jax.training.checkpoint import CheckpointError
 from trpo_jax.training.devices import show_cores_as_devices
 from trpo_jax.training.loop import ProgressFn
@@ -36,7 +36,7 @@ class Job(NamedTuple):
 class Done(NamedTuple):
     """What a job has brought."""
 
-    records: tuple[Records, ...]
+    trained: tuple[Trained, ...]
     where: dict[str, Any]
     """Device, versions and commit that it ran with."""
 

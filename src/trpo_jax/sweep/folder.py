@@ -1,25 +1,31 @@
-"""The folder of a sweep: its plan, a file of metrics a run, a table of results, and what is not finished yet."""
+"""The folder of a sweep: its plan, a folder a finished run, a table of results, and what is not finished yet."""
 
 import contextlib
 import csv
 import hashlib
 import io
 import json
+import math
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trpo_jax.config import ConfigError
-from trpo_jax.sweep.fields import fields_of
 from trpo_jax.sweep.plan import Run
-from trpo_jax.sweep.training import Records
-from trpo_jax.training.checkpoint import has_checkpoints
+from trpo_jax.sweep.training import Records, Trained
+from trpo_jax.training.checkpoint import has_checkpoints, save_params
+from trpo_jax.training.fields import fields_of
 from trpo_jax.training.files import NEW, write_whole
-from trpo_jax.training.run_folder import LOCK, locked
+from trpo_jax.training.run_config import write_run_config
+from trpo_jax.training.run_folder import LOCK, RunFolder, locked
 
 PATIENCE = 120.0
 """Seconds to wait for a worker of a sweep that was killed to let go of its runs."""
+
+RESULT = "result.json"
+"""File of a finished run's folder: its row of the table, and a digest of that and of its metrics."""
 
 
 class Finished(NamedTuple):
@@ -48,10 +54,10 @@ class Begun(NamedTuple):
 class SweepFolder:
     """Where the parts of a sweep lie.
 
-    plan.json       the runs: name, environment, swept values, whole configuration
-    runs/NAME.jsonl metrics of a finished run, an object a line, and its row of the table in the last
-    results.csv     a row a finished run
-    unfinished/     checkpoints and metrics of runs that are being trained
+    plan.json     the runs: name, environment, swept values, whole configuration
+    runs/NAME/    a finished run: a run's folder with its configuration, metrics and last parameters, and its result
+    results.csv   a row a finished run
+    unfinished/   checkpoints and metrics of runs that are being trained
     """
 
     def __init__(self, path: Path | str):
@@ -65,7 +71,8 @@ class SweepFolder:
         """Write the plan, or see that it is what the folder has begun with, perhaps with more runs.
 
         Raises:
-            ConfigError: the folder holds something else, or finished runs that are not among these.
+            ConfigError: the folder holds something else, finished runs that are not among these, or runs of an earlier
+                version of this package.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         new = {run.name: _described(run) for run in runs}
@@ -75,6 +82,9 @@ class SweepFolder:
                 allowed = f"a sweep that has the finished runs of this folder, {missing[0]} among them; or a new folder"
                 raise ConfigError("sweep_dir", str(self.path), allowed)
         self._check_ours()
+        if any(self.runs.glob("*.jsonl")):
+            allowed = "a new folder, since an earlier version of trpo_jax wrote this one's runs, without their policies"
+            raise ConfigError("sweep_dir", str(self.path), allowed)
         write_whole(self.plan, json.dumps(list(new.values()), indent=1) + "\n")
         self.runs.mkdir(exist_ok=True)
         self.unfinished.mkdir(exist_ok=True)
@@ -106,22 +116,42 @@ class SweepFolder:
         with locked(self.path, ConfigError("sweep_dir", str(self.path), "a folder in which no other sweep is running")):
             yield
 
+    def run(self, name: str) -> RunFolder:
+        """Return where a finished run lies, or is to lie."""
+        return RunFolder(self.runs / name)
+
     def finished(self, name: str) -> Finished | None:
-        """Return what a run has left, or None if its file is missing, torn or changed."""
+        """Return what a run has left, or None if its files are missing, torn or changed."""
+        run = self.run(name)
         try:
-            body, _, last = self._file(name).read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
-            end = json.loads(last)
+            body = run.metrics.read_text(encoding="utf-8")
+            end = json.loads((run.path / RESULT).read_text(encoding="utf-8"))
             result = end["result"]
             whole = end["digest"] == _digest(body, result) and result["run"] == name
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return Finished(body, result) if whole else None
 
-    def finish(self, name: str, records: Records, result: dict[str, Any]) -> None:
-        """Write the file of a run, whole or not at all."""
-        body = "\n".join(json.dumps(record) for record in records)
-        end = json.dumps({"result": result, "digest": _digest(body, result)})
-        write_whole(self._file(name), f"{body}\n{end}\n")
+    def finish(self, run: Run, trained: Trained, result: dict[str, Any]) -> None:
+        """Write the folder of a run, whole or not at all.
+
+        Raises:
+            OSError, CheckpointError: it cannot be written.
+        """
+        new, folder = RunFolder(self.runs / f"{run.name}{NEW}"), self.run(run.name)
+        shutil.rmtree(new.path, ignore_errors=True)
+        try:
+            new.path.mkdir()
+            write_run_config(new.config, run.config)
+            body = "".join(f"{json.dumps(record)}\n" for record in trained.records)
+            write_whole(new.metrics, body)
+            save_params(new.checkpoints, result["steps"], trained.params)
+            write_whole(new.path / RESULT, json.dumps({"result": result, "digest": _digest(body, result)}) + "\n")
+            shutil.rmtree(folder.path, ignore_errors=True)  # what was torn
+            new.path.rename(folder.path)
+        except BaseException:
+            shutil.rmtree(new.path, ignore_errors=True)
+            raise
 
     def write_results(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write the table anew, of these rows."""
@@ -158,9 +188,6 @@ class SweepFolder:
             with locked(path, taken, patience=PATIENCE):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _file(self, name: str) -> Path:
-        return self.runs / f"{name}.jsonl"
-
 
 def _described(run: Run) -> dict[str, Any]:
     return {
@@ -177,6 +204,60 @@ def begin_together(folder: Path, names: Sequence[str]) -> None:
     """Make the folder for training runs together, and write down which they are."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "runs.json", json.dumps(list(names)) + "\n")
+
+
+class FoundRun(NamedTuple):
+    """A run that a path names."""
+
+    path: Path
+    """Its folder."""
+    swept: dict[str, Any]
+    """The fields in which the settings of its sweep differ; empty for a run by itself."""
+    result: dict[str, Any] | None
+    """Its row of the table, if it is part of a sweep."""
+
+
+def find_runs(path: Path | str) -> list[FoundRun]:
+    """Return the runs that a path names: all finished ones of a sweep's folder, those of SWEEP/NAME, or one in its own folder.
+
+    NAME is that of a run, without its hash or with the first digits of that, without its seed or with it: `hopper`,
+    `hopper-seed0`, `hopper-83e`, `hopper-83e-seed0`.
+
+    Raises:
+        ConfigError: a sweep without such a run that is finished. Whether a folder outside of sweeps is that of a run is
+            for `open_run_folder` to say.
+    """
+    path = Path(path)
+    within, name = (path, "") if _is_sweep(path) else (path.parent, path.name)
+    if not _is_sweep(within):
+        return [FoundRun(path, {}, None)]
+    folder = SweepFolder(within)
+    planned = folder.planned()
+    finished = {each: found for each in planned if (found := folder.finished(each)) is not None}
+    chosen = [each for each in finished if not name or _is_named(each, name)]
+    if not chosen:
+        some = f"one of its {len(finished)} finished runs, such as {within / next(iter(finished))}" if finished else ""
+        raise ConfigError("run", str(path), some or f"a run of the sweep {within}, which has finished none yet")
+    return [FoundRun(folder.run(each).path, planned[each]["swept"], finished[each].result) for each in chosen]
+
+
+def best_run(path: Path | str) -> Path:
+    """Return the folder of the run that a path names; of several, of the one with the highest return. Raises as `find_runs`."""
+    found = find_runs(path)
+    return max(
+        found, key=lambda run: run.result["return"] if run.result and run.result["return"] is not None else -math.inf
+    ).path
+
+
+def _is_sweep(path: Path) -> bool:
+    return SweepFolder(path).plan.is_file()
+
+
+def _is_named(name: str, typed: str) -> bool:
+    """Tell whether a run is meant by what was typed for its name."""
+    environment, digest, seed = name.rsplit("-", 2)
+    parts = re.fullmatch(rf"{re.escape(environment)}(?:-([0-9a-f]+))?(?:-(seed[0-9]+))?", typed)
+    return parts is not None and digest.startswith(parts[1] or "") and parts[2] in (None, seed)
 
 
 def _digest(body: str, result: dict[str, Any]) -> str:

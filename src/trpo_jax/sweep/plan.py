@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 
 from trpo_jax.config import ConfigError, errors_in
-from trpo_jax.sweep.fields import fields_of, with_fields
 from trpo_jax.sweep.spec import Sweep, read_sweep
+from trpo_jax.training.fields import fields_of, with_fields
 from trpo_jax.training.run import resolve
 from trpo_jax.training.run_config import RunConfig, starting_config
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from trpo_jax.sweep.executor import Executor, Job, Listener, Outcome
-from trpo_jax.sweep.fields import fields_of
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.programs import PlannedProgram
 from trpo_jax.sweep.training import RETURN, TRAINING_RETURN, Records
+from trpo_jax.training.fields import fields_of
 
 
 def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], *, executor: Executor, listener: Listener) -> None:
@@ -56,10 +56,10 @@ class Results:
             self.failures.append(outcome)
             self._listener.failed(job, outcome)
             return
-        for run, records in zip(job.runs, outcome.records, strict=True):
+        for run, trained in zip(job.runs, outcome.trained, strict=True):
             if run.name not in self.rows:
-                row = result(run, records, where=outcome.where, together=len(job.runs))
-                self._folder.finish(run.name, records, row)
+                row = result(run, trained.records, where=outcome.where, together=len(job.runs))
+                self._folder.finish(run, trained, row)
                 self.rows[run.name] = row
         self._write()
         self._folder.drop(job.folder)

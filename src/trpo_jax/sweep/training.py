@@ -6,7 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,14 @@ from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.population import Population
 from trpo_jax.training.checkpoint import CheckpointError
 from trpo_jax.training.evaluate import Episodes, make_evaluator
+from trpo_jax.training.inference import Params
 from trpo_jax.training.loggers import finite
 from trpo_jax.training.loop import Callbacks, Loop, ProgressFn
+from trpo_jax.training.pipeline import to_host
 from trpo_jax.training.run import run_environment
 from trpo_jax.training.run_config import RunConfig
 from trpo_jax.training.run_folder import MetricsLog, metrics_record
-from trpo_jax.training.state import TrainState
+from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
 from trpo_jax.training.train import make_milestones
 from trpo_jax.training.trpo import TRPO, make_trpo
@@ -43,9 +45,17 @@ Records = list[dict[str, Any]]
 """Metrics of a run: dicts with "step" and metrics by name, in the order of steps, an evaluation after its iteration."""
 
 
+class Trained(NamedTuple):
+    """What a run has come to."""
+
+    records: Records
+    params: Params
+    """What acts and predicts, on the host."""
+
+
 def train_together(
     runs: Sequence[Run], folder: Path, *, devices: Sequence[jax.Device], progress_fn: ProgressFn | None = None
-) -> tuple[Records, ...]:
+) -> tuple[Trained, ...]:
     """Train runs that differ in seeds and traced values only, in one program.
 
     Args:
@@ -56,7 +66,7 @@ def train_together(
         progress_fn: called as progress_fn(steps, metrics) after each iteration; metrics of runs are lists.
 
     Returns:
-        The metrics of each run.
+        Metrics and last parameters of each run.
 
     Raises:
         ConfigError: a configuration that cannot be used. CheckpointError: the folder cannot be written. KeyboardInterrupt
@@ -78,8 +88,10 @@ def train_together(
         state, progress = earlier or (population.init(), Progress())
         callbacks = Callbacks(log.iteration, log.evaluation)
         loop = Loop(trpo, population, milestones, callbacks, store=store, evaluator=evaluator, eval_key=keys[:, 1])
-        loop.run(state, progress)
-    return _records_of_each(metrics, len(runs))
+        state = loop.run(state, progress)
+        params = to_host(inference_params(population.snapshot(state)))
+    of_each = [jax.tree.map(lambda leaf, run=run: leaf[run], params) for run in range(len(runs))]
+    return tuple(map(Trained, _records_of_each(metrics, len(runs)), of_each))
 
 
 def last_record(folder: Path) -> tuple[int, dict[str, Any]] | None:

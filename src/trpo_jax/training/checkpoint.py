@@ -30,7 +30,7 @@ class Checkpoint(NamedTuple):
     params: Params
     """What acts and predicts; by itself, so that it can be read without the rest."""
     state: Any
-    """All that one iteration hands to the next, a pytree of numpy arrays."""
+    """All that one iteration hands to the next, a pytree of numpy arrays; None where nothing is to go on."""
     record: dict[str, Any]
     """What JSON can hold: the configuration, and what the loop has counted."""
 
@@ -52,7 +52,8 @@ class Checkpoints:
             CheckpointError: this one or the one before cannot be written (a full disk); earlier ones stay as they are.
         """
         step = checkpoint.step
-        packed = {"params": Packed.of(checkpoint.params), "state": Packed.of(checkpoint.state)}
+        trees = {"params": checkpoint.params, "state": checkpoint.state}
+        packed = {name: Packed.of(tree) for name, tree in trees.items() if tree is not None}
         record = checkpoint.record | {
             "layout": {name: each.layout for name, each in packed.items()},
             "digest": {name: _digest(each.arrays) for name, each in packed.items()},
@@ -90,6 +91,12 @@ class Checkpoints:
             self.wait()
         with contextlib.suppress(Exception):  # what went wrong has been said
             self._manager.close()
+
+
+def save_params(directory: Path | str, step: int, params: Params) -> None:
+    """Write parameters by themselves, as `load_params` reads them. Raises CheckpointError if they cannot be written."""
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(Checkpoint(step, params, None, {}))
 
 
 def has_checkpoints(directory: Path | str) -> bool:

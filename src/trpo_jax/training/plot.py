@@ -1,7 +1,7 @@
 """Learning curves of runs, by matplotlib."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from trpo_jax.config import ConfigError, MissingPackageError
+from trpo_jax.training.fields import fields_of, setting_in_words, short_names
 from trpo_jax.training.run_folder import open_run_folder, read_metrics
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -34,9 +35,26 @@ class RunCurves(NamedTuple):
     """What is drawn of one run."""
 
     name: str
+    """Of its folder."""
+    fields: Mapping[str, Any]
+    """Its configuration, by dotted names."""
     curves: dict[str, Curve]
-    max_kl: float
-    """The bound on the mean KL, in nats."""
+
+
+class Group(NamedTuple):
+    """What is drawn as one line in the panels of an environment: the seeds of a setting."""
+
+    label: str
+    runs: tuple[RunCurves, ...]
+
+    @property
+    def max_kl(self) -> float:
+        """The bound on the mean KL, in nats."""
+        return self.runs[0].fields[MAX_KL]
+
+    def curves(self, metric: str) -> list[Curve]:
+        """Return a metric of those runs that have it."""
+        return [run.curves[metric] for run in self.runs if metric in run.curves]
 
 
 class Panel(NamedTuple):
@@ -66,20 +84,22 @@ SMALL_PANELS = (
     Panel(SPEED, "Environment steps per second", bottom=0.0),
 )
 EVALUATION = "eval/episode_reward"
+MAX_KL = "trust_region.max_kl"
+TOLD_APART = ("environment", "seed")
+"""Fields in which runs of one setting may differ."""
 
 
-def plot_runs(paths: Sequence[Path | str], out: Path | str | None = None) -> Path:
+def plot_runs(paths: Sequence[Path | str], out: Path | str) -> Path:
     """Draw the learning curves of run folders into one picture and return where it lies.
 
     Args:
         paths: folders that trainings wrote, finished or not.
-        out: file to write, overwritten; its ending (.png, .pdf, .svg) says in which format. None stands for plot.png
-            in the folder of a single run, in the working directory for several.
+        out: file to write, overwritten; its ending (.png, .pdf, .svg) says in which format.
 
     Raises:
         ConfigError: matplotlib is missing, a folder is none of a run, it holds no metrics, or `out` cannot be written.
     """
-    path = Path(out) if out is not None else (Path(paths[0]) if len(paths) == 1 else Path()) / "plot.png"
+    path = Path(out)
     if path.suffix.lower() not in FORMATS:
         raise ConfigError("out", str(path), f"a file name that ends in {', '.join(FORMATS)}")
     figure = draw([read_run(folder, name) for folder, name in zip(paths, run_names(paths), strict=True)])
@@ -99,7 +119,42 @@ def run_names(paths: Sequence[Path | str]) -> list[str]:
 def read_run(path: Path | str, name: str) -> RunCurves:
     """Read what is drawn of a run; raises ConfigError where there is no run, or none of its metrics."""
     folder, run_config = open_run_folder(path)
-    return RunCurves(name, read_curves(folder.metrics), run_config.trpo.trust_region.max_kl)
+    return RunCurves(name, fields_of(run_config), read_curves(folder.metrics))
+
+
+def group_runs(runs: Sequence[RunCurves]) -> dict[str, list[Group]]:
+    """Put the seeds of each setting together, by environment, in the order of their first appearance.
+
+    A setting is named by the fields in which runs of one environment differ. Where two runs of a setting have the same
+    seed too, something else tells them apart: each is then a group of its own, with the name of its folder.
+    """
+    by_environment: dict[str, list[RunCurves]] = {}
+    for run in runs:
+        by_environment.setdefault(run.fields["environment"], []).append(run)
+    differing = [name for some in by_environment.values() for name in _differing(some)]
+    words = short_names(differing)
+    groups: dict[str, list[Group]] = {}
+    for environment, some in by_environment.items():
+        by_label: dict[str, list[RunCurves]] = {}
+        for run in some:
+            label = setting_in_words({words[name]: run.fields.get(name) for name in dict.fromkeys(differing)})
+            by_label.setdefault(label, []).append(run)
+        groups[environment] = [group for label, seeds in by_label.items() for group in _told_apart(label, seeds)]
+    return groups
+
+
+def _differing(runs: Sequence[RunCurves]) -> list[str]:
+    """Return the fields in which runs differ, apart from those that one setting may have several of."""
+    names = dict.fromkeys(name for run in runs for name in run.fields if name not in TOLD_APART)
+    return [name for name in names if any(run.fields.get(name) != runs[0].fields.get(name) for run in runs)]
+
+
+def _told_apart(label: str, runs: Sequence[RunCurves]) -> Iterator[Group]:
+    seeds = [run.fields["seed"] for run in runs]
+    if len(set(seeds)) == len(seeds):
+        yield Group(label, tuple(runs))
+    else:
+        yield from (Group(run.name, (run,)) for run in runs)
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
@@ -130,25 +185,51 @@ def moving_average(value: Float[np.ndarray, "K"], window: int) -> Float[np.ndarr
     return total / count
 
 
+def average(curves: Sequence[Curve]) -> tuple[Curve, Curve, Curve]:
+    """Return mean, lowest and highest of several curves at every step that one of them has.
+
+    Between its steps a curve is interpolated; before its first and after its last it does not count.
+    """
+    step = np.unique(np.concatenate([curve.step for curve in curves]))
+    values = np.stack([np.interp(step, *curve, left=np.nan, right=np.nan) for curve in curves])
+    return tuple(Curve(step, of(values, axis=0)) for of in (np.nanmean, np.nanmin, np.nanmax))  # type: ignore[return-value]
+
+
 def draw(runs: Sequence[RunCurves]) -> Any:
     """Return a matplotlib Figure: return (training and evaluation), KL and its bound, accepted updates, critic, speed.
+
+    Each environment has panels of its own. Several seeds of a setting are drawn as their mean, and a band from the lowest
+    to the highest.
 
     Raises:
         ConfigError: matplotlib is missing.
     """
-    figure = new_figure(13.0, 6.2)
-    grid = figure.add_gridspec(2, 4)
-    large = figure.add_subplot(grid[:, :2])
-    axes = [large, *(figure.add_subplot(grid[row, 2 + column], sharex=large) for row in (0, 1) for column in (0, 1))]
-    for axis, panel in zip(axes, (RETURN, *SMALL_PANELS), strict=True):
-        for number, run in enumerate(runs):
-            _draw_curve(axis, panel, run, _style(number))
-    _draw_evaluations(large, runs)
-    _draw_bounds(axes[1], runs)
-    for axis, panel in zip(axes, (RETURN, *SMALL_PANELS), strict=True):
-        _finish_panel(axis, panel)  # last, since an axis whose limits are set no longer follows what is drawn
-    handles = [large.plot([], [], label=run.name, lw=2, **_style(number))[0] for number, run in enumerate(runs)]
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=11)
+    environments = group_runs(runs)
+    labels = list(dict.fromkeys(group.label for groups in environments.values() for group in groups))
+    styles = {label: _style(number) for number, label in enumerate(labels)}
+    if len(environments) == 1:
+        figure, shape = new_figure(13.0, 6.2), (2, 4)
+    else:
+        figure, shape = new_figure(19.0, 3.4 * len(environments)), (1, 6)
+    rows = figure.add_gridspec(len(environments), 1)
+    for row, (environment, groups) in zip(rows, environments.items(), strict=True):
+        grid = row.subgridspec(*shape)
+        large = figure.add_subplot(grid[:, :2])
+        places = [(i, j) for i in range(shape[0]) for j in range(2, shape[1])]
+        axes = [large, *(figure.add_subplot(grid[place], sharex=large) for place in places)]
+        panels = (RETURN._replace(title=f"{environment}: return"), *SMALL_PANELS)
+        for axis, panel in zip(axes, panels, strict=True):
+            for group in groups:
+                _draw_group(axis, panel, group, styles[group.label])
+        _draw_evaluations(large, groups, styles)
+        _draw_bounds(axes[1], groups, styles)
+        for axis, panel in zip(axes, panels, strict=True):
+            _finish_panel(axis, panel)  # last, since an axis whose limits are set no longer follows what is drawn
+    if len(labels) > 1:
+        handles = [large.plot([], [], label=plain(label), lw=2, **styles[label])[0] for label in labels]
+        inches_each = 0.75 + 0.09 * max(map(len, labels))  # line, gap and letters
+        columns = max(1, int(figure.get_figwidth() / inches_each))
+        figure.legend(handles=handles, loc="outside upper left", ncols=min(columns, 4), frameon=False, fontsize=11)
     return figure
 
 
@@ -164,11 +245,16 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
+def plain(text: str) -> str:
+    """Return what matplotlib shows as the text itself: a dollar sign begins no formula, an underscore hides no label."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def finish_axis(axis: Any, title: str, xlabel: str, *, grid: Literal["x", "y"] = "y") -> None:
     """Give a panel its title and the look that all have; environment steps are counted in k and M."""
     from matplotlib.ticker import EngFormatter
 
-    axis.set_title(title, loc="left", fontsize=11)
+    axis.set_title(plain(title), loc="left", fontsize=11)
     axis.set_xlabel(xlabel, fontsize=9, color=GREY)
     if xlabel == STEPS:
         axis.set_xlim(left=0)
@@ -188,14 +274,18 @@ def _style(number: int) -> dict[str, Any]:
     }
 
 
-def _draw_curve(axis: Any, panel: Panel, run: RunCurves, style: dict[str, str]) -> None:
-    curve = run.curves.get(panel.metric)
-    if curve is None:  # such as the return before any episode has ended
+def _draw_group(axis: Any, panel: Panel, group: Group, style: dict[str, Any]) -> None:
+    curves = group.curves(panel.metric)
+    if not curves:  # such as the return before any episode has ended
         return
-    window = max(panel.smoothed_points, round(len(curve.step) * SMOOTHED_PART))
-    if panel.shows_raw and window > 1:
-        axis.plot(curve.step, curve.value, lw=0.8, alpha=0.25, **style)
-    axis.plot(curve.step, moving_average(curve.value, window), lw=1.8, **style)
+    windows = [max(panel.smoothed_points, round(len(curve.step) * SMOOTHED_PART)) for curve in curves]
+    smooth = [Curve(curve.step, moving_average(curve.value, window)) for curve, window in zip(curves, windows, strict=True)]
+    if len(curves) == 1 and panel.shows_raw and windows[0] > 1:
+        axis.plot(*curves[0], lw=0.8, alpha=0.25, **style)
+    mean, lowest, highest = average(smooth)
+    axis.plot(*mean, lw=1.8, **style)
+    if len(curves) > 1:
+        axis.fill_between(mean.step, lowest.value, highest.value, color=style["color"], alpha=0.18, lw=0)
 
 
 def _finish_panel(axis: Any, panel: Panel) -> None:
@@ -209,12 +299,12 @@ def _finish_panel(axis: Any, panel: Panel) -> None:
     finish_axis(axis, panel.title, STEPS)
 
 
-def _draw_bounds(axis: Any, runs: Sequence[RunCurves]) -> None:
-    """Draw max_kl as a line: grey if all runs have the same, else one in each run's colour."""
-    bounds = {run.max_kl for run in runs}
-    for number, run in enumerate(runs):
-        color = GREY if len(bounds) == 1 else _style(number)["color"]
-        axis.axhline(run.max_kl, lw=1.2, ls=(0, (4, 3)), color=color)
+def _draw_bounds(axis: Any, groups: Sequence[Group], styles: Mapping[str, dict[str, Any]]) -> None:
+    """Draw max_kl as a line: grey if all runs have the same, else one in each setting's colour."""
+    bounds = {group.max_kl for group in groups}
+    for group in groups:
+        color = GREY if len(bounds) == 1 else styles[group.label]["color"]
+        axis.axhline(group.max_kl, lw=1.2, ls=(0, (4, 3)), color=color)
     for bound in bounds:
         place, above = (1, bound), (0, 3)
         transform = axis.get_yaxis_transform()  # x in parts of the axis, y in nats
@@ -222,13 +312,22 @@ def _draw_bounds(axis: Any, runs: Sequence[RunCurves]) -> None:
     axis.margins(y=0.12)  # room for the words above the highest line
 
 
-def _draw_evaluations(axis: Any, runs: Sequence[RunCurves]) -> None:
-    """Draw evaluations as points, and say what is line and what is point."""
-    for number, run in enumerate(runs):
-        if EVALUATION in run.curves:
-            step, value = run.curves[EVALUATION]
+def _draw_evaluations(axis: Any, groups: Sequence[Group], styles: Mapping[str, dict[str, Any]]) -> None:
+    """Draw evaluations as points, and say what is line, point and band."""
+    from matplotlib.patches import Patch
+
+    for group in groups:
+        if curves := group.curves(EVALUATION):
+            mean, lowest, highest = average(curves)
+            color = styles[group.label]["color"]
+            axis.vlines(mean.step, lowest.value, highest.value, color=color, lw=1.2)
             # Not clipped, for an evaluation before training stands on the axis itself.
-            axis.plot(step, value, **POINTS, color=_style(number)["color"], clip_on=False, zorder=3)
-    line = axis.plot([], [], lw=1.8, color=GREY, label="training")
-    points = axis.plot([], [], **POINTS, color=GREY, label="evaluation")
-    axis.legend(handles=[*line, *points], loc="lower right", frameon=False, fontsize=9, labelcolor=GREY)
+            axis.plot(*mean, **POINTS, color=color, clip_on=False, zorder=3)
+    handles = [
+        *axis.plot([], [], lw=1.8, color=GREY, label="training"),
+        *axis.plot([], [], **POINTS, color=GREY, label="evaluation"),
+    ]
+    num_seeds = max(len(group.runs) for group in groups)
+    if num_seeds > 1:
+        handles.append(Patch(color=GREY, alpha=0.3, lw=0, label=f"lowest to highest of {num_seeds} seeds"))
+    axis.legend(handles=handles, loc="best", frameon=False, fontsize=9, labelcolor=GREY)

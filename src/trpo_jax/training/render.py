@@ -16,7 +16,7 @@ from PIL import Image
 from trpo_jax.config import ConfigError, MissingPackageError
 from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Environment, EnvironmentState
-from trpo_jax.environments.rendering import DrawingError, Scene, make_scene
+from trpo_jax.environments.rendering import DrawingError, Scene, View, make_scene
 from trpo_jax.environments.wrappers import is_faulty
 from trpo_jax.training.inference import Policy
 from trpo_jax.training.run import load_policy
@@ -63,7 +63,15 @@ class Rendering(NamedTuple):
     """Why what is missing is missing, a line each."""
 
 
-def render_run(run_config: RunConfig, folder: RunFolder, *, max_steps: int, seed: int, output: Format) -> Rendering:
+def render_run(
+    run_config: RunConfig,
+    folder: RunFolder,
+    *,
+    max_steps: int,
+    seed: int,
+    output: Format,
+    view: View = View(),  # noqa: B008
+) -> Rendering:
     """Play one episode with a run's newest policy, deterministically, and write what shows it into the run's folder.
 
     Args:
@@ -72,20 +80,22 @@ def render_run(run_config: RunConfig, folder: RunFolder, *, max_steps: int, seed
         max_steps: actions after which to stop, at least 1.
         seed: of the initial state.
         output: "gif" or "mp4" for the page and an animation, "html" for the page alone.
+        view: size and camera of the animation.
 
     Raises:
-        ConfigError: an environment that cannot be drawn, "mp4" without the package for it, a folder that cannot be
-            written, or nothing that could be.
+        ConfigError: an environment that cannot be drawn, no such camera, "mp4" without the package for it, a folder that
+            cannot be written, or nothing that could be.
         CheckpointError: as `load_policy`.
     """
     encode = _video_encoder() if output == "mp4" else write_gif
     trpo, step, params = load_policy(run_config, folder)
     scene = make_scene(trpo.environment)
+    scene.camera(view.camera)  # before anything is compiled
     record = jax.jit(functools.partial(_record, trpo.environment, trpo.make_policy, scene.pose, max_steps))
     episode = cut_episode(*jax.device_get(record(params, jax.random.key(seed))))
     writers = {"html": _write_page}
     if output != "html":
-        writers[output] = functools.partial(_write_animation, encode)
+        writers[output] = functools.partial(_write_animation, encode, view)
     files, missing = [], []
     for ending, write in writers.items():
         path = folder.path / f"render.{ending}"
@@ -141,10 +151,10 @@ Encoder = Callable[[Path, Iterable[UInt8[np.ndarray, "height width 3"]], float],
 """(file, frames, seconds a frame) -> None."""
 
 
-def _write_animation(encode: Encoder, path: Path, scene: Scene, poses: list[Any]) -> None:
+def _write_animation(encode: Encoder, view: View, path: Path, scene: Scene, poses: list[Any]) -> None:
     """Draw poses in real time; raises DrawingError, and leaves an earlier file alone, where nothing can draw."""
     stride = max(1, math.ceil(MIN_FRAME_SECONDS / scene.seconds_per_step - 1e-6))
-    frames: Iterator[Any] = scene.frames(poses[::stride])
+    frames: Iterator[Any] = scene.frames(poses[::stride], view)
     first = next(frames)  # fails here or not at all, before the file is opened
     encode(path, itertools.chain([first], frames), scene.seconds_per_step * stride)
 

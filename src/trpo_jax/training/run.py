@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,9 +107,12 @@ def load_policy(run_config: RunConfig, folder: RunFolder) -> tuple[TRPO, int, Pa
         CheckpointError: no checkpoint, a damaged one, or one that does not fit the configuration.
     """
     trpo = make_trpo(run_environment(run_config), run_config.trpo)
+    return trpo, *_load_params(trpo, folder)
+
+
+def _load_params(trpo: TRPO, folder: RunFolder) -> tuple[int, Params]:
     template = host_like(inference_params(jax.eval_shape(trpo.init, jax.random.key(0))))
-    step, params = load_params(folder.checkpoints, template)
-    return trpo, step, params
+    return load_params(folder.checkpoints, template)
 
 
 class LoadedRun(NamedTuple):
@@ -152,15 +155,32 @@ def load_run(path: str | Path) -> LoadedRun:
     return LoadedRun(run_config, trpo, step, params, read_metrics(folder.metrics))
 
 
-def evaluate_run(
-    run_config: RunConfig,
-    folder: RunFolder,
-    *,
-    num_episodes: int,
-    deterministic: bool,
-    seed: int,
-) -> tuple[int, Episodes]:
-    """Play episodes with a run's newest policy: (environment steps trained, `Episodes`). Raises as `load_policy`."""
-    trpo, step, params = load_policy(run_config, folder)
-    evaluate = make_evaluator(trpo.environment, trpo.make_policy, num_episodes=num_episodes, deterministic=deterministic)
-    return step, evaluate(params, jax.random.key(seed))
+class EvaluatedRun(NamedTuple):
+    """A run's newest policy, played."""
+
+    config: RunConfig
+    step: int
+    """Environment steps that it was trained for."""
+    episodes: Episodes
+
+
+def evaluate_runs(paths: Sequence[str | Path], *, num_episodes: int, deterministic: bool, seed: int) -> Iterator[EvaluatedRun]:
+    """Play episodes with the newest policy of each run; those of one kind share a compiled program.
+
+    Raises:
+        ConfigError: no run lies in one of the folders, before any is played; or an environment that is not known here.
+        CheckpointError: as `load_policy`.
+    """
+    runs = [open_run_folder(path) for path in paths]
+    programs: dict[Any, tuple[TRPO, Callable[[Params, Any], Episodes]]] = {}
+    for folder, config in runs:
+        kind = jax.tree.structure(dataclasses.replace(config, seed=0))  # all but the seed and what may be traced
+        if kind not in programs:
+            trpo = make_trpo(run_environment(config), config.trpo)
+            evaluate = make_evaluator(
+                trpo.environment, trpo.make_policy, num_episodes=num_episodes, deterministic=deterministic
+            )
+            programs[kind] = trpo, evaluate
+        trpo, evaluate = programs[kind]
+        step, params = _load_params(trpo, folder)
+        yield EvaluatedRun(config, step, evaluate(params, jax.random.key(seed)))

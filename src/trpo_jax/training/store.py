@@ -87,6 +87,8 @@ class Store:
     def _try_to_load(self, like: TrainState, step: int | None = None) -> tuple[Checkpoint | None, Exception | None]:
         try:
             record = read_record(self.directory)
+            if "state" not in record.get("layout", {"state": None}):
+                raise CheckpointError(f"{self.directory}: only the parameters of a finished run, and no training to go on with")
             check_same({name: record.get(name, {}) for name in self._origin}, self._origin, f"the training in {self.directory}")
             return load_checkpoint(self.directory, inference_params(like), like, step=step), None
         except (ConfigError, CheckpointError) as error:

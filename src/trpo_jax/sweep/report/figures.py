@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from trpo_jax.sweep.report.scores import SweepScores, format_value, short_names
+from trpo_jax.sweep.report.scores import SweepScores
 from trpo_jax.sweep.report.statistics import NUM_RESAMPLES, ends, estimate, interquartile_mean, performance_profile
 from trpo_jax.sweep.report.tables import improvement_table, scores_by_value
-from trpo_jax.training.plot import COLOURS, GREY, STEPS, finish_axis, new_figure
+from trpo_jax.training.fields import format_value, short_names
+from trpo_jax.training.plot import COLOURS, GREY, STEPS, finish_axis, new_figure, plain
 
 COLUMNS = 3
 """Panels beside each other."""
@@ -103,7 +104,7 @@ def improvements(scores: SweepScores) -> Any:
         axis.plot([chance.low, chance.high], [place, place], lw=5, alpha=0.35, color=COLOURS[0], solid_capstyle="butt")
         axis.plot(chance.value, place, "o", color=COLOURS[0])
     axis.axvline(0.5, color=GREY, lw=1, ls="--")
-    axis.set_yticks(range(len(rows)), [row["setting"] for row in reversed(rows)])
+    axis.set_yticks(range(len(rows)), [plain(row["setting"]) for row in reversed(rows)])
     axis.set_xlim(-0.02, 1.02)
     finish_axis(axis, "P(best is better)", "probability", grid="x")
     return figure
@@ -124,7 +125,7 @@ def sensitivity(scores: SweepScores, fields: Sequence[str]) -> Any:
             axis.set_xscale("log")
             axis.minorticks_off()
         if len(points) <= 8:
-            axis.set_xticks(places, [format_value(value) for value, _ in points])
+            axis.set_xticks(places, [plain(format_value(value)) for value, _ in points])
         finish_axis(axis, words[field], field)
         axis.set_ylabel("normalized return", fontsize=9, color=GREY)
     return figure
@@ -141,7 +142,7 @@ def _panels(names: Sequence[str], *, width: float = 4.6, height: float = 3.4) ->
 def _legend(figure: Any, axis: Any, shown: Sequence[str], num_settings: int) -> None:
     if num_settings == 1:
         return
-    handles = [axis.plot([], [], lw=2, color=COLOURS[i], label=setting)[0] for i, setting in enumerate(shown)]
+    handles = [axis.plot([], [], lw=2, color=COLOURS[i], label=plain(setting))[0] for i, setting in enumerate(shown)]
     if num_settings > len(shown):
         handles += axis.plot([], [], lw=0.8, color=GREY, alpha=0.6, label=f"{num_settings - len(shown)} others")
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)

@@ -1,6 +1,6 @@
 """What a sweep's finished runs have scored, arranged by environment and setting."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from trpo_jax.config import ConfigError
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.report.statistics import Scores, interquartile_mean
 from trpo_jax.sweep.training import RETURN, TRAINING_RETURN
+from trpo_jax.training.fields import setting_in_words, short_names
 
 
 class ScoredRun(NamedTuple):
@@ -132,22 +133,6 @@ def _labels(planned: Sequence[dict[str, Any]]) -> dict[str, str]:
         source = run["source"] if len(sources[run["environment"]]) > 1 else ""
         labels[run["run"]] = ", ".join(filter(None, [source, setting])) or "as configured"
     return labels
-
-
-def setting_in_words(swept: Mapping[str, Any]) -> str:
-    """Name a setting by its swept fields and their values."""
-    return ", ".join(f"{field} {format_value(value)}" for field, value in swept.items())
-
-
-def short_names(fields: Sequence[str]) -> dict[str, str]:
-    """Name fields by their last part, or whole where two share it."""
-    last = {field: field.rpartition(".")[2] for field in dict.fromkeys(fields)}
-    return {field: name if list(last.values()).count(name) == 1 else field for field, name in last.items()}
-
-
-def format_value(value: Any) -> str:
-    """Write a swept value, with all its digits."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e6 else str(value)
 
 
 def _curve(records: Sequence[dict[str, Any]]) -> tuple[tuple[int, float], ...]:

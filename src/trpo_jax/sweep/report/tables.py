@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_jax.sweep.report.scores import SweepScores, format_value, short_names
+from trpo_jax.sweep.report.scores import SweepScores
 from trpo_jax.sweep.report.statistics import Estimate, Scores, Statistic, estimate, interquartile_mean, mean, median
 from trpo_jax.sweep.report.statistics import probability_of_improvement as improvement
+from trpo_jax.training.fields import format_value, short_names
 
 STATISTICS: dict[str, Statistic] = {
     "IQM": interquartile_mean,
@@ -31,7 +32,8 @@ class Table(NamedTuple):
         """Return it as Markdown: numbers short, an `Estimate` with its interval."""
         names = list(self.rows[0])
         lines = [names, ["---"] * len(names), *([show(row[name]) for name in names] for row in self.rows)]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+        return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
     def csv(self) -> str:
         """Return it as CSV: numbers whole, an `Estimate` in three columns."""

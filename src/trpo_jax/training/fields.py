@@ -1,6 +1,6 @@
 """A run's configuration as fields with dotted names, such as `trust_region.max_kl`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,3 +58,19 @@ def flat_fields(table: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def setting_in_words(swept: Mapping[str, Any]) -> str:
+    """Name a setting by its swept fields and their values."""
+    return ", ".join(f"{field} {format_value(value)}" for field, value in swept.items())
+
+
+def short_names(fields: Sequence[str]) -> dict[str, str]:
+    """Name fields by their last part, or whole where two share it."""
+    last = {field: field.rpartition(".")[2] for field in dict.fromkeys(fields)}
+    return {field: name if list(last.values()).count(name) == 1 else field for field, name in last.items()}
+
+
+def format_value(value: Any) -> str:
+    """Write a swept value, with all its digits."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e6 else str(value)
