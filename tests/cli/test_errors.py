@@ -109,7 +109,7 @@ BAD = {
     "train swimmer --backend spring": "backend: got 'spring', allowed: one that swimmer offers: generalized",
     "train hopper --num-envs 60 --max-devices-per-host 8": "num_envs: got 60, allowed: a multiple of 8, the number of devices",
     "train ant --run-dir taken": "run_dir: got 'taken', allowed: a folder that is new or empty; nothing was changed",
-    "train ant --run-dir taken/file/run": "run_dir: got 'taken/file/run', allowed: a folder that can be written",
+    "train ant --run-dir taken/file/run": "error: taken/file/run cannot be written: ",
     "evaluate": "RUN",
     "evaluate none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",
     "evaluate taken --episodes 1": "episodes: got 1, allowed: an integer >= 2",
@@ -215,7 +215,7 @@ def test_a_run_that_could_not_begin_leaves_no_folder(tmp_path, monkeypatch, caps
 def test_a_folder_that_another_training_writes_is_refused(tmp_path, capsys):
     with RunFolder(tmp_path / "began").locked():
         assert main.run(["train", "--resume", "began", "--max-devices-per-host", "1"]) == 2
-    assert "run: got 'began', allowed: a folder in which no other training is running" in capsys.readouterr().err
+    assert "error: another training is running in began; let it end, or take another folder" in capsys.readouterr().err
 
 
 def test_two_trainings_that_begin_in_one_folder_at_once_do_not_harm_each_other(tmp_path, capsys, monkeypatch):
@@ -224,7 +224,7 @@ def test_two_trainings_that_begin_in_one_folder_at_once_do_not_harm_each_other(t
     monkeypatch.setattr("trpo_jax.cli.train.create_run_folder", lambda *arguments: RunFolder(first.path))
     with first.locked():
         assert main.run(["train", "inverted_pendulum", "--run-dir", "both", "--max-devices-per-host", "1"]) == 2
-    assert "a folder in which no other training is running" in capsys.readouterr().err
+    assert "another training is running in" in capsys.readouterr().err
     assert first.config.exists()
 
 

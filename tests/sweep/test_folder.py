@@ -12,6 +12,7 @@ from sweep.sweeps import SIX_RUNS, TINY, pretend_finished, runs_of
 from trpo_jax import ConfigError
 from trpo_jax.sweep.folder import FoundRun, SweepFolder, begin_together, best_run, find_runs
 from trpo_jax.training.checkpoint import CheckpointError, load_params
+from trpo_jax.training.files import FileError
 from trpo_jax.training.inference import Params
 from trpo_jax.training.run_folder import locked, open_run_folder, read_metrics
 
@@ -172,7 +173,7 @@ with SweepFolder({str(begun.path)!r}).locked():
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"locked\n"
     with (
-        pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a folder in which no other sweep is running"),
+        pytest.raises(FileError, match=r"^another sweep is running in .*; let it end, or take another folder$"),
         begun.locked(),
     ):
         pass
@@ -203,7 +204,7 @@ def test_where_a_worker_trains_nothing_is_removed(begun, monkeypatch):
     begin_together(path, ["one"])
     with (
         locked(path, AssertionError()),
-        pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a folder in which no other worker is training"),
+        pytest.raises(FileError, match=r"^another worker is still training in .*; let it end, or end it$"),
     ):
         begun.drop(path)
     assert path.is_dir()

@@ -22,6 +22,7 @@ from trpo_jax.sweep.report.scores import read_scores
 from trpo_jax.sweep.report.statistics import Estimate
 from trpo_jax.sweep.report.tables import make_tables, show
 from trpo_jax.training.fields import short_names
+from trpo_jax.training.files import FileError
 
 MAPPING = TINY | {
     "environments": ["fast", "inverted_pendulum"],
@@ -249,7 +250,7 @@ def test_where_a_report_cannot_be_made_one_line_says_why(swept, tmp_path):
     with pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a folder that a sweep has written"):
         write_report(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"out: got .*, allowed: a folder that can be written"):
+    with pytest.raises(FileError, match=r"^.* cannot be written: "):
         write_report(swept, tmp_path / "file")
 
 

@@ -245,6 +245,16 @@ def test_parameters_of_other_networks_are_refused():
         one_device_train(Target(), 0, config=SMALL, restore_params=params, policy=trpo_jax.PolicyConfig(hidden_sizes=(9,)))
 
 
+@pytest.mark.parametrize(("part", "dtype"), [(0, "float64"), (1, "bfloat16"), (2, "float64")])
+def test_parameters_of_another_dtype_are_refused(part, dtype):
+    params = one_device_train(Target(), 0, config=SMALL, num_eval_envs=0)[1]
+    name = params._fields[part]
+    other = params._replace(**{name: jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params[part])})
+    message = rf"restore_params: got '{dtype}', allowed: \w+, the dtype of {name}.* in this training; astype converts"
+    with pytest.raises(ConfigError, match=message):
+        one_device_train(Target(), 0, config=SMALL, num_eval_envs=0, restore_params=other)
+
+
 def test_training_metrics_go_to_progress_fn_on_request():
     seen = []
     one_device_train(

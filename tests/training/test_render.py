@@ -11,6 +11,7 @@ from trpo_jax import ConfigError, TRPOConfig, make_trpo, train
 from trpo_jax.config import MissingPackageError
 from trpo_jax.environments.rendering import DrawingError, Scene
 from trpo_jax.training import render
+from trpo_jax.training.files import FileError
 from trpo_jax.training.run_config import RunConfig
 from trpo_jax.training.run_folder import create_run_folder
 
@@ -140,7 +141,7 @@ def test_where_nothing_can_be_drawn_one_line_says_why(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch):
     (tmp_path / "run" / "render.html").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"run: got '.*run', allowed: a folder that can be written \(Is a directory\)"):
+    with pytest.raises(FileError, match=r"^.*run/render.html cannot be written: Is a directory$"):
         show(tmp_path, monkeypatch, FakeScene())
 
 

@@ -7,6 +7,7 @@ import pytest
 from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig, shipped_config, train
 from trpo_jax.cli import main
 from trpo_jax.cli.train import parse_arguments
+from trpo_jax.training.files import FileError
 from trpo_jax.training.run_config import (
     RunConfig,
     read_run_config,
@@ -66,6 +67,16 @@ def test_a_bad_file_is_answered_with_field_value_and_what_is_allowed(tmp_path, t
     assert str(path) in str(error.value)
 
 
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "config.toml").write_bytes(b'\xef\xbb\xbfenvironment = "fast"\nseed = 3\n')
+    assert read_run_config(tmp_path / "config.toml").seed == 3
+    (tmp_path / "config.toml").write_text('environment = "fast"', encoding="utf-16")
+    with pytest.raises(
+        ConfigError, match=r"config file: got .*, allowed: a readable TOML file \('utf-8' codec can't decode byte"
+    ):
+        read_run_config(tmp_path / "config.toml")
+
+
 def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(ConfigError, match=r"config file: got .*No such file"):
         read_run_config(tmp_path / "none.toml")
@@ -80,7 +91,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"run_dir: got .*allowed: a folder that can be written"):
+    with pytest.raises(FileError, match=r"^.*file/run cannot be written: "):
         create_run_folder(tmp_path / "file" / "run", RunConfig())
 
 

@@ -144,5 +144,6 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from trpo_jax.cli.arguments import ArgumentError
     from trpo_jax.config import ConfigError, MissingPackageError
     from trpo_jax.training.checkpoint import CheckpointError
+    from trpo_jax.training.files import FileError
 
-    return ConfigError, MissingPackageError, ArgumentError, CheckpointError
+    return ConfigError, MissingPackageError, ArgumentError, CheckpointError, FileError

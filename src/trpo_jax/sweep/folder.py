@@ -17,7 +17,7 @@ from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.training import Records, Trained
 from trpo_jax.training.checkpoint import has_checkpoints, save_params
 from trpo_jax.training.fields import fields_of
-from trpo_jax.training.files import NEW, write_whole
+from trpo_jax.training.files import NEW, FileError, write_whole
 from trpo_jax.training.run_config import write_run_config
 from trpo_jax.training.run_folder import LOCK, RunFolder, locked
 
@@ -109,11 +109,11 @@ class SweepFolder:
         """Keep other sweeps out of the folder; a crash leaves no lock behind.
 
         Raises:
-            ConfigError: another sweep runs in it, or it holds something else.
+            ConfigError: it holds something else. FileError: another sweep runs in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._check_ours()
-        with locked(self.path, ConfigError("sweep_dir", str(self.path), "a folder in which no other sweep is running")):
+        with locked(self.path, FileError(f"another sweep is running in {self.path}; let it end, or take another folder")):
             yield
 
     def run(self, name: str) -> RunFolder:
@@ -181,10 +181,10 @@ class SweepFolder:
         """Remove what is unfinished, since it has been finished or is of no use.
 
         Raises:
-            ConfigError: a worker trains in it.
+            FileError: a worker trains in it.
         """
         if path.is_dir():
-            taken = ConfigError("sweep_dir", str(path), "a folder in which no other worker is training")
+            taken = FileError(f"another worker is still training in {path}; let it end, or end it")
             with locked(path, taken, patience=PATIENCE):
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -1,10 +1,19 @@
-"""Writing files whole."""
+"""Writing files whole, and saying what stands in the way."""
 
 import os
 from pathlib import Path
 
 NEW = ".new"
 """What a file's name ends with while it is written."""
+
+
+class FileError(OSError):
+    """Report, in one sentence, a file or folder that cannot be written now, or that another process is using."""
+
+    @classmethod
+    def unwritable(cls, path: Path | str, error: OSError) -> "FileError":
+        """Return the error in words."""
+        return cls(f"{path} cannot be written: {error.strerror}")
 
 
 def write_whole(path: Path | str, text: str) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from trpo_jax.config import ConfigError, MissingPackageError
 from trpo_jax.training.fields import fields_of, setting_in_words, short_names
+from trpo_jax.training.files import FileError
 from trpo_jax.training.run_folder import open_run_folder, read_metrics
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -97,7 +98,8 @@ def plot_runs(paths: Sequence[Path | str], out: Path | str) -> Path:
         out: file to write, overwritten; its ending (.png, .pdf, .svg) says in which format.
 
     Raises:
-        ConfigError: matplotlib is missing, a folder is none of a run, it holds no metrics, or `out` cannot be written.
+        ConfigError: a folder is none of a run, or holds no metrics. MissingPackageError: no matplotlib. FileError: `out`
+            cannot be written.
     """
     path = Path(out)
     if path.suffix.lower() not in FORMATS:
@@ -106,7 +108,7 @@ def plot_runs(paths: Sequence[Path | str], out: Path | str) -> Path:
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
-        raise ConfigError("out", str(path), f"a file that can be written ({error.strerror})") from None
+        raise FileError.unwritable(path, error) from None
     return path
 
 

@@ -18,6 +18,7 @@ from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.rendering import DrawingError, Scene, View, make_scene
 from trpo_jax.environments.wrappers import is_faulty
+from trpo_jax.training.files import FileError
 from trpo_jax.training.inference import Policy
 from trpo_jax.training.run import load_policy
 from trpo_jax.training.run_config import RunConfig
@@ -83,8 +84,8 @@ def render_run(
         view: size and camera of the animation.
 
     Raises:
-        ConfigError: an environment that cannot be drawn, no such camera, "mp4" without the package for it, a folder that
-            cannot be written, or nothing that could be.
+        ConfigError: an environment that cannot be drawn, no such camera, "mp4" without the package for it, or nothing that
+            could be written. FileError: a folder that cannot be.
         CheckpointError: as `load_policy`.
     """
     encode = _video_encoder() if output == "mp4" else write_gif
@@ -105,7 +106,7 @@ def render_run(
         except DrawingError as error:
             missing.append(str(error))
         except OSError as error:
-            raise ConfigError("run", str(folder.path), f"a folder that can be written ({error.strerror})") from None
+            raise FileError.unwritable(path, error) from None
     if not files:
         raise ConfigError("run", str(folder.path), f"one that can be shown here ({'; '.join(missing)})")
     return Rendering(step, episode, files, missing)

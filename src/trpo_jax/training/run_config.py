@@ -66,7 +66,7 @@ def read_run_config(path: Path | str, *, accelerator: bool = False) -> RunConfig
 def read_toml(path: Path | str, name: str) -> dict[str, Any]:
     """Parse a TOML file, which errors call by a name; raises ConfigError where it is missing or no TOML."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(name, str(path), f"a readable TOML file ({getattr(error, 'strerror', error)})") from None
     except tomllib.TOMLDecodeError as error:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import filelock
 
 from trpo_jax.config import ConfigError
-from trpo_jax.training.files import write_whole
+from trpo_jax.training.files import FileError, write_whole
 from trpo_jax.training.loggers import finite
 from trpo_jax.training.run_config import RunConfig, read_run_config, write_run_config
 
@@ -31,8 +31,8 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other trainings out of the folder; a crash leaves no lock behind. Raises ConfigError if one runs in it."""
-        with locked(self.path, ConfigError("run", str(self.path), "a folder in which no other training is running")):
+        """Keep other trainings out of the folder; a crash leaves no lock behind. Raises FileError if one runs in it."""
+        with locked(self.path, FileError(f"another training is running in {self.path}; let it end, or take another folder")):
             yield
 
     def discard(self) -> None:
@@ -66,7 +66,8 @@ def create_run_folder(path: Path | str | None, run_config: RunConfig) -> RunFold
         run_config: what the run is to do.
 
     Raises:
-        ConfigError: the folder exists and is not empty, or cannot be written; nothing was overwritten.
+        ConfigError: the folder exists and is not empty; nothing was overwritten.
+        FileError: it cannot be written, or another training begins in it.
     """
     try:
         folder = RunFolder(_make_default_folder(run_config.environment) if path is None else path)
@@ -75,8 +76,10 @@ def create_run_folder(path: Path | str | None, run_config: RunConfig) -> RunFold
         with folder.locked():
             _check_empty(folder)  # once more, since another process may have had the same idea
             write_run_config(folder.config, run_config)
+    except FileError:
+        raise
     except OSError as error:
-        raise ConfigError("run_dir", str(path or "runs"), f"a folder that can be written ({error.strerror})") from None
+        raise FileError.unwritable(path or "runs", error) from None
     return folder
 
 

@@ -269,6 +269,10 @@ def _check_fits(name: str, params: Any, like: Any) -> None:
     given, wanted = (jax.tree.map(np.shape, tree) for tree in (params, like))
     if given != wanted:
         raise ConfigError("restore_params", given, f"{name} of shapes {wanted}, those of this training")
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(like), strict=True):
+        if getattr(leaf, "dtype", other.dtype) != other.dtype:
+            allowed = f"{other.dtype}, the dtype of {name}{jax.tree_util.keystr(path)} in this training; astype converts"
+            raise ConfigError("restore_params", str(leaf.dtype), allowed)
 
 
 def make_milestones(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trpo_jax.config import ConfigError
 from trpo_jax.sweep.report.figures import make_figures
 from trpo_jax.sweep.report.scores import SweepScores, read_scores
 from trpo_jax.sweep.report.tables import Table, make_tables, show
+from trpo_jax.training.files import FileError
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
@@ -34,7 +34,8 @@ def write_report(sweep_dir: Path | str, out: Path | str | None = None) -> Path:
             and files of the same names are overwritten. None stands for SWEEP_DIR/report.
 
     Raises:
-        ConfigError: no sweep lies there, none of its runs is finished, matplotlib is missing, or `out` cannot be written.
+        ConfigError: no sweep lies there, or none of its runs is finished. MissingPackageError: no matplotlib. FileError: `out`
+            cannot be written.
     """
     scores = read_scores(sweep_dir)
     folder = Path(sweep_dir) / "report" if out is None else Path(out)
@@ -52,7 +53,7 @@ def write_report(sweep_dir: Path | str, out: Path | str | None = None) -> Path:
         (folder / "report.md").write_text(_markdown(title, scores, tables, abouts), encoding="utf-8")
         (folder / "report.html").write_text(_page(title, scores, tables, drawings), encoding="utf-8")
     except OSError as error:
-        raise ConfigError("out", str(folder), f"a folder that can be written ({error.strerror})") from None
+        raise FileError.unwritable(folder, error) from None
     return folder / "report.html"
 
 
