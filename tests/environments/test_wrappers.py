@@ -63,6 +63,56 @@ def test_the_limit_counts_simulator_steps():
     assert environment.step(state, jnp.zeros((N, 2))).truncated.all()
 
 
+@pytest.mark.parametrize(("num_envs", "episode_length", "action_repeat"), [(128, 1000, 1), (37, 100, 3), (4, 5, 1), (3, 1, 1)])
+def test_out_of_step_the_limits_of_all_environments_come_evenly_one_after_another(num_envs, episode_length, action_repeat):
+    environment = EpisodeLimit(Counter(), episode_length, action_repeat)
+    state, age = environment.out_of_step(environment.reset(jax.random.split(jax.random.key(0), num_envs)))
+    num_actions = -(-episode_length // action_repeat)
+    action = jnp.zeros((num_envs, 2))
+    ends = np.zeros(num_envs, int)
+    step = jax.jit(environment.step)
+    for count in range(1, num_actions + 1):
+        state = step(state, action)
+        reached = np.asarray(environment.has_reached_limit(state))
+        np.testing.assert_array_equal(reached, state.truncated)
+        ends = np.where(reached & (ends == 0), count, ends)
+    np.testing.assert_array_equal(ends, num_actions - np.asarray(age))
+    assert 1 <= ends.min() <= ends.max() <= num_actions
+    for some in (slice(None), slice(num_envs // 2), slice(num_envs // 2, None)):  # also of those on one device
+        spread = np.sort(ends[some]) / num_actions
+        even = (np.arange(len(spread)) + 0.5) / max(len(spread), 1)
+        assert np.abs(spread - even).max(initial=0) <= 2 / max(len(spread), 1) + 1 / num_actions
+
+
+def test_a_termination_is_not_the_limit():
+    environment = EpisodeLimit(Counter(lifetime=3), episode_length=3)
+    state = environment.reset(keys(0))
+    for _ in range(3):
+        state = environment.step(state, jnp.zeros((N, 2)))
+    assert not environment.has_reached_limit(state).any()
+
+
+def test_an_episode_that_restarts_has_all_its_length_before_it():
+    environment = FreshAutoReset(EpisodeLimit(Counter(), 3))
+    state, age = environment.out_of_step(environment.reset(keys(0)))
+    assert len(np.unique(age)) > 1
+    lengths = [[] for _ in range(N)]
+    for count in range(9):
+        state, final, _ = environment.step(state, jnp.zeros((N, 2)), environment.reset(keys(1)))
+        for i in np.flatnonzero(final.truncated):
+            lengths[i].append(count)
+    assert [set(np.diff(each)) for each in lengths] == [{3}] * N
+
+
+def test_where_the_limit_is_another_wrappers_all_begin_in_step():
+    environment = FreshAutoReset(Counter())
+    state = environment.reset(keys(0))
+    staggered, age = environment.out_of_step(state)
+    assert staggered is state
+    assert not age.any()
+    assert not environment.has_reached_limit(state).any()
+
+
 @pytest.mark.parametrize("limit", [("lifetime", 3), ("episode_length", 3)])
 def test_the_final_observation_is_the_one_before_the_reset(limit):
     lifetime, length = (3, 100) if limit[0] == "lifetime" else (100, 3)

@@ -82,7 +82,7 @@ def test_a_lost_environment_is_restarted():
 
 
 def test_a_nan_that_no_one_has_seen_costs_the_environment_its_rollout():
-    trpo = make_trpo(Flaky(0.05, ("simulator",)), SMALL)
+    trpo = make_trpo(Flaky(0.05, ("simulator",)), dataclasses.replace(SMALL, episode_length=1000))
     state = trpo.init(jax.random.key(0))
     starts = trpo.iteration.draw(jax.random.key(1))
     rollout, transition, metrics = jax.jit(trpo.iteration.collect)(state.learner, state.rollout, starts, jax.random.key(2))
@@ -153,10 +153,10 @@ def test_a_lost_step_weighs_nothing_and_the_one_before_is_bootstrapped():
 
 
 def test_statistics_of_episodes_leave_out_those_that_a_fault_broke_off():
-    statistics = init_episode_statistics(jnp.zeros(3))
+    statistics = init_episode_statistics(jnp.zeros(3), jnp.zeros(3))
     flags = jnp.asarray([False, True, True]), jnp.asarray([False, False, True])
     for done, fault in ((flags[1] & False,) * 2, flags):
-        statistics = record_step(statistics, jnp.asarray([1.0, 2.0, 3.0]), done, fault)
+        statistics = record_step(statistics, jnp.asarray([1.0, 2.0, 3.0]), done, fault, done)
     np.testing.assert_array_equal(statistics.has_finished, [False, True, False])
     np.testing.assert_array_equal(statistics.last_return, [0.0, 4.0, 0.0])
     np.testing.assert_array_equal(statistics.running_return, [2.0, 0.0, 0.0])

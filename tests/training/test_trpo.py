@@ -235,6 +235,29 @@ def test_the_critic_learns_through_a_time_limit(reward_scaling):
     assert metrics["training/episode_reward"] == metrics["training/episode_length"] == 5
 
 
+def test_the_return_is_known_from_the_first_iteration_and_is_that_of_whole_episodes():
+    """Of 32 episodes of 50 steps some come to their limit within 4 steps: they count as if all 50 had been played."""
+    config = dataclasses.replace(SMALL, num_envs=32, unroll_length=4, episode_length=50)
+    trpo = make_trpo(ConstantReward(), config)
+    state, known = trpo.init(jax.random.key(0)), []
+    for _ in range(16):
+        state, metrics = iterate(trpo, state, 1)
+        known.append(float(metrics["training/num_episodes"]))
+        assert metrics["training/episode_reward"] == pytest.approx(50.0)
+        assert metrics["training/episode_length"] == pytest.approx(50.0)
+    assert known[0] > 0
+    assert max(np.diff([0, *known[:13]])) <= 4  # of 32 environments, in each twelfth of an episode
+    assert known[13:] == [32.0] * 3
+
+
+def test_an_episode_that_ends_by_itself_counts_as_it_was_however_it_began():
+    config = dataclasses.replace(SMALL, num_envs=32, unroll_length=8, episode_length=1000)
+    trpo = make_trpo(Counter(lifetime=6), config)
+    _, metrics = iterate(trpo, trpo.init(jax.random.key(0)), 1)
+    assert metrics["training/num_episodes"] == 32
+    assert metrics["training/episode_length"] == pytest.approx(6.0, abs=0.2)  # of the few that the limit ended, 1000
+
+
 def test_initial_states_are_fresh_within_and_across_iterations():
     config = dataclasses.replace(SMALL, episode_length=1000, unroll_length=64)
     trpo = make_trpo(Counter(lifetime=32), config)

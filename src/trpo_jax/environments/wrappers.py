@@ -4,10 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
+
+GOLDEN_RATIO = (1 + 5**0.5) / 2
+"""Its multiples, modulo 1, lie evenly between 0 and 1 however many there are, and so do those of any run of integers."""
 
 
 class _TimedSimulator(NamedTuple):
@@ -40,6 +44,23 @@ class EpisodeLimit:
         steps = steps + self.action_repeat
         truncated = (inner.truncated | (steps >= self.episode_length)) & ~inner.terminated
         return inner._replace(simulator=_TimedSimulator(inner.simulator, steps), truncated=truncated)
+
+    def out_of_step(self, state: EnvironmentState) -> tuple[EnvironmentState, Float[Array, "N"]]:
+        """Let the time limits of initial states come at different times: each episode counts as begun some actions ago.
+
+        Else all environments would be at the same point of their episodes, and none would reach its end for a long time.
+
+        Returns:
+            (the states, how many actions ago).
+        """
+        num_envs, num_actions = state.reward.shape[0], -(-self.episode_length // self.action_repeat)
+        ages = np.floor(np.arange(num_envs) * GOLDEN_RATIO % 1 * num_actions)
+        steps = jnp.asarray(ages * self.action_repeat, jnp.int32)
+        return state._replace(simulator=state.simulator._replace(steps=steps)), jnp.asarray(ages, jnp.float32)
+
+    def has_reached_limit(self, state: EnvironmentState) -> Bool[Array, "N"]:
+        """Tell which episodes the time limit has ended, in a step that did not terminate."""
+        return (state.simulator.steps >= self.episode_length) & ~state.terminated
 
     def _repeat(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
         def repeat(state, _):
@@ -80,6 +101,18 @@ class FreshAutoReset:
     def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
         """Draw initial states, to begin with or to restart from."""
         return checked_reset(self.environment, keys)
+
+    def out_of_step(self, state: EnvironmentState) -> tuple[EnvironmentState, Float[Array, "N"]]:
+        """Let episodes end at different times; see `EpisodeLimit.out_of_step`. Limits of others stay as they are."""
+        if isinstance(self.environment, EpisodeLimit):
+            return self.environment.out_of_step(state)
+        return state, jnp.zeros(state.reward.shape, jnp.float32)
+
+    def has_reached_limit(self, state: EnvironmentState) -> Bool[Array, "N"]:
+        """Tell which episodes `EpisodeLimit` has ended."""
+        if isinstance(self.environment, EpisodeLimit):
+            return self.environment.has_reached_limit(state)
+        return jnp.zeros(state.reward.shape, bool)
 
     def step(
         self, state: EnvironmentState, action: jax.Array, fresh: EnvironmentState

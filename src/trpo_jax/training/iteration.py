@@ -88,9 +88,9 @@ class Iteration:
         return strong(state)
 
     def restart(self, starts: EnvironmentState) -> RolloutState:
-        """Put environments at the first of their initial states."""
-        environments = jax.tree.map(lambda leaf: leaf[0], starts)
-        return strong(RolloutState(environments, init_episode_statistics(environments.reward)))
+        """Put environments at the first of their initial states, out of step with each other."""
+        environments, age = self.environment.out_of_step(jax.tree.map(lambda leaf: leaf[0], starts))
+        return strong(RolloutState(environments, init_episode_statistics(environments.reward, age)))
 
     @property
     def stages(self) -> Stages:

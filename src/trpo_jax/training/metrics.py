@@ -18,30 +18,42 @@ class EpisodeStatistics(NamedTuple):
 
     running_return: Float[Array, "N"]
     running_length: Float[Array, "N"]
+    age: Float[Array, "N"]
+    """Actions that the running episode counts as old when it was begun; 0 for all but the first."""
     last_return: Float[Array, "N"]
     last_length: Float[Array, "N"]
     has_finished: Bool[Array, "N"]
 
 
-def init_episode_statistics(reward: Float[Array, "N"]) -> EpisodeStatistics:
+def init_episode_statistics(reward: Float[Array, "N"], age: Float[Array, "N"]) -> EpisodeStatistics:
     """Start with no episode finished; returns have at least the precision of these rewards and of float32."""
     returns = jnp.zeros_like(upcast(reward))
     lengths = jnp.zeros_like(reward, jnp.float32)
-    return EpisodeStatistics(returns, lengths, returns, lengths, jnp.zeros_like(reward, bool))
+    return EpisodeStatistics(returns, lengths, age, returns, lengths, jnp.zeros_like(reward, bool))
 
 
 def record_step(
-    statistics: EpisodeStatistics, reward: Float[Array, "N"], done: Bool[Array, "N"], fault: Bool[Array, "N"]
+    statistics: EpisodeStatistics,
+    reward: Float[Array, "N"],
+    done: Bool[Array, "N"],
+    fault: Bool[Array, "N"],
+    at_limit: Bool[Array, "N"],
 ) -> EpisodeStatistics:
-    """Count one step of each environment; an episode that a fault breaks off is forgotten."""
+    """Count one step of each environment; an episode that a fault breaks off is forgotten.
+
+    One that was begun late and comes to the time limit counts as if it had gone on at the same rate for its whole length.
+    """
     running_return = statistics.running_return + reward
     running_length = statistics.running_length + 1
     finished = done & ~fault
+    whole_length = running_length + jnp.where(at_limit, statistics.age, 0)
+    whole_return = running_return * (whole_length / running_length).astype(running_return.dtype)
     counted = EpisodeStatistics(
         running_return,
         running_length,
-        jnp.where(finished, running_return, statistics.last_return),
-        jnp.where(finished, running_length, statistics.last_length),
+        statistics.age,
+        jnp.where(finished, whole_return, statistics.last_return),
+        jnp.where(finished, whole_length, statistics.last_length),
         statistics.has_finished | finished,
     )
     return break_off(counted, done | fault)
@@ -52,6 +64,7 @@ def break_off(statistics: EpisodeStatistics, which: Bool[Array, "N"]) -> Episode
     return statistics._replace(
         running_return=jnp.where(which, 0.0, statistics.running_return),
         running_length=jnp.where(which, 0.0, statistics.running_length),
+        age=jnp.where(which, 0.0, statistics.age),
     )
 
 

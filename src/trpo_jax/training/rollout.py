@@ -128,7 +128,8 @@ def collect(
             fault,
         )
         reward = jnp.where(fault, 0.0, final.reward)
-        episodes = record_step(state.episodes, reward, final.terminated | final.truncated, fault)
+        at_limit = environment.has_reached_limit(final)
+        episodes = record_step(state.episodes, reward, final.terminated | final.truncated, fault, at_limit)
         return RolloutState(environments, episodes), _Stored.of(transition)
 
     steps = jax.random.split(key, unroll_length), jnp.arange(unroll_length)
