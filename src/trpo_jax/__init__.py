@@ -27,6 +27,7 @@ from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
 from trpo_jax.solver.tree import MatVec
 from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_region_step
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
+from trpo_jax.training.compilation_cache import enable_compilation_cache
 from trpo_jax.training.critic import CriticConfig
 from trpo_jax.training.inference import Params
 from trpo_jax.training.run import LoadedRun, load_run
@@ -77,6 +78,7 @@ __all__ = [
     "ValueNetwork",
     "backtracking_line_search",
     "conjugate_gradient",
+    "enable_compilation_cache",
     "fisher_vector_product",
     "generalized_advantage_estimation",
     "hessian_vector_product",

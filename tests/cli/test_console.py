@@ -3,7 +3,8 @@ import re
 
 import rich.console
 
-from trpo_jax.cli.console import PlainConsole, TerminalConsole, describe, format_seconds
+from trpo_jax.cli.console import PlainConsole, TerminalConsole
+from trpo_jax.training.progress import describe, format_seconds
 from trpo_jax.training.run_config import RunConfig
 
 METRICS = {"training/episode_reward": 123.4, "training/kl": 0.01234, "training/sps": 20_000.0}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trpo_jax.cli import console, startup
+from trpo_jax.cli import console
+from trpo_jax.training.compilation_cache import default_cache_dir
 
 HELP = f"{sys.executable} -m trpo_jax_launcher --help"
 
@@ -55,6 +56,31 @@ def test_without_a_home_no_compiled_programs_are_kept(monkeypatch):
 
     monkeypatch.setattr(Path, "home", unknown)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert startup.cache_dir() is None
+    assert default_cache_dir() is None
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert startup.cache_dir() == Path("/somewhere/trpo-jax/xla")
+    assert default_cache_dir() == Path("/somewhere/trpo-jax/xla")
+
+
+CACHED = """
+import sys
+import jax
+import trpo_jax
+print(trpo_jax.enable_compilation_cache(*sys.argv[1:]))
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "kept"),
+    [
+        ((), {"XDG_CACHE_HOME": "/cache"}, "/cache/trpo-jax/xla"),
+        (("mine",), {"XDG_CACHE_HOME": "/cache"}, "mine"),
+        (("mine",), {"JAX_COMPILATION_CACHE_DIR": "/theirs"}, "/theirs"),
+    ],
+)
+def test_compiled_programs_are_kept_for_python_users_too(arguments, variables, kept):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | variables
+    command = [sys.executable, "-c", CACHED, *arguments]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.stderr == ""
+    assert ended.stdout.split() == [kept, kept]

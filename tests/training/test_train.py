@@ -1,19 +1,27 @@
 import dataclasses
 import os
+import re
 import signal
 import threading
+import types
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from probes import Target
 from trainings import SMALL
 from trainings import one_device_train as train
 from trpo_jax import ConfigError, TrustRegionConfig
+from trpo_jax.training import loop, program
 from trpo_jax.training.checkpoint import load_params
+from trpo_jax.training.loop import WINDOW, Loop, Pace
+from trpo_jax.training.pipeline import Pipeline
+from trpo_jax.training.store import Store
 from trpo_jax.training.train import with_options
 
 
@@ -47,6 +55,73 @@ def test_training_returns_what_brax_returns_and_calls_back_at_every_evaluation(t
     assert step == 80
     chex.assert_trees_all_equal(loaded, params)
     assert sorted(int(p.name) for p in tmp_path.iterdir()) == [0, 32, 80]
+
+
+def test_progress_is_printed_on_request(capsys):
+    calls = []
+    options = {"config": SMALL, "num_evals": 2, "num_eval_envs": 2}
+    train(Target(), 80, **options, progress=True, progress_fn=lambda step, _: calls.append(step))
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith("step")]
+    assert [int(line.split()[1]) for line in told] == [0, 16, 32, 48, 64, 80, 80]
+    assert "evaluation: return" in told[0]
+    assert "evaluation: return" in told[-1]
+    assert all("steps/s" in line for line in told[1:-1])
+    assert all(line.startswith("compiled the ") for line in lines if line not in told)
+    assert calls == [0, 80]
+    train(Target(), 80, **options)
+    assert capsys.readouterr().out == ""
+
+
+def test_each_program_that_takes_time_to_compile_is_told_of(monkeypatch, capsys):
+    monkeypatch.setattr(program, "TOLD_FROM", 0.0)
+    train(Target(), 16, config=SMALL, num_eval_envs=2, progress=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compiled")]
+    found = [re.fullmatch(r"compiled the (.*) in \d+\.\d s", line)[1] for line in lines]
+    names = ["initial states", "networks", "keys", "rollout", "policy step", "critic's fit", "evaluation"]
+    assert sorted(found) == sorted(names)
+    train(Target(), 16, config=SMALL, num_eval_envs=2)
+    assert capsys.readouterr().out == ""
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=60), st.sets(st.integers(0, 59)))
+def test_speed_is_measured_over_iterations_that_nothing_disturbs(seconds, disturbed):
+    pace, undisturbed = Pace(), []
+    for number, elapsed in enumerate(seconds):
+        if number in disturbed:
+            pace.disturb()
+        if not {number, number - 1} & disturbed:
+            undisturbed.append(elapsed)
+        assert pace.of(elapsed) == pytest.approx(np.mean(undisturbed[-WINDOW:]) if undisturbed else elapsed)
+
+
+def test_checkpoints_evaluations_and_timed_iterations_do_not_show_in_the_speed(monkeypatch, tmp_path):
+    now = [0.0]
+
+    def perf_counter():
+        now[0] += 1e-9
+        return now[0]
+
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=perf_counter))
+
+    def take(seconds, owner, name):
+        original = getattr(owner, name)
+
+        def slow(*arguments):
+            now[0] += seconds
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    take(0.5, loop, "without_unknown")  # by which an iteration is waited for
+    take(2.0, Pipeline, "timed_update")
+    take(10.0, Store, "save")
+    take(20.0, Loop, "_evaluate")
+    speeds = []
+    options = {"num_evals": 3, "num_eval_envs": 2, "save_checkpoint_path": tmp_path, "checkpoint_interval": 7}
+    train(Target(), 16 * 40, config=SMALL, iteration_fn=lambda _, metrics: speeds.append(metrics["training/sps"]), **options)
+    assert len(speeds) == 40
+    assert speeds[5:] == pytest.approx([16 / 0.5] * 35)
 
 
 def test_options_by_name_go_over_the_config():

@@ -1,10 +1,9 @@
 """What a person sees while a training runs: a progress bar on a terminal, plain lines elsewhere."""
 
-import math
+import contextlib
 import os
 import shlex
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 
@@ -12,10 +11,8 @@ import jax
 import rich.console
 import rich.progress
 
+from trpo_jax.training.progress import ProgressLines, compilations_told, describe, describe_evaluation, format_seconds
 from trpo_jax.training.run_config import RunConfig
-
-LINES_A_RUN = 20
-"""Where stdout is no terminal, progress is printed about so often."""
 
 
 def say(line: str) -> None:
@@ -28,16 +25,14 @@ def say(line: str) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
-class PlainConsole:
+class PlainConsole(ProgressLines):
     """Progress as lines of text."""
 
     def __init__(self, run_config: RunConfig):
+        super().__init__(run_config.num_timesteps, self.print_line)
         self.run_config = run_config
-        self.total = max(run_config.num_timesteps, 1)
-        self._printed = 0
-        self._started = time.perf_counter()
-        self._first: tuple[int, float] | None = None
         self._resumed = False
+        self._telling = contextlib.ExitStack()
 
     def start(self, run_dir: Path, *, resumed: bool = False, accelerator: bool = False) -> None:
         """Say what is about to happen; `accelerator` where the settings are those for one."""
@@ -53,23 +48,6 @@ class PlainConsole:
         cache = f"compiled programs are kept in {kept}" if kept else "compiled programs are not kept"
         self.say(f"compiling; the first start takes longest, {cache} …")
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether an iteration was reported."""
-        return self._first is not None
-
-    def iteration(self, step: int, metrics: dict[str, float]) -> None:
-        """Report an iteration."""
-        self._first = self._first or (step, time.perf_counter())
-        if step * LINES_A_RUN // self.total > self._printed or step >= self.total:
-            self._printed = step * LINES_A_RUN // self.total
-            self.say(f"step {step:>10,}  {describe(metrics)}{self._left(step)}")
-
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Report an evaluation."""
-        if "eval/episode_reward" in metrics:
-            self.say(f"step {step:>10,}  evaluation: return {describe_evaluation(metrics)}")
-
     def last_words(self, run_dir: Path, options: str = "") -> str:
         """Return what Ctrl-C or SIGTERM left behind, and by which command and options to go on."""
         steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
@@ -78,30 +56,23 @@ class PlainConsole:
 
     def finish(self, run_dir: Path, metrics: dict[str, float]) -> None:
         """Say how it ended."""
-        took = format_seconds(time.perf_counter() - self._started)
+        took = format_seconds(self.elapsed)
         result = f"return {describe_evaluation(metrics)}, " if "eval/episode_reward" in metrics else ""
         if self._resumed and not self.has_begun:
             self.say(f"all {self.run_config.num_timesteps:,} steps had been trained before; this was only evaluated again")
         self.say(f"done: {result}in {took}")
         self.say(f"look again with: trpo-jax evaluate {shlex.quote(str(run_dir))}")
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line."""
         say(line)
 
-    def _left(self, step: int) -> str:
-        """Estimate from the pace since the first iteration, which compiled; it alone tells nothing."""
-        first_step, first_time = self._first or (step, self._started)
-        if step == first_step:
-            return ""
-        seconds = (time.perf_counter() - first_time) / (step - first_step) * max(self.total - step, 0)
-        return f"  {format_seconds(seconds)} left"
-
     def __enter__(self) -> "PlainConsole":
+        self._telling.enter_context(compilations_told(self.say))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        return None
+        self._telling.close()
 
 
 class TerminalConsole(PlainConsole):
@@ -120,42 +91,20 @@ class TerminalConsole(PlainConsole):
         )
         self._task = self._progress.add_task(run_config.environment, total=self.total, metrics="compiling …")
 
-    def iteration(self, step: int, metrics: dict[str, float]) -> None:
+    def show(self, step: int, metrics: dict[str, float]) -> None:
         """Move the bar."""
-        self._first = self._first or (step, time.perf_counter())
         self._progress.update(self._task, completed=min(step, self.total), metrics=describe(metrics))
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line above the bar."""
         self._progress.console.print(line, soft_wrap=True, markup=False)
 
-    def __enter__(self) -> "TerminalConsole":
+    def __enter__(self) -> "PlainConsole":
+        self._telling.callback(self._progress.stop)
         self._progress.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._progress.stop()
+        return super().__enter__()
 
 
 def make_console(run_config: RunConfig) -> PlainConsole:
     """Return a progress bar where stdout is a terminal, plain lines elsewhere."""
     return TerminalConsole(run_config) if sys.stdout.isatty() else PlainConsole(run_config)
-
-
-def describe(metrics: dict[str, float]) -> str:
-    """Put the metrics of an iteration into a short line."""
-    episode_return = metrics["training/episode_reward"]
-    shown = "    –" if math.isnan(episode_return) else f"{episode_return:5.0f}"
-    return f"return {shown}  KL {metrics['training/kl']:.4f}  {metrics['training/sps']:,.0f} steps/s"
-
-
-def describe_evaluation(metrics: dict[str, float]) -> str:
-    """Put an evaluation into words."""
-    return f"{metrics['eval/episode_reward']:.0f} ± {metrics['eval/episode_reward_std']:.0f}"
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a duration as m:ss or h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

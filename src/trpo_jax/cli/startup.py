@@ -9,7 +9,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 
@@ -26,17 +25,9 @@ def prepare_streams() -> None:
 def configure_process() -> None:
     """Switch on JAX's persistent compilation cache and quiet the libraries underneath."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks on cached CPU code; read when jax is imported
-    import jax
+    from trpo_jax.training.compilation_cache import enable_compilation_cache
 
-    cache = cache_dir()
-    settings = {
-        "jax_compilation_cache_dir": None if cache is None else str(cache),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    for name, value in settings.items():
-        if not os.environ.get(name.upper()):
-            jax.config.update(name, value)
+    enable_compilation_cache()
     warnings.showwarning = _one_line
     logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -86,15 +77,3 @@ def _at_ctrl_c(handler: Callable[[int, Any], Any]) -> Iterator[None]:
 def _one_line(message, category, filename, lineno, file=None, line=None) -> None:
     """Show a warning as errors are shown: the line of code that it came from is none of the user's."""
     print(f"trpo-jax: warning: {message}", file=sys.stderr)
-
-
-def cache_dir() -> Path | None:
-    """Return where compiled programs are kept: $XDG_CACHE_HOME/trpo-jax/xla, by default in ~/.cache; None without a home.
-
-    JAX's own JAX_COMPILATION_CACHE_DIR goes before it.
-    """
-    try:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # a user that the system does not know, as in some containers
-        return None
-    return Path(root) / "trpo-jax" / "xla"

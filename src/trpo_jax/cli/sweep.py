@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import os
 import shlex
 import sys
 import time
@@ -17,9 +16,10 @@ import rich.table
 import tyro
 
 from trpo_jax.cli.arguments import parse
-from trpo_jax.cli.console import format_seconds, say
-from trpo_jax.cli.startup import cache_dir, ended_by_ctrl_c, raised_by_ctrl_c
+from trpo_jax.cli.console import say
+from trpo_jax.cli.startup import ended_by_ctrl_c, raised_by_ctrl_c
 from trpo_jax.config import ConfigError
+from trpo_jax.training.progress import compilations_told, format_seconds
 
 DESCRIPTION = (
     "Train the runs that a sweep file describes: environments × settings × seeds. Runs that differ in seeds and in the float "
@@ -108,6 +108,8 @@ def _executor(arguments: SweepArguments) -> Iterator[Any]:
 
         yield LocalExecutor(choose_devices(arguments.device))
         return
+    import jax
+
     from trpo_jax.sweep.ray_executor import RayExecutor
 
     gpus, tpus = arguments.gpus_per_program, arguments.tpus_per_program
@@ -117,7 +119,7 @@ def _executor(arguments: SweepArguments) -> Iterator[Any]:
         cpus_per_program=arguments.cpus_per_program,
         gpus_per_program=float(arguments.device == "gpu") if gpus is None else gpus,
         tpus_per_program=int(arguments.device == "tpu") if tpus is None else tpus,
-        cache_dir=os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir() or ""),
+        cache_dir=jax.config.jax_compilation_cache_dir,  # type: ignore[attr-defined]
     ) as executor:
         yield executor
 
@@ -132,7 +134,8 @@ def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any
         console = SweepConsole(folder.path, num_programs=len(planned))
         ended = ended_by_ctrl_c(console.last_words, lambda: console.has_begun)
         try:
-            with ended if arguments.executor == "local" else raised_by_ctrl_c():  # Ray's workers are to be told of the end
+            ending = ended if arguments.executor == "local" else raised_by_ctrl_c()  # Ray's workers are to be told of the end
+            with ending, compilations_told(say):
                 run_sweep(folder, planned, executor=executor, listener=console)
         except (KeyboardInterrupt, SystemExit):
             say(console.last_words())

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -23,6 +24,9 @@ ProgressFn = Callable[[int, dict[str, float]], None]
 
 TIMED_EVERY = 10
 """Every so many iterations the stages are timed, which costs their overlap."""
+
+WINDOW = 20
+"""Iterations over which speed is measured."""
 
 FAULTS_TO_WARN_OF = 0.1
 """Share of an iteration's samples."""
@@ -54,6 +58,26 @@ class Milestones(NamedTuple):
         return bool(due) or iteration in self.evaluations or iteration == self.num_iterations
 
 
+class Pace:
+    """Seconds an iteration takes, by the latest ones that nothing else took time of."""
+
+    def __init__(self) -> None:
+        self._undisturbed: deque[float] = deque(maxlen=WINDOW)
+        self._disturbed = 0
+
+    def disturb(self) -> None:
+        """Leave the next two iterations out: one waits for something else, and the other has gone on meanwhile."""
+        self._disturbed = 2
+
+    def of(self, elapsed: float) -> float:
+        """Return the pace after an iteration that has taken so many seconds; those, where there is no other yet."""
+        if self._disturbed:
+            self._disturbed -= 1
+        else:
+            self._undisturbed.append(elapsed)
+        return sum(self._undisturbed) / len(self._undisturbed) if self._undisturbed else elapsed
+
+
 class Loop:
     """One training."""
 
@@ -77,11 +101,13 @@ class Loop:
         self._unsaved: TrainState | None = None
         self._is_first = jax.process_index() == 0
         self._has_warned = False
+        self._pace = Pace()
 
     def run(self, state: TrainState, progress: Progress) -> TrainState:
         """Train from a state on, to the last iteration."""
         state = _with_num_iterations(state, self.milestones.num_iterations, progress.iteration)
         self._progress, self._last_report = progress, time.perf_counter()
+        self._pace.disturb()  # the first iteration compiles
         with deferred_interrupts() as interrupts:
             if self.store is not None and not self.store.goes_on:
                 self._unsaved = self.pipeline.snapshot(state)
@@ -117,6 +143,7 @@ class Loop:
         if is_timed:
             self._report_and_save()
             state, metrics, self._shares = self.pipeline.timed_update(state)
+            self._pace.disturb()
         else:
             state, metrics = self.pipeline.update(state)
             self._report_and_save()
@@ -141,7 +168,8 @@ class Loop:
         elapsed, self._last_report = now - self._last_report, now
         iteration, walltime = self._progress.iteration + 1, self._progress.walltime + elapsed
         self._progress = self._progress._replace(iteration=iteration, walltime=walltime)
-        metrics |= {"training/sps": self.trpo.steps_per_iteration / elapsed, "training/walltime": walltime} | self._shares
+        sps = self.trpo.steps_per_iteration / self._pace.of(elapsed)
+        metrics |= {"training/sps": sps, "training/walltime": walltime} | self._shares
         self.metrics |= metrics
         if self.callbacks.iteration_fn and self._is_first:
             self.callbacks.iteration_fn(self._steps, metrics)
@@ -180,11 +208,13 @@ class Loop:
         if self.callbacks.progress_fn:
             self.callbacks.progress_fn(self._steps, dict(self.metrics))
         self._last_report = time.perf_counter()
+        self._pace.disturb()
 
     def _save(self) -> None:
         """Start to write a checkpoint of the iteration reported last, if one is due."""
         if self.store is not None and self._unsaved is not None:
             self.store.save(self._steps, self._unsaved, self._progress)
+            self._pace.disturb()
         self._unsaved = None
 
     def _finish(self) -> None:

@@ -3,7 +3,9 @@
 import concurrent.futures
 import contextlib
 import functools
+import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,11 +16,17 @@ from trpo_jax.training.memory import check_program
 from trpo_jax.training.stages import Stages, run_stages
 from trpo_jax.training.state import TrainState
 
+COMPILATIONS = logging.getLogger(__name__)
+"""Is told, at level INFO, of every program that was compiled ahead and took TOLD_FROM seconds or more."""
+
+TOLD_FROM = 0.5
+
 
 class Program:
     """A jitted function, whose compilation can be begun ahead of its first call.
 
     Args:
+        name: what it is, for people.
         function: jitted.
         thread: that starts it; None for the caller's.
         move: positions of arguments, and where those arguments are to be put.
@@ -27,12 +35,13 @@ class Program:
 
     def __init__(
         self,
+        name: str,
         function: Any,
         thread: concurrent.futures.Executor | None = None,
         move: Mapping[int, jax.sharding.Sharding] | None = None,
         available_memory: int | None = None,
     ):
-        self._function, self._thread, self._move = function, thread, move or {}
+        self._name, self._function, self._thread, self._move = name, function, thread, move or {}
         self._available_memory = available_memory
         self._compiled: concurrent.futures.Future[Any] | None = None
         self._described: Any = None
@@ -46,9 +55,20 @@ class Program:
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return self.describe(*arguments)
         if self._compiled is None:
+            started = time.perf_counter()
             lowered = self._function.lower(*self._moved(arguments))
-            self._compiled, self._described = compilers.submit(lowered.compile), lowered.out_info
+            tracing = time.perf_counter() - started
+            self._compiled, self._described = compilers.submit(self._finish, lowered, tracing), lowered.out_info
         return self._described
+
+    def _finish(self, lowered: Any, tracing: float) -> Any:
+        """Compile what was traced, and tell how long both took."""
+        started = time.perf_counter()
+        compiled = lowered.compile()
+        took = tracing + time.perf_counter() - started
+        if took >= TOLD_FROM:
+            COMPILATIONS.info("compiled the %s in %.1f s", self._name, took)
+        return compiled
 
     def describe(self, *arguments: Any) -> Any:
         """Return what it returns, as `jax.ShapeDtypeStruct`, without compiling it."""

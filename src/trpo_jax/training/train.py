@@ -26,6 +26,7 @@ from trpo_jax.training.loop import Callbacks, Loop, Milestones, ProgressFn, loca
 from trpo_jax.training.memory import check_training
 from trpo_jax.training.pipeline import Pipeline, to_host
 from trpo_jax.training.program import Program, side_by_side
+from trpo_jax.training.progress import ProgressLines, compilations_told
 from trpo_jax.training.run_config import shipped_config
 from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
@@ -55,6 +56,7 @@ def train(
     run_evals: bool = True,
     log_training_metrics: bool = False,
     training_metrics_steps: int | None = None,
+    progress: bool = False,
     progress_fn: ProgressFn | None = None,
     iteration_fn: ProgressFn | None = None,
     policy_params_fn: Callable[[int, Callable[..., Policy], Params], None] | None = None,
@@ -94,6 +96,7 @@ def train(
         run_evals: False evaluates nothing, but calls back all the same.
         log_training_metrics: call progress_fn also with training metrics, every `training_metrics_steps`.
         training_metrics_steps: environment steps between such calls; None for each iteration.
+        progress: print a line for every program that is compiled, every evaluation, and about twenty iterations.
         progress_fn: called as progress_fn(steps, metrics) after each evaluation.
         iteration_fn: called likewise after each iteration, with training metrics only; it comes while the next one runs.
         policy_params_fn: called as policy_params_fn(steps, make_policy, params) after each evaluation.
@@ -152,9 +155,14 @@ def train(
             num_episodes=num_eval_envs,
             deterministic=deterministic_eval,
         )
-        evaluator = Program(jax.jit(evaluate, compiler_options=compiler_options(jax.local_devices())))
+        evaluator = Program("evaluation", jax.jit(evaluate, compiler_options=compiler_options(jax.local_devices())))
     if log_training_metrics:
         iteration_fn = _Also(iteration_fn, progress_fn, training_metrics_steps or 1, trpo.steps_per_iteration)
+    telling: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if progress and jax.process_index() == 0:
+        lines = ProgressLines(num_timesteps, functools.partial(print, flush=True))
+        iteration_fn, progress_fn = _in_turn(iteration_fn, lines.iteration), _in_turn(progress_fn, lines.evaluation)
+        telling = compilations_told(lines.say)
     devices = all_devices(max_devices_per_host)
     pipeline = Pipeline(trpo.iteration, devices)
     check_training(config, pipeline.state_like, devices)
@@ -165,15 +173,15 @@ def train(
         store = Store(save_checkpoint_path, resume=resume, keep=keep_checkpoints, origin=origin)
     state_key, eval_key = jax.random.split(jax.random.key(seed))
     earlier = store if store is not None and store.goes_on else None
-    with store or contextlib.nullcontext():
+    with store or contextlib.nullcontext(), telling:
         if earlier is not None:
-            state, progress = earlier.load(pipeline)
-            if progress.iteration > milestones.num_iterations:
-                allowed = f"at least {progress.iteration * trpo.steps_per_iteration}, which {save_checkpoint_path} has trained"
+            state, counted = earlier.load(pipeline)
+            if counted.iteration > milestones.num_iterations:
+                allowed = f"at least {counted.iteration * trpo.steps_per_iteration}, which {save_checkpoint_path} has trained"
                 raise ConfigError("num_timesteps", num_timesteps, allowed)
         else:
-            progress = Progress()
-        if progress.iteration < milestones.num_iterations:
+            counted = Progress()
+        if counted.iteration < milestones.num_iterations:
             _compile_ahead(pipeline, evaluator if milestones.evaluations else None, to_init=earlier is None)
         if earlier is None:
             state = pipeline.init(state_key)
@@ -187,7 +195,7 @@ def train(
             evaluator=evaluator,
             eval_key=eval_key,
         )
-        state = loop.run(state, progress)
+        state = loop.run(state, counted)
     return trpo.make_policy, local_params(state), loop.metrics
 
 
@@ -296,6 +304,14 @@ def _evaluations(num_iterations: int, num_evals: int) -> set[int]:
     if num_evals == 1 or num_iterations == 0:
         return {num_iterations}
     return {round(k * num_iterations / (num_evals - 1)) for k in range(num_evals)}
+
+
+def _in_turn(first: ProgressFn | None, then: ProgressFn) -> ProgressFn:
+    def both(steps: int, metrics: dict[str, float]) -> None:
+        first(steps, metrics)  # type: ignore[misc]
+        then(steps, metrics)
+
+    return both if first else then
 
 
 class _Also:

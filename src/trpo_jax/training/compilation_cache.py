@@ -1,0 +1,40 @@
+"""Keeping compiled programs from one process to the next."""
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def enable_compilation_cache(directory: str | Path | None = None) -> Path | None:
+    """Keep what JAX compiles, so that the next process starts quickly; best called before anything is compiled.
+
+    It switches on JAX's persistent compilation cache, for every program that takes half a second or more to compile. What
+    JAX's own environment variables say (JAX_COMPILATION_CACHE_DIR and its siblings) goes before it. The command line calls it.
+
+    Args:
+        directory: made when it is needed; by default $XDG_CACHE_HOME/trpo-jax/xla, with ~/.cache where that is not set.
+
+    Returns:
+        Where programs are kept; None where they are not, for want of a home directory.
+    """
+    default = default_cache_dir() if directory is None else Path(directory)
+    settings = {
+        "jax_compilation_cache_dir": None if default is None else str(default),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    for name, value in settings.items():
+        if not os.environ.get(name.upper()):
+            jax.config.update(name, value)
+    kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    return Path(kept) if kept else None
+
+
+def default_cache_dir() -> Path | None:
+    """Return the folder for compiled programs; None for a user without a home, as in some containers."""
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return Path(root) / "trpo-jax" / "xla"

@@ -1,0 +1,100 @@
+"""A training's progress in lines of text."""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+
+from trpo_jax.training.program import COMPILATIONS
+
+LINES_A_RUN = 20
+"""Progress is printed about so often."""
+
+
+class ProgressLines:
+    """Tells of a training as it goes on.
+
+    Args:
+        num_timesteps: environment steps of the whole training.
+        say: prints a line.
+    """
+
+    def __init__(self, num_timesteps: int, say: Callable[[str], None]):
+        self.total = max(num_timesteps, 1)
+        self.say = say
+        self._printed = 0
+        self._started = time.perf_counter()
+        self._first: tuple[int, float] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an iteration was reported."""
+        return self._first is not None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this was made."""
+        return time.perf_counter() - self._started
+
+    def iteration(self, step: int, metrics: dict[str, float]) -> None:
+        """Report an iteration."""
+        self._first = self._first or (step, time.perf_counter())
+        self.show(step, metrics)
+
+    def show(self, step: int, metrics: dict[str, float]) -> None:
+        """Print an iteration, or pass it over."""
+        if step * LINES_A_RUN // self.total > self._printed or step >= self.total:
+            self._printed = step * LINES_A_RUN // self.total
+            self.say(f"step {step:>10,}  {describe(metrics)}{self._left(step)}")
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Report an evaluation."""
+        if "eval/episode_reward" in metrics:
+            self.say(f"step {step:>10,}  evaluation: return {describe_evaluation(metrics)}")
+
+    def _left(self, step: int) -> str:
+        """Estimate from the pace since the first iteration, which compiled; it alone tells nothing."""
+        first_step, first_time = self._first or (step, self._started)
+        if step == first_step:
+            return ""
+        seconds = (time.perf_counter() - first_time) / (step - first_step) * max(self.total - step, 0)
+        return f"  {format_seconds(seconds)} left"
+
+
+@contextlib.contextmanager
+def compilations_told(say: Callable[[str], None]) -> Iterator[None]:
+    """Have a line for each program that is compiled, once it is."""
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    teller, before = Teller(logging.INFO), (COMPILATIONS.level, COMPILATIONS.propagate)
+    COMPILATIONS.addHandler(teller)
+    COMPILATIONS.setLevel(logging.INFO)
+    COMPILATIONS.propagate = False  # else another handler may tell of it, too
+    try:
+        yield
+    finally:
+        COMPILATIONS.removeHandler(teller)
+        COMPILATIONS.level, COMPILATIONS.propagate = before
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """Put the metrics of an iteration into a short line."""
+    episode_return = metrics["training/episode_reward"]
+    shown = "    –" if math.isnan(episode_return) else f"{episode_return:5.0f}"
+    return f"return {shown}  KL {metrics['training/kl']:.4f}  {metrics['training/sps']:,.0f} steps/s"
+
+
+def describe_evaluation(metrics: dict[str, float]) -> str:
+    """Put an evaluation into words."""
+    return f"{metrics['eval/episode_reward']:.0f} ± {metrics['eval/episode_reward_std']:.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as m:ss or h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
