@@ -24,8 +24,16 @@ def the_last_update_was_accepted(number, names):
     assert jnp.all(names["info"].accepted), f"block {number}"
 
 
+def the_mass_has_learned_to_come_to_its_goal(number, names):
+    if number == 1:
+        assert names["metrics"]["eval/episode_reward"] > 84
+    elif number == 2:
+        assert jnp.mean(names["state"].reward) > 0.8
+
+
 # A page and what must hold after each of its blocks: called with the block's number and the names defined so far.
 PAGES = {
+    "docs/environments.md": the_mass_has_learned_to_come_to_its_goal,
     "docs/policies.md": each_block_after_the_setup_ends_in_an_accepted_update,
     "docs/solver.md": the_last_update_was_accepted,
 }
@@ -39,6 +47,7 @@ def code_blocks(page):
         yield compile("\n" * lines_before + match[1], str(ROOT / page), "exec")
 
 
+@pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning", "ignore:Brax System:UserWarning")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_as_it_stands(page, monkeypatch):
     module = types.ModuleType(Path(page).stem)
