@@ -86,7 +86,10 @@ def check_policies_are_shown(capsys):
     assert capsys.readouterr().out == "wrote plot.png\n"
     assert main.run(["evaluate", "sweeps/mine/slow"]) == 2
     resume = ["train", "--resume", f"sweeps/mine/runs/{names[0]}", "--num-timesteps", "128", "--max-devices-per-host", "1"]
+    config = Path("sweeps/mine/runs", names[0], "config.toml")
+    before = config.read_text()
     assert main.run(resume) == 2
+    assert config.read_text() == before
     errors = capsys.readouterr().err.splitlines()
     assert errors[0].startswith(
         "trpo-jax evaluate: error: run: got 'sweeps/mine/slow', allowed: one of its 8 finished runs, such"

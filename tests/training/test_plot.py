@@ -119,7 +119,7 @@ def test_seeds_of_a_setting_are_their_mean_with_a_band(tmp_path):
     (band,) = returns.collections
     points = band.get_paths()[0].vertices.tolist()
     assert {(10.0, 1.0), (10.0, 3.0), (30.0, 3.0), (30.0, 9.0)} <= {tuple(point) for point in points}
-    assert [text.get_text() for text in returns.get_legend().get_texts()][2:] == ["lowest to highest of 2 seeds"]
+    assert [text.get_text() for text in returns.get_legend().get_texts()][2:] == ["lowest to highest seed"]
 
 
 def test_a_seed_that_has_not_come_as_far_counts_as_far_as_it_has_come(tmp_path):
@@ -162,6 +162,18 @@ def test_two_runs_of_one_setting_and_seed_are_told_apart_by_their_folders(tmp_pa
     names = ["before", "_af$ter$"]
     figure = draw(*(make_run(tmp_path / name) for name in names))
     assert legend(figure) == ["before", r" _af\$ter\$"]  # as matplotlib shows what it neither hides nor takes for a formula
+
+
+def test_two_sweeps_of_one_setting_are_told_apart_by_the_folders_that_their_runs_lie_in(tmp_path):
+    runs = [make_run(tmp_path / when / str(seed), seed=seed) for when in ("before", "after") for seed in (0, 1)]
+    (groups,) = plot.group_runs([plot.read_run(run.path, run.path.name) for run in runs]).values()
+    assert [(group.label, len(group.runs)) for group in groups] == [(str(tmp_path / "before"), 2), (str(tmp_path / "after"), 2)]
+
+
+def test_how_a_run_is_evaluated_and_saved_is_no_setting(tmp_path):
+    runs = [make_run(tmp_path / str(seed), seed=seed, num_evals=seed, keep_checkpoints=seed + 1) for seed in range(3)]
+    (groups,) = plot.group_runs([plot.read_run(run.path, run.path.name) for run in runs]).values()
+    assert [(group.label, len(group.runs)) for group in groups] == [("", 3)]
 
 
 def test_single_outcomes_are_shown_as_a_fraction(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 import os
 import re
 import signal
@@ -78,10 +79,15 @@ def test_each_program_that_takes_time_to_compile_is_told_of(monkeypatch, capsys)
     train(Target(), 16, config=SMALL, num_eval_envs=2, progress=True)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compiled")]
     found = [re.fullmatch(r"compiled the (.*) in \d+\.\d s", line)[1] for line in lines]
-    names = ["initial states", "networks", "keys", "rollout", "policy step", "critic's fit", "evaluation"]
+    names = ["environment reset", "initialization", "key splitting", "rollout", "policy step", "critic fit", "evaluation"]
     assert sorted(found) == sorted(names)
+    told = []
+    handler = logging.Handler()
+    handler.emit = told.append
+    monkeypatch.setattr(logging.root, "handlers", [handler])
     train(Target(), 16, config=SMALL, num_eval_envs=2)
     assert capsys.readouterr().out == ""
+    assert [record for record in told if record.name == program.__name__] == []
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=60), st.sets(st.integers(0, 59)))

@@ -18,6 +18,8 @@ from trpo_jax import (
     inference_params,
     make_trpo,
 )
+from trpo_jax.training.metrics import episode_metrics, record_step
+from trpo_jax.training.rollout import RolloutState
 
 SMALL = TRPOConfig(
     num_envs=8,
@@ -235,27 +237,50 @@ def test_the_critic_learns_through_a_time_limit(reward_scaling):
     assert metrics["training/episode_reward"] == metrics["training/episode_length"] == 5
 
 
-def test_the_return_is_known_from_the_first_iteration_and_is_that_of_whole_episodes():
-    """Of 32 episodes of 50 steps some come to their limit within 4 steps: they count as if all 50 had been played."""
+def test_where_no_episode_ends_early_the_return_is_known_after_half_a_time_limit():
+    """Of 32 episodes of 50 steps some come to their limit in every 4 steps; half of one is enough to tell the rest."""
     config = dataclasses.replace(SMALL, num_envs=32, unroll_length=4, episode_length=50)
     trpo = make_trpo(ConstantReward(), config)
     state, known = trpo.init(jax.random.key(0)), []
     for _ in range(16):
         state, metrics = iterate(trpo, state, 1)
-        known.append(float(metrics["training/num_episodes"]))
-        assert metrics["training/episode_reward"] == pytest.approx(50.0)
-        assert metrics["training/episode_length"] == pytest.approx(50.0)
-    assert known[0] > 0
-    assert max(np.diff([0, *known[:13]])) <= 4  # of 32 environments, in each twelfth of an episode
-    assert known[13:] == [32.0] * 3
+        known.append(int(metrics["training/num_episodes"]))
+        if known[-1]:
+            assert metrics["training/episode_reward"] == pytest.approx(50.0)
+            assert metrics["training/episode_length"] == pytest.approx(50.0)
+    assert known[5] == 0 < known[6]
+    assert 0 < max(np.diff(known)) <= 4  # they come one after another
+    assert min(np.diff(known)) >= 0
+    assert known[-1] > 16
 
 
-def test_an_episode_that_ends_by_itself_counts_as_it_was_however_it_began():
-    config = dataclasses.replace(SMALL, num_envs=32, unroll_length=8, episode_length=1000)
-    trpo = make_trpo(Counter(lifetime=6), config)
-    _, metrics = iterate(trpo, trpo.init(jax.random.key(0)), 1)
-    assert metrics["training/num_episodes"] == 32
-    assert metrics["training/episode_length"] == pytest.approx(6.0, abs=0.2)  # of the few that the limit ended, 1000
+@pytest.mark.parametrize(("lifetime", "when"), [(6, 1), (300, 38), (1000, 63)])
+def test_where_episodes_end_early_only_those_count_that_were_played_from_their_start(lifetime, when):
+    """What comes to its limit sooner has not shown how long it would have lasted."""
+    config = dataclasses.replace(SMALL, num_envs=512, unroll_length=8, episode_length=1000)
+    trpo = make_trpo(Counter(lifetime=lifetime), config)
+    rollout = trpo.init(jax.random.key(0)).rollout
+    record = jax.jit(lambda state, key: play(trpo, state, key))
+    for count in range(1, 70):
+        rollout, metrics = record(rollout, jax.random.key(count))
+        length, known = float(metrics["training/episode_length"]), int(metrics["training/num_episodes"])
+        assert (known > 0) == (count >= when)
+        if known:
+            assert length == pytest.approx(lifetime)
+
+
+def play(trpo, rollout, key):
+    """Let environments be for the steps of a rollout, whatever is done in them; return also what is reported of episodes."""
+    environment, action = trpo.iteration.environment, jnp.zeros((trpo.config.num_envs, 2))
+    starts = environment.reset(jax.random.split(key, trpo.config.num_envs))
+
+    def step(state, _):
+        environments, final, fault = environment.step(state.environments, action, starts)
+        done, at_limit = final.terminated | final.truncated, environment.has_reached_limit(final)
+        return RolloutState(environments, record_step(state.episodes, final.reward, done, fault, at_limit)), None
+
+    rollout, _ = jax.lax.scan(step, rollout, None, length=trpo.config.unroll_length)
+    return rollout, episode_metrics(rollout.episodes, trpo.config.action_repeat)
 
 
 def test_initial_states_are_fresh_within_and_across_iterations():

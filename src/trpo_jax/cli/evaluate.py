@@ -33,7 +33,7 @@ def evaluate_command(arguments: list[str]) -> int:
 
     import jax
 
-    from trpo_jax.sweep.folder import find_runs
+    from trpo_jax.sweep.finding import find_runs
     from trpo_jax.training.evaluate import confidence_interval, summarize
     from trpo_jax.training.fields import setting_in_words, short_names
     from trpo_jax.training.run import evaluate_runs

@@ -13,7 +13,7 @@ DESCRIPTION = (
     "Draw the learning curves of runs into one picture: return in training and evaluation, mean KL and its bound, the "
     "fraction of updates that were accepted, the critic's explained variance, and speed, all over environment steps. Seeds of "
     "one setting become their mean with a band; each environment has panels of its own. Works on runs that are still going "
-    "on, too."
+    "on, too, but for those of a sweep."
 )
 
 
@@ -34,7 +34,7 @@ def plot_command(arguments: list[str]) -> int:
     if not parsed.runs:
         raise ConfigError("RUN", "", "one or more folders that a training wrote")
 
-    from trpo_jax.sweep.folder import find_runs
+    from trpo_jax.sweep.finding import find_runs
     from trpo_jax.training.plot import plot_runs
 
     paths = list(dict.fromkeys(run.path for each in parsed.runs for run in find_runs(each)))

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -43,7 +44,7 @@ def render_command(arguments: list[str]) -> int:
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a screen; read when mujoco is imported
 
-    from trpo_jax.sweep.folder import best_run
+    from trpo_jax.sweep.finding import best_run
     from trpo_jax.training.run_folder import open_run_folder
 
     folder, run_config = open_run_folder(best_run(parsed.run))
@@ -58,6 +59,8 @@ def render_command(arguments: list[str]) -> int:
     )
     episode = rendering.episode
     end = "" if episode.ended else ", where it was cut off"
+    if folder.path != Path(parsed.run):
+        print(folder.path.name)
     print(f"{run_config.environment} ({run_config.backend}) after {rendering.step:,} steps")
     print(f"an episode of {len(episode.poses) - 1} actions{end}; return {episode.episode_return:.1f}")
     for file in rendering.files:

@@ -12,9 +12,10 @@ from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import make_console
 from trpo_jax.cli.startup import ended_by_ctrl_c, raised_by_ctrl_c
 from trpo_jax.config import ConfigError, MissingPackageError, to_mapping
+from trpo_jax.training.checkpoint import CheckpointError
 from trpo_jax.training.files import write_whole
 from trpo_jax.training.loggers import Logger, TensorBoardLogger, WandbLogger
-from trpo_jax.training.run_config import RunConfig, starting_config, write_run_config
+from trpo_jax.training.run_config import BESIDE_TRAINING, RunConfig, starting_config, write_run_config
 from trpo_jax.training.run_folder import MetricsLog, RunFolder, create_run_folder, open_run_folder
 
 DESCRIPTION = (
@@ -25,7 +26,7 @@ DESCRIPTION = (
     "`trpo-jax train --resume RUN` goes on with an earlier run as if it had not been interrupted."
 )
 
-CHANGEABLE = ("num_timesteps", "num_evals", "num_eval_envs", "deterministic_eval", "checkpoint_interval", "keep_checkpoints")
+CHANGEABLE = ("num_timesteps", *BESIDE_TRAINING)
 """What may be set anew when a run goes on."""
 
 
@@ -216,10 +217,10 @@ def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfi
                 progress_fn=console.evaluation,
                 iteration_fn=console.iteration,
             )
-    except (ConfigError, MissingPackageError, RuntimeError):  # the last from JAX: no device, no memory
-        if resumed:
+    except (ConfigError, MissingPackageError, CheckpointError, RuntimeError):  # the last from JAX: no device, no memory
+        if resumed and not console.has_begun:
             write_whole(folder.config, before)
-        else:
+        elif not resumed:
             folder.discard()
         raise
 

@@ -5,8 +5,6 @@ import csv
 import hashlib
 import io
 import json
-import math
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,9 +80,7 @@ class SweepFolder:
                 allowed = f"a sweep that has the finished runs of this folder, {missing[0]} among them; or a new folder"
                 raise ConfigError("sweep_dir", str(self.path), allowed)
         self._check_ours()
-        if any(self.runs.glob("*.jsonl")):
-            allowed = "a new folder, since an earlier version of trpo_jax wrote this one's runs, without their policies"
-            raise ConfigError("sweep_dir", str(self.path), allowed)
+        self._check_version()
         write_whole(self.plan, json.dumps(list(new.values()), indent=1) + "\n")
         self.runs.mkdir(exist_ok=True)
         self.unfinished.mkdir(exist_ok=True)
@@ -93,12 +89,18 @@ class SweepFolder:
         if not self.plan.is_file() and any(path.name not in (LOCK, f"plan.json{NEW}") for path in self.path.iterdir()):
             raise ConfigError("sweep_dir", str(self.path), "a folder of a sweep, a new or an empty one; nothing was changed")
 
+    def _check_version(self) -> None:
+        if any(self.runs.glob("*.jsonl")):
+            allowed = "a folder whose runs this version of trpo_jax wrote; an earlier one did, without their policies"
+            raise ConfigError("sweep_dir", str(self.path), allowed)
+
     def planned(self) -> dict[str, dict[str, Any]]:
         """Return the runs that the plan names, by name, as it describes them.
 
         Raises:
-            ConfigError: no plan that can be read.
+            ConfigError: no plan that can be read, or runs of an earlier version of this package.
         """
+        self._check_version()
         try:
             return {run["run"]: run for run in json.loads(self.plan.read_text(encoding="utf-8"))}
         except (OSError, ValueError, TypeError, KeyError):
@@ -127,7 +129,7 @@ class SweepFolder:
             body = run.metrics.read_text(encoding="utf-8")
             end = json.loads((run.path / RESULT).read_text(encoding="utf-8"))
             result = end["result"]
-            whole = end["digest"] == _digest(body, result) and result["run"] == name
+            whole = end["digest"] == _digest(body, result) and result["run"] == name and has_checkpoints(run.checkpoints)
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return Finished(body, result) if whole else None
@@ -204,60 +206,6 @@ def begin_together(folder: Path, names: Sequence[str]) -> None:
     """Make the folder for training runs together, and write down which they are."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "runs.json", json.dumps(list(names)) + "\n")
-
-
-class FoundRun(NamedTuple):
-    """A run that a path names."""
-
-    path: Path
-    """Its folder."""
-    swept: dict[str, Any]
-    """The fields in which the settings of its sweep differ; empty for a run by itself."""
-    result: dict[str, Any] | None
-    """Its row of the table, if it is part of a sweep."""
-
-
-def find_runs(path: Path | str) -> list[FoundRun]:
-    """Return the runs that a path names: all finished ones of a sweep's folder, those of SWEEP/NAME, or one in its own folder.
-
-    NAME is that of a run, without its hash or with the first digits of that, without its seed or with it: `hopper`,
-    `hopper-seed0`, `hopper-83e`, `hopper-83e-seed0`.
-
-    Raises:
-        ConfigError: a sweep without such a run that is finished. Whether a folder outside of sweeps is that of a run is
-            for `open_run_folder` to say.
-    """
-    path = Path(path)
-    within, name = (path, "") if _is_sweep(path) else (path.parent, path.name)
-    if not _is_sweep(within):
-        return [FoundRun(path, {}, None)]
-    folder = SweepFolder(within)
-    planned = folder.planned()
-    finished = {each: found for each in planned if (found := folder.finished(each)) is not None}
-    chosen = [each for each in finished if not name or _is_named(each, name)]
-    if not chosen:
-        some = f"one of its {len(finished)} finished runs, such as {within / next(iter(finished))}" if finished else ""
-        raise ConfigError("run", str(path), some or f"a run of the sweep {within}, which has finished none yet")
-    return [FoundRun(folder.run(each).path, planned[each]["swept"], finished[each].result) for each in chosen]
-
-
-def best_run(path: Path | str) -> Path:
-    """Return the folder of the run that a path names; of several, of the one with the highest return. Raises as `find_runs`."""
-    found = find_runs(path)
-    return max(
-        found, key=lambda run: run.result["return"] if run.result and run.result["return"] is not None else -math.inf
-    ).path
-
-
-def _is_sweep(path: Path) -> bool:
-    return SweepFolder(path).plan.is_file()
-
-
-def _is_named(name: str, typed: str) -> bool:
-    """Tell whether a run is meant by what was typed for its name."""
-    environment, digest, seed = name.rsplit("-", 2)
-    parts = re.fullmatch(rf"{re.escape(environment)}(?:-([0-9a-f]+))?(?:-(seed[0-9]+))?", typed)
-    return parts is not None and digest.startswith(parts[1] or "") and parts[2] in (None, seed)
 
 
 def _digest(body: str, result: dict[str, Any]) -> str:

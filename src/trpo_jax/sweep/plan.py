@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from trpo_jax.config import ConfigError, errors_in
 from trpo_jax.sweep.spec import Sweep, read_sweep
 from trpo_jax.training.fields import fields_of, with_fields
 from trpo_jax.training.run import resolve
-from trpo_jax.training.run_config import RunConfig, starting_config
+from trpo_jax.training.run_config import RunConfig, program_of, starting_config
 
 
 class Run(NamedTuple):
@@ -72,7 +70,7 @@ def cells_of(runs: Sequence[Run]) -> tuple[Cell, ...]:
     """Put runs together that one program can train."""
     cells: dict[Any, list[Run]] = {}
     for run in runs:
-        cells.setdefault(_program(run.config), []).append(run)
+        cells.setdefault(program_of(run.config), []).append(run)
     return tuple(Cell(tuple(each)) for each in cells.values())
 
 
@@ -82,8 +80,3 @@ def _run(source: str, setting: dict[str, Any], config: RunConfig) -> Run:
     seed = fields.pop("seed")
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     return Run(f"{config.environment}-{digest[:12]}-seed{seed}", source, setting, config)
-
-
-def _program(config: RunConfig) -> Any:
-    """Return what two configurations share if one program can train both: all but the seed and the pytree's leaves."""
-    return jax.tree.structure(dataclasses.replace(config, seed=0))

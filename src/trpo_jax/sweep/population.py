@@ -44,13 +44,13 @@ class Population:
         self._draw_keys, self._begin_keys, self._hyperparameters = self._spread((draw_keys, begin_keys, hyperparameters))
         advance, draw, collect, improve, fit = iteration.stages
         self._stages: Any = Stages(
-            advance=Program("keys", self._over_runs(advance)),
-            draw=Program("initial states", self._over_runs(draw, simulates=True)),
+            advance=Program("key splitting", self._over_runs(advance)),
+            draw=Program("environment reset", self._over_runs(draw, simulates=True)),
             collect=Program("rollout", self._over_runs(collect, donate=1, simulates=True)),
             improve=Program("policy step", self._over_runs(improve)),
-            fit=Program("critic's fit", self._over_runs(fit, for_fit=True)),
+            fit=Program("critic fit", self._over_runs(fit, for_fit=True)),
         )
-        self._begin = Program("networks", self._over_runs(iteration.begin))
+        self._begin = Program("initialization", self._over_runs(iteration.begin))
         self._restart, self._fold_in = self._over_runs(iteration.restart), self._over_runs(jax.random.fold_in)
         self._strip = jax.jit(functools.partial(jax.tree.map, lambda leaf: jnp.copy(leaf[: self._num_runs])))
         self._evaluate: Program | None = None

@@ -13,7 +13,7 @@ class FileError(OSError):
     @classmethod
     def unwritable(cls, path: Path | str, error: OSError) -> "FileError":
         """Return the error in words."""
-        return cls(f"{path} cannot be written: {error.strerror}")
+        return cls(f"{path} cannot be written: {error.strerror or error}")
 
 
 def write_whole(path: Path | str, text: str) -> None:

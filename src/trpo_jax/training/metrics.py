@@ -23,13 +23,18 @@ class EpisodeStatistics(NamedTuple):
     last_return: Float[Array, "N"]
     last_length: Float[Array, "N"]
     has_finished: Bool[Array, "N"]
+    is_whole: Bool[Array, "N"]
+    """Whether the latest finished episode was played from its first step to its end, and is no estimate."""
+    ended_early: Bool[Array, "N"]
+    """Whether any episode has ended before its time limit."""
 
 
 def init_episode_statistics(reward: Float[Array, "N"], age: Float[Array, "N"]) -> EpisodeStatistics:
     """Start with no episode finished; returns have at least the precision of these rewards and of float32."""
     returns = jnp.zeros_like(upcast(reward))
     lengths = jnp.zeros_like(reward, jnp.float32)
-    return EpisodeStatistics(returns, lengths, age, returns, lengths, jnp.zeros_like(reward, bool))
+    none = jnp.zeros_like(reward, bool)
+    return EpisodeStatistics(returns, lengths, age, returns, lengths, none, none, none)
 
 
 def record_step(
@@ -41,20 +46,23 @@ def record_step(
 ) -> EpisodeStatistics:
     """Count one step of each environment; an episode that a fault breaks off is forgotten.
 
-    One that was begun late and comes to the time limit counts as if it had gone on at the same rate for its whole length.
+    Of one that counts as old when it begins, and that the time limit ends, the rest is estimated: as if it had gone on at
+    the same rate for its whole length. If that is less than half of it, it is forgotten.
     """
     running_return = statistics.running_return + reward
     running_length = statistics.running_length + 1
-    finished = done & ~fault
-    whole_length = running_length + jnp.where(at_limit, statistics.age, 0)
-    whole_return = running_return * (whole_length / running_length).astype(running_return.dtype)
-    counted = EpisodeStatistics(
-        running_return,
-        running_length,
-        statistics.age,
-        jnp.where(finished, whole_return, statistics.last_return),
-        jnp.where(finished, whole_length, statistics.last_length),
-        statistics.has_finished | finished,
+    is_cut = at_limit & (statistics.age > 0)
+    finished = done & ~fault & ~(is_cut & (running_length < statistics.age))
+    length = running_length + jnp.where(is_cut, statistics.age, 0)
+    estimate = running_return * (length / running_length).astype(running_return.dtype)
+    counted = statistics._replace(
+        running_return=running_return,
+        running_length=running_length,
+        last_return=jnp.where(finished, estimate, statistics.last_return),
+        last_length=jnp.where(finished, length, statistics.last_length),
+        has_finished=statistics.has_finished | finished,
+        is_whole=statistics.is_whole | (finished & ~is_cut),
+        ended_early=statistics.ended_early | (finished & ~at_limit),
     )
     return break_off(counted, done | fault)
 
@@ -69,13 +77,17 @@ def break_off(statistics: EpisodeStatistics, which: Bool[Array, "N"]) -> Episode
 
 
 def episode_metrics(statistics: EpisodeStatistics, action_repeat: int) -> Metrics:
-    """Report mean return and mean length of each environment's latest finished episode; 0 before any has finished."""
-    finished = jnp.sum(statistics.has_finished, dtype=jnp.float32)
-    scale = 1.0 / jnp.maximum(finished, 1)
+    """Report mean return and mean length of each environment's latest finished episode; 0 before any has finished.
+
+    Estimates count only as long as no episode anywhere has ended early: they are of those that came to the limit.
+    """
+    counted = jnp.where(jnp.any(statistics.ended_early), statistics.is_whole, statistics.has_finished)
+    num_episodes = jnp.sum(counted, dtype=jnp.float32)
+    scale = 1.0 / jnp.maximum(num_episodes, 1)
     return {
-        "training/episode_reward": jnp.sum(statistics.last_return) * scale,
-        "training/episode_length": jnp.sum(statistics.last_length) * scale * action_repeat,
-        "training/num_episodes": finished,
+        "training/episode_reward": jnp.sum(jnp.where(counted, statistics.last_return, 0)) * scale,
+        "training/episode_length": jnp.sum(jnp.where(counted, statistics.last_length, 0)) * scale * action_repeat,
+        "training/num_episodes": num_episodes,
     }
 
 

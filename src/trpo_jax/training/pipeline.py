@@ -74,7 +74,7 @@ class Pipeline:
         self._fold_in = jit(jax.random.fold_in, out_shardings=everywhere)
         self._restart = jit(iteration.restart, out_shardings=spread)
         self._copy = jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=spread)
-        self._begin = Program("networks", jit(iteration.begin, out_shardings=TrainState(**beginning)))
+        self._begin = Program("initialization", jit(iteration.begin, out_shardings=TrainState(**beginning)))
         # XLA runs in order what one thread starts on a CPU, so that beside a rollout runs what another thread starts. Only
         # programs of one device may: those of several wait for each other, and must start in one order everywhere.
         aside = concurrent.futures.ThreadPoolExecutor(1) if one_processor else None
@@ -82,8 +82,8 @@ class Pipeline:
         advance, draw, collect, improve, fit = iteration.stages
         program = functools.partial(Program, available_memory=available_memory(devices[0]))
         self.stages: Any = Stages(
-            advance=program("keys", jit(advance, out_shardings=everywhere), thread=beforehand),
-            draw=program("initial states", jit(draw, out_shardings=by_time), thread=beforehand),
+            advance=program("key splitting", jit(advance, out_shardings=everywhere), thread=beforehand),
+            draw=program("environment reset", jit(draw, out_shardings=by_time), thread=beforehand),
             collect=program(
                 "rollout",
                 jit(collect, donate_argnums=1, out_shardings=(spread, by_time, everywhere)),
@@ -95,7 +95,7 @@ class Pipeline:
                 move={2: learning, 4: learning, 5: learning} if apart else {},
             ),
             fit=program(
-                "critic's fit",
+                "critic fit",
                 jit(fit, out_shardings=learning, compiler_options=compiler_options(devices, for_fit=True)),
                 move={3: learning, 4: learning} if apart else {},
                 thread=aside,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from trpo_jax.config import ConfigError, MissingPackageError
 from trpo_jax.training.fields import fields_of, setting_in_words, short_names
 from trpo_jax.training.files import FileError
+from trpo_jax.training.run_config import BESIDE_TRAINING
 from trpo_jax.training.run_folder import open_run_folder, read_metrics
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -37,6 +38,8 @@ class RunCurves(NamedTuple):
 
     name: str
     """Of its folder."""
+    parent: str
+    """The folder of that."""
     fields: Mapping[str, Any]
     """Its configuration, by dotted names."""
     curves: dict[str, Curve]
@@ -86,7 +89,7 @@ SMALL_PANELS = (
 )
 EVALUATION = "eval/episode_reward"
 MAX_KL = "trust_region.max_kl"
-TOLD_APART = ("environment", "seed")
+NOT_OF_THE_SETTING = ("environment", "seed", *BESIDE_TRAINING)
 """Fields in which runs of one setting may differ."""
 
 
@@ -121,14 +124,14 @@ def run_names(paths: Sequence[Path | str]) -> list[str]:
 def read_run(path: Path | str, name: str) -> RunCurves:
     """Read what is drawn of a run; raises ConfigError where there is no run, or none of its metrics."""
     folder, run_config = open_run_folder(path)
-    return RunCurves(name, fields_of(run_config), read_curves(folder.metrics))
+    return RunCurves(name, str(folder.path.parent), fields_of(run_config), read_curves(folder.metrics))
 
 
 def group_runs(runs: Sequence[RunCurves]) -> dict[str, list[Group]]:
     """Put the seeds of each setting together, by environment, in the order of their first appearance.
 
     A setting is named by the fields in which runs of one environment differ. Where two runs of a setting have the same
-    seed too, something else tells them apart: each is then a group of its own, with the name of its folder.
+    seed, something else tells them apart: the folder that they lie in, or else the name of each.
     """
     by_environment: dict[str, list[RunCurves]] = {}
     for run in runs:
@@ -141,20 +144,25 @@ def group_runs(runs: Sequence[RunCurves]) -> dict[str, list[Group]]:
         for run in some:
             label = setting_in_words({words[name]: run.fields.get(name) for name in dict.fromkeys(differing)})
             by_label.setdefault(label, []).append(run)
-        groups[environment] = [group for label, seeds in by_label.items() for group in _told_apart(label, seeds)]
+        groups[environment] = [group for label, seeds in by_label.items() for group in _split(label, seeds)]
     return groups
 
 
 def _differing(runs: Sequence[RunCurves]) -> list[str]:
     """Return the fields in which runs differ, apart from those that one setting may have several of."""
-    names = dict.fromkeys(name for run in runs for name in run.fields if name not in TOLD_APART)
+    names = dict.fromkeys(name for run in runs for name in run.fields if name not in NOT_OF_THE_SETTING)
     return [name for name in names if any(run.fields.get(name) != runs[0].fields.get(name) for run in runs)]
 
 
-def _told_apart(label: str, runs: Sequence[RunCurves]) -> Iterator[Group]:
+def _split(label: str, runs: Sequence[RunCurves], *, by_parent: bool = True) -> Iterator[Group]:
+    """Put runs of one setting into groups in which no seed comes twice."""
     seeds = [run.fields["seed"] for run in runs]
     if len(set(seeds)) == len(seeds):
         yield Group(label, tuple(runs))
+    elif by_parent:
+        for parent in dict.fromkeys(run.parent for run in runs):
+            name = ", ".join(filter(None, [label, parent]))
+            yield from _split(name, [run for run in runs if run.parent == parent], by_parent=False)
     else:
         yield from (Group(run.name, (run,)) for run in runs)
 
@@ -329,7 +337,6 @@ def _draw_evaluations(axis: Any, groups: Sequence[Group], styles: Mapping[str, d
         *axis.plot([], [], lw=1.8, color=GREY, label="training"),
         *axis.plot([], [], **POINTS, color=GREY, label="evaluation"),
     ]
-    num_seeds = max(len(group.runs) for group in groups)
-    if num_seeds > 1:
-        handles.append(Patch(color=GREY, alpha=0.3, lw=0, label=f"lowest to highest of {num_seeds} seeds"))
+    if any(len(group.runs) > 1 for group in groups):
+        handles.append(Patch(color=GREY, alpha=0.3, lw=0, label="lowest to highest seed"))
     axis.legend(handles=handles, loc="best", frameon=False, fontsize=9, labelcolor=GREY)

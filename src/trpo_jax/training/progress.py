@@ -78,7 +78,8 @@ def compilations_told(say: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         COMPILATIONS.removeHandler(teller)
-        COMPILATIONS.level, COMPILATIONS.propagate = before
+        COMPILATIONS.setLevel(before[0])
+        COMPILATIONS.propagate = before[1]
 
 
 def describe(metrics: dict[str, float]) -> str:

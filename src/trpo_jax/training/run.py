@@ -16,7 +16,7 @@ from trpo_jax.training.inference import Params, PolicyMaker
 from trpo_jax.training.loggers import Logger
 from trpo_jax.training.loop import ProgressFn
 from trpo_jax.training.pipeline import host_like
-from trpo_jax.training.run_config import RunConfig
+from trpo_jax.training.run_config import RunConfig, program_of
 from trpo_jax.training.run_folder import RunFolder, open_run_folder, read_metrics
 from trpo_jax.training.state import inference_params
 from trpo_jax.training.train import train
@@ -174,7 +174,7 @@ def evaluate_runs(paths: Sequence[str | Path], *, num_episodes: int, determinist
     runs = [open_run_folder(path) for path in paths]
     programs: dict[Any, tuple[TRPO, Callable[[Params, Any], Episodes]]] = {}
     for folder, config in runs:
-        kind = jax.tree.structure(dataclasses.replace(config, seed=0))  # all but the seed and what may be traced
+        kind = program_of(config)
         if kind not in programs:
             trpo = make_trpo(run_environment(config), config.trpo)
             evaluate = make_evaluator(

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import tomli_w
 import tyro
 
@@ -40,6 +41,9 @@ class RunConfig:
     """So many of the newest checkpoints stay."""
     trpo: Annotated[TRPOConfig, tyro.conf.arg(name="")] = TRPOConfig()  # its fields stand beside the others
 
+
+BESIDE_TRAINING = ("num_evals", "num_eval_envs", "deterministic_eval", "checkpoint_interval", "keep_checkpoints")
+"""Fields that do not change what is trained."""
 
 ACCELERATOR = "accelerator"
 """Table of a configuration file that is put over the rest of it where JAX's default device is no CPU, and the file in
@@ -82,6 +86,11 @@ def run_config_from_mapping(mapping: dict[str, Any], defaults: RunConfig = RunCo
     trpo = {name: value for name, value in mapping.items() if name in to_mapping(defaults.trpo)}
     run = {name: value for name, value in mapping.items() if name not in trpo}
     return dataclasses.replace(from_mapping(defaults, run), trpo=from_mapping(defaults.trpo, trpo))
+
+
+def program_of(run_config: RunConfig) -> Any:
+    """Return what two configurations share if one compiled program serves both: all but the seed and the pytree's leaves."""
+    return jax.tree.structure(dataclasses.replace(run_config, seed=0))
 
 
 def write_run_config(path: Path | str, run_config: RunConfig) -> None:

@@ -126,7 +126,7 @@ class MetricsLog:
 
     def __init__(self, path: Path):
         self._path = path
-        lines = _whole_lines(path)
+        lines = [line for line, _ in _whole_lines(path)] if path.exists() else []
         self._earlier: list[str] | None = lines
         self._file = _rewrite(path, lines)
 
@@ -151,11 +151,10 @@ def _place(record: dict[str, Any]) -> tuple[int, bool]:
     return record["step"], any(name.startswith("eval/") for name in record)
 
 
-def _whole_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if metrics_record(line) is not None]
+def _whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the lines of metrics.jsonl that are whole, each with what it records."""
+    lines = path.read_bytes().splitlines()
+    return [(line.decode(), record) for line in lines if (record := metrics_record(line)) is not None]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -167,10 +166,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         ConfigError: there is no such file.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        return [record for _, record in _whole_lines(path)]
     except OSError as error:
         raise ConfigError("metrics", str(path), f"a file that a training wrote ({error.strerror})") from None
-    return list(filter(None, map(metrics_record, lines)))
 
 
 def metrics_record(line: str | bytes) -> dict[str, Any] | None:
