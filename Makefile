@@ -7,14 +7,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ENV ?= ant
 
-.PHONY: train test lint format bench clean
+.PHONY: train test test-slow test-all lint format bench clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed          ## train Ant to walk; `make train ENV=hopper` for another environment
 	$(BIN)/trpo-jax train $(ENV) $(ARGS)
 
-test: $(VENV)/.installed-dev       ## run the tests
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+test: $(VENV)/.installed-dev       ## run the tests, but for those that repeat at length what others show
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-dev  ## run the others
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(ARGS)
+
+test-all: test test-slow           ## run all tests
 
 lint: $(VENV)/.installed-dev       ## check style, types and the layering of the packages
 	$(BIN)/ruff check .
