@@ -49,10 +49,12 @@ def find_runs(path: Path | str) -> list[FoundRun]:
 
 def best_run(path: Path | str) -> Path:
     """Return the folder of the run that a path names; of several, of the one with the highest return. Raises as `find_runs`."""
-    found = find_runs(path)
-    return max(
-        found, key=lambda run: run.result["return"] if run.result and run.result["return"] is not None else -math.inf
-    ).path
+    return max(find_runs(path), key=_score).path
+
+
+def _score(run: FoundRun) -> float:
+    score = (run.result or {}).get("return")
+    return -math.inf if score is None else score
 
 
 def _is_sweep(path: Path) -> bool:
