@@ -94,6 +94,7 @@ def test_speeds_are_measured_once(tmp_path, monkeypatch):
         suite.known_speeds(tmp_path, run, brax_ppo.SMALL_SCALE, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.brax
 def test_ppo_is_trained_by_seeds_and_what_is_done_is_not_done_again(tmp_path, capsys):
     small = {"num_envs": 16, "batch_size": 16, "num_minibatches": 1, "unroll_length": 8}

@@ -120,7 +120,8 @@ def _sweep_without_disk(path, limit):
     (path / "code").write_text(str(code))
 
 
-@pytest.mark.parametrize("limit", [6_000, 25_000])  # too small for the plan; large enough for that, and not for the rest
+# Too small for the plan; large enough for that, and not for the rest.
+@pytest.mark.parametrize("limit", [pytest.param(6_000, marks=pytest.mark.slow), 25_000])
 def test_a_full_disk_is_one_clear_line_and_nothing_is_lost(limit, tmp_path, spawn):
     Path("mine.toml").write_text(SWEEP.replace("num_timesteps = 64", "num_timesteps = 640"))
     spawn(_sweep_without_disk, tmp_path, limit).join()

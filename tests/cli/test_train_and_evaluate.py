@@ -100,7 +100,8 @@ def test_a_finished_run_is_not_overwritten(finished_run, environment):
 
 
 @pytest.mark.brax
-@pytest.mark.parametrize("moment", [2.0, 4.0, 6.0, 9.0])  # the first when Python itself is up, on a busy machine too
+# The first when Python itself is up, on a busy machine too.
+@pytest.mark.parametrize("moment", [2.0, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (4.0, 6.0, 9.0))])
 def test_ctrl_c_before_the_training_ends_the_process_at_once(finished_run, environment, moment):
     """While Python imports, JAX traces and XLA compiles; an exception is lost there in one of two tries."""
     cwd, name = finished_run[0], f"early-{moment}"

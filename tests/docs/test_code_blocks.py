@@ -38,6 +38,9 @@ PAGES = {
     "docs/solver.md": the_last_update_was_accepted,
 }
 
+SLOW = ("docs/policies.md",)
+"""Their libraries are those of tests/objective/test_policies.py."""
+
 
 def code_blocks(page):
     """The page's blocks, compiled such that an error names the page and its line."""
@@ -48,7 +51,7 @@ def code_blocks(page):
 
 
 @pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning", "ignore:Brax System:UserWarning")
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in PAGES])
 def test_the_code_of_a_page_runs_as_it_stands(page, monkeypatch):
     module = types.ModuleType(Path(page).stem)
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look for what a class refers to

@@ -146,7 +146,7 @@ class WrappedState:
         return WrappedState(**{**vars(self), **fields})
 
 
-@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("normalized", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", ["int32", "bool", "bfloat16"])
 def test_observations_of_any_dtype_are_learned_from(dtype, normalized):
     same = changing(observation=lambda x: x.astype(dtype))

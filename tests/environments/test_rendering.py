@@ -93,7 +93,12 @@ def draw(mujoco_gl, *view):
 
 @pytest.mark.parametrize(
     ("view", "is_mirrored"),
-    [((480, 360), False), ((800, 600), False), ((480, 360, "free"), False), ((480, 360, "behind"), True)],
+    [
+        ((800, 600), False),
+        ((480, 360, "behind"), True),
+        pytest.param((480, 360), False, marks=pytest.mark.slow),
+        pytest.param((480, 360, "free"), False, marks=pytest.mark.slow),
+    ],
 )
 def test_frames_show_the_body_where_it_is_as_large_as_they_are_wanted_and_from_any_camera(view, is_mirrored):
     drawn = draw("egl", *view)

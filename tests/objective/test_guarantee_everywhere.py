@@ -58,9 +58,9 @@ OPTIONS = {
 }
 # Every distribution and every option in both precisions, without the product of all three, which would take long to compile.
 CASES = [
-    (policy, list(OPTIONS)[(i + shift) % len(OPTIONS)], precision)
+    pytest.param(policy, list(OPTIONS)[(i + shift) % len(OPTIONS)], precision, marks=marks)
     for i, policy in enumerate(POLICIES)
-    for shift, precision in ((0, "float32"), (3, "float64"))
+    for shift, precision, marks in ((0, "float32", ()), (3, "float64", pytest.mark.slow))
 ]
 SPOIL = {
     "ordinary": lambda x: x,

@@ -38,7 +38,7 @@ def assert_same_update(one, other, rtol):
 # --- microbatches ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kl_constraint", ["mean", "max"])
+@pytest.mark.parametrize("kl_constraint", ["mean", pytest.param("max", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_microbatches_change_nothing_but_memory(x64, name, kl_constraint):
     params, batch = draw(name, "float64", seed=1)

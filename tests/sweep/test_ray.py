@@ -70,6 +70,7 @@ class Killer(Silent):
             time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_every_run_is_finished_once_though_a_worker_is_killed(cluster, tmp_path):
     sweep(tmp_path / "here", MAPPING, most=2)
     killer = Killer(tmp_path / "there" / "unfinished")

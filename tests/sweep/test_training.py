@@ -124,6 +124,7 @@ def test_what_was_begun_and_cannot_be_read_is_trained_anew(tmp_path):
     assert list((tmp_path / "torn" / "checkpoints-unusable").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.brax
 def test_so_are_those_of_a_simulator(tmp_path):
     mapping = TINY | {"environments": ["inverted_pendulum"], "seeds": 2, "num_timesteps": 48}

@@ -133,11 +133,12 @@ def read(folder):
     return [without_clocks(row) for row in rows]
 
 
-def test_killed_at_twenty_random_moments_it_ends_as_if_undisturbed(tmp_path, spawn):
+@pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(num_kills, tmp_path, spawn):
     finish(spawn(processes.train_with_log, tmp_path / "whole"))
     rng, folder = random.Random(0), tmp_path / "killed"
     log = folder / "metrics.jsonl"
-    for _ in range(20):
+    for _ in range(num_kills):
         process = spawn(processes.train_with_log, folder)
         # Half of them while it starts, the others while it trains.
         seen, wanted = processes.count_lines(log), rng.choice([0, rng.randrange(1, 5)])

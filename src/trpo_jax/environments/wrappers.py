@@ -4,14 +4,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
 
-GOLDEN_RATIO = (1 + 5**0.5) / 2
-"""Its multiples, modulo 1, lie evenly between 0 and 1 however many there are, and so do those of any run of integers."""
+GOLDEN_RATIO = 2654435769
+"""Modulo 1, in units of 2^-32. Its multiples lie evenly between 0 and 1, however many there are and wherever they begin."""
 
 
 class _TimedSimulator(NamedTuple):
@@ -53,10 +52,12 @@ class EpisodeLimit:
         Returns:
             (the states, how many actions ago).
         """
-        num_envs, num_actions = state.reward.shape[0], -(-self.episode_length // self.action_repeat)
-        ages = np.floor(np.arange(num_envs) * GOLDEN_RATIO % 1 * num_actions)
-        steps = jnp.asarray(ages * self.action_repeat, jnp.int32)
-        return state._replace(simulator=state.simulator._replace(steps=steps)), jnp.asarray(ages, jnp.float32)
+        num_actions = -(-self.episode_length // self.action_repeat)
+        multiple = jnp.arange(state.reward.shape[0], dtype=jnp.uint32) * jnp.uint32(GOLDEN_RATIO)  # modulo 2^32
+        share = (multiple >> 8).astype(jnp.float32) * 2**-24
+        age = jnp.minimum(jnp.floor(share * num_actions), num_actions - 1)
+        steps = age.astype(jnp.int32) * self.action_repeat
+        return state._replace(simulator=state.simulator._replace(steps=steps)), age
 
     def has_reached_limit(self, state: EnvironmentState) -> Bool[Array, "N"]:
         """Tell which episodes the time limit has ended, in a step that did not terminate."""
