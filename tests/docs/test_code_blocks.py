@@ -31,15 +31,24 @@ def the_mass_has_learned_to_come_to_its_goal(number, names):
         assert jnp.mean(names["state"].reward) > 0.8
 
 
+def every_step_kept_its_bound(number, names):
+    if "info" in names:
+        assert names["info"].accepted
+    if "metrics" in names:
+        assert jnp.all(jnp.asarray(names["metrics"]["training/kl"]) <= jnp.asarray(names["metrics"]["training/kl_bound"]))
+
+
 # A page and what must hold after each of its blocks: called with the block's number and the names defined so far.
 PAGES = {
+    "README.md": every_step_kept_its_bound,
     "docs/environments.md": the_mass_has_learned_to_come_to_its_goal,
     "docs/policies.md": each_block_after_the_setup_ends_in_an_accepted_update,
     "docs/solver.md": the_last_update_was_accepted,
+    "docs/training.md": every_step_kept_its_bound,
 }
 
-SLOW = ("docs/policies.md",)
-"""Their libraries are those of tests/objective/test_policies.py."""
+SLOW = ("README.md", "docs/policies.md", "docs/training.md")
+"""What they show is tested elsewhere."""
 
 
 def code_blocks(page):
