@@ -29,7 +29,7 @@ class PlainConsole(ProgressLines):
     """Progress as lines of text."""
 
     def __init__(self, run_config: RunConfig):
-        super().__init__(run_config.num_timesteps, self.print_line)
+        super().__init__(run_config.num_timesteps)
         self.run_config = run_config
         self._resumed = False
         self._telling = contextlib.ExitStack()
@@ -63,7 +63,7 @@ class PlainConsole(ProgressLines):
         self.say(f"done: {result}in {took}")
         self.say(f"look again with: trpo-jax evaluate {shlex.quote(str(run_dir))}")
 
-    def print_line(self, line: str) -> None:
+    def say(self, line: str) -> None:
         """Print a line."""
         say(line)
 
@@ -95,7 +95,7 @@ class TerminalConsole(PlainConsole):
         """Move the bar."""
         self._progress.update(self._task, completed=min(step, self.total), metrics=describe(metrics))
 
-    def print_line(self, line: str) -> None:
+    def say(self, line: str) -> None:
         """Print a line above the bar."""
         self._progress.console.print(line, soft_wrap=True, markup=False)
 

@@ -40,15 +40,14 @@ def evaluate_command(arguments: list[str]) -> int:
     from trpo_jax.training.run_folder import open_run_folder
 
     found = find_runs(parsed.run)
-    paths = [run.path for run in found]
-    open_run_folder(paths[0])  # a wrong RUN need not wait for a device
+    runs = [open_run_folder(run.path) for run in found]
     jax.devices()  # a device that cannot start is told of in one line here, and only here
-    evaluated = evaluate_runs(paths, num_episodes=parsed.episodes, deterministic=parsed.deterministic, seed=parsed.seed)
+    evaluated = evaluate_runs(runs, num_episodes=parsed.episodes, deterministic=parsed.deterministic, seed=parsed.seed)
     kind = "deterministic" if parsed.deterministic else "stochastic"
     words = short_names([name for run in found for name in run.swept])
     for run, (run_config, step, episodes) in zip(found, evaluated, strict=True):
         metrics, (low, high) = summarize(episodes, run_config.trpo.action_repeat), confidence_interval(episodes)
-        if len(paths) > 1:
+        if len(found) > 1:
             setting = setting_in_words({words[name]: value for name, value in run.swept.items()})
             print(" ".join(filter(None, [run.path.name, setting])))
         print(f"{run_config.environment} ({run_config.backend}) after {step:,} steps, {parsed.episodes} {kind} episodes")

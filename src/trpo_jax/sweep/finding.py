@@ -39,12 +39,13 @@ def find_runs(path: Path | str) -> list[FoundRun]:
         return [FoundRun(path, {}, None)]
     folder = SweepFolder(within)
     planned = folder.planned()
-    finished = {each: found for each in planned if (found := folder.finished(each)) is not None}
-    chosen = [each for each in finished if not name or _is_named(each, name)]
+    named = [each for each in planned if not name or _is_named(each, name)]
+    chosen = {each: found for each in named if (found := folder.finished(each)) is not None}
     if not chosen:
-        some = f"one of its {len(finished)} finished runs, such as {within / next(iter(finished))}" if finished else ""
+        finished = [each for each in planned if folder.finished(each) is not None]
+        some = f"one of its {len(finished)} finished runs, such as {within / finished[0]}" if finished else ""
         raise ConfigError("run", str(path), some or f"a run of the sweep {within}, which has finished none yet")
-    return [FoundRun(folder.run(each).path, planned[each]["swept"], finished[each].result) for each in chosen]
+    return [FoundRun(folder.run(each).path, planned[each]["swept"], found.result) for each, found in chosen.items()]
 
 
 def best_run(path: Path | str) -> Path:

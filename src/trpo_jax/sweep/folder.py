@@ -80,7 +80,6 @@ class SweepFolder:
                 allowed = f"a sweep that has the finished runs of this folder, {missing[0]} among them; or a new folder"
                 raise ConfigError("sweep_dir", str(self.path), allowed)
         self._check_ours()
-        self._check_version()
         write_whole(self.plan, json.dumps(list(new.values()), indent=1) + "\n")
         self.runs.mkdir(exist_ok=True)
         self.unfinished.mkdir(exist_ok=True)
@@ -89,18 +88,15 @@ class SweepFolder:
         if not self.plan.is_file() and any(path.name not in (LOCK, f"plan.json{NEW}") for path in self.path.iterdir()):
             raise ConfigError("sweep_dir", str(self.path), "a folder of a sweep, a new or an empty one; nothing was changed")
 
-    def _check_version(self) -> None:
-        if any(self.runs.glob("*.jsonl")):
-            allowed = "a folder whose runs this version of trpo_jax wrote; an earlier one did, without their policies"
-            raise ConfigError("sweep_dir", str(self.path), allowed)
-
     def planned(self) -> dict[str, dict[str, Any]]:
         """Return the runs that the plan names, by name, as it describes them.
 
         Raises:
             ConfigError: no plan that can be read, or runs of an earlier version of this package.
         """
-        self._check_version()
+        if any(self.runs.glob("*.jsonl")):
+            allowed = "a folder whose runs this version of trpo_jax wrote; an earlier one did, without their policies"
+            raise ConfigError("sweep_dir", str(self.path), allowed)
         try:
             return {run["run"]: run for run in json.loads(self.plan.read_text(encoding="utf-8"))}
         except (OSError, ValueError, TypeError, KeyError):

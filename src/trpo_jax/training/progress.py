@@ -17,12 +17,10 @@ class ProgressLines:
 
     Args:
         num_timesteps: environment steps of the whole training.
-        say: prints a line.
     """
 
-    def __init__(self, num_timesteps: int, say: Callable[[str], None]):
+    def __init__(self, num_timesteps: int):
         self.total = max(num_timesteps, 1)
-        self.say = say
         self._printed = 0
         self._started = time.perf_counter()
         self._first: tuple[int, float] | None = None
@@ -52,6 +50,10 @@ class ProgressLines:
         """Report an evaluation."""
         if "eval/episode_reward" in metrics:
             self.say(f"step {step:>10,}  evaluation: return {describe_evaluation(metrics)}")
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        print(line, flush=True)
 
     def _left(self, step: int) -> str:
         """Estimate from the pace since the first iteration, which compiled; it alone tells nothing."""

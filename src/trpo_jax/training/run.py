@@ -164,14 +164,13 @@ class EvaluatedRun(NamedTuple):
     episodes: Episodes
 
 
-def evaluate_runs(paths: Sequence[str | Path], *, num_episodes: int, deterministic: bool, seed: int) -> Iterator[EvaluatedRun]:
-    """Play episodes with the newest policy of each run; those of one kind share a compiled program.
+def evaluate_runs(
+    runs: Sequence[tuple[RunFolder, RunConfig]], *, num_episodes: int, deterministic: bool, seed: int
+) -> Iterator[EvaluatedRun]:
+    """Play episodes with the newest policy of each run, as `open_run_folder` gives it; those of one kind share a program.
 
-    Raises:
-        ConfigError: no run lies in one of the folders, before any is played; or an environment that is not known here.
-        CheckpointError: as `load_policy`.
+    Raises as `load_policy`.
     """
-    runs = [open_run_folder(path) for path in paths]
     programs: dict[Any, tuple[TRPO, Callable[[Params, Any], Episodes]]] = {}
     for folder, config in runs:
         kind = program_of(config)

@@ -160,8 +160,8 @@ def train(
         iteration_fn = _Also(iteration_fn, progress_fn, training_metrics_steps or 1, trpo.steps_per_iteration)
     telling: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if progress and jax.process_index() == 0:
-        lines = ProgressLines(num_timesteps, functools.partial(print, flush=True))
-        iteration_fn, progress_fn = _in_turn(iteration_fn, lines.iteration), _in_turn(progress_fn, lines.evaluation)
+        lines = ProgressLines(num_timesteps)
+        iteration_fn, progress_fn = _Also(iteration_fn, lines.iteration), _Also(progress_fn, lines.evaluation)
         telling = compilations_told(lines.say)
     devices = all_devices(max_devices_per_host)
     pipeline = Pipeline(trpo.iteration, devices)
@@ -306,18 +306,10 @@ def _evaluations(num_iterations: int, num_evals: int) -> set[int]:
     return {round(k * num_iterations / (num_evals - 1)) for k in range(num_evals)}
 
 
-def _in_turn(first: ProgressFn | None, then: ProgressFn) -> ProgressFn:
-    def both(steps: int, metrics: dict[str, float]) -> None:
-        first(steps, metrics)  # type: ignore[misc]
-        then(steps, metrics)
-
-    return both if first else then
-
-
 class _Also:
     """Calls both functions, the second after each iteration of `stride` steps that passes a multiple of `interval`."""
 
-    def __init__(self, iteration_fn: ProgressFn | None, progress_fn: ProgressFn | None, interval: int, stride: int):
+    def __init__(self, iteration_fn: ProgressFn | None, progress_fn: ProgressFn | None, interval: int = 1, stride: int = 1):
         self._iteration_fn, self._progress_fn = iteration_fn, progress_fn
         self._interval, self._stride = interval, stride
 
