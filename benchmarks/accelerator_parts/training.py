@@ -102,26 +102,33 @@ def together(
     context: Context,
     *,
     environment: str,
+    rules: tuple[Row, ...],
     seeds: tuple[int, ...],
     num_timesteps: int,
     num_evals: int,
     episodes: int,
     **settings: Any,
 ) -> Row:
-    """Train several seeds in one program. Steps are those of one seed, except in steps/s."""
+    """Train several seeds under several rules, settings that a program may hold side by side, all in one program.
+
+    Steps are those of one run, except in steps/s. A policy stands for all runs, the seeds of the first rule first.
+    """
     keeper = Keeper(context.stop_at)
     trpo = make_trpo(load_environment(environment), our_config(environment, **settings))
     made = time.perf_counter() - keeper.began
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    hyperparameters = jax.tree.map(lambda value: np.full(len(seeds), value, np.float32), trpo.config)
+    keys = jnp.stack([jax.random.key(seed) for _ in rules for seed in seeds])
+    configs = [our_config(environment, **settings, **rule) for rule in rules for _ in seeds]
+    hyperparameters = jax.tree.map(lambda *values: np.array(values, np.float32), *configs)
     population = Population(trpo.iteration, keys, hyperparameters=hyperparameters, devices=jax.devices()[:1])
     milestones = make_milestones(trpo, num_timesteps, num_evals)
     callbacks = Callbacks(iteration_fn=keeper.iteration, policy_params_fn=keeper)
     with contextlib.suppress(OutOfTime):
         population.compile(to_init=True)
         Loop(trpo, population, milestones, callbacks).run(population.init(), Progress())
-    row = {"algorithm": "trpo_jax", "environment": environment, "seeds": seeds, "settings": settings}
-    return row | summary(keeper, trpo.environment, context, episodes=episodes, made=made, num_runs=len(seeds))
+    row = {"algorithm": "trpo_jax", "environment": environment, "seeds": seeds, "rules": rules, "settings": settings}
+    row |= summary(keeper, trpo.environment, context, episodes=episodes, made=made, num_runs=len(configs))
+    each = np.reshape(row["each run"], (len(rules), len(seeds)))
+    return row | {"final": each.mean(axis=1).tolist(), "each run": each.tolist()}
 
 
 def summary(
@@ -157,7 +164,7 @@ def summary(
     seconds = np.cumsum(keeper.stretches).tolist()
     means = returns.mean(axis=-1)
     row = {"steps": keeper.steps[-1], "final": float(means[-1]), "best": float(means.max())}
-    row |= {"each seed": returns[-1].tolist()} if num_runs else {}
+    row |= {"each run": returns[-1].tolist()} if num_runs else {}
     row |= {"stopped": "no time for more steps"} if keeper.was_stopped else {}
     if context.at_once:
         return row | {"curve": list(zip(keeper.steps, returns.tolist(), strict=True))}

@@ -304,7 +304,7 @@ def test_policies_of_several_runs_are_evaluated_together():
     keeper.first_iteration = 7.0
     context = Context(float("inf"), imports=1.0, small=False, path=Path())
     row = training.summary(keeper, EpisodeLimit(Payer(), 5), context, episodes=2, made=2.0, num_runs=2)
-    assert (row["final"], row["each seed"], row["steps/s"]) == (5500.0, [5000.0, 6000.0], 50.0)
+    assert (row["final"], row["each run"], row["steps/s"]) == (5500.0, [5000.0, 6000.0], 50.0)
     assert row["trace, compile, start"] == 5.0
     context = dataclasses.replace(context, at_once=True)
     row = training.summary(keeper, EpisodeLimit(Payer(), 5), context, episodes=2, made=2.0, num_runs=2)
@@ -312,7 +312,7 @@ def test_policies_of_several_runs_are_evaluated_together():
         "steps": 100,
         "final": 5500.0,
         "best": 5500.0,
-        "each seed": [5000.0, 6000.0],
+        "each run": [5000.0, 6000.0],
         "curve": [(0, [0.0, 1000.0]), (50, [3500.0, 4500.0]), (100, [5000.0, 6000.0])],
     }
 
@@ -382,7 +382,7 @@ def test_a_part_runs_at_its_smallest_size(tmp_path, capfd):
 
 
 @pytest.mark.brax
-@pytest.mark.parametrize(("part", "name"), [("long", "ant"), ("ant_speed", "4096 × 16")])
+@pytest.mark.parametrize(("part", "name"), [("long", "humanoid"), ("ant_speed", "4096 × 16")])
 def test_units_tell_what_they_predict(part, name, tmp_path):
     (each,) = (each for whole in table.PARTS for each in whole.units if (whole.name, each.name) == (part, name))
     arguments = unit.arguments_of(each, small=True, environment="fast")
