@@ -1,11 +1,10 @@
 """Units that time iterations: beside the simulator alone, stage by stage, in a profile, and compiled otherwise."""
 
-import functools
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,14 +41,16 @@ class Started(Training):
         environment: without a time limit.
         config: of the training.
         iterations: of a call.
-        options: of XLA, besides those that the package sets.
+        options: of XLA for the critic's fit, besides those that the package sets.
     """
 
     def __init__(self, environment: Any, config: TRPOConfig, *, iterations: int, options: Mapping[str, Any] | None = None):
         shipped = pipelines.compiler_options  # not through super(), which compiles the programs one after another
-        with mock.patch.object(
-            pipelines, "compiler_options", lambda *given, **which: {**shipped(*given, **which), **(options or {})}
-        ):
+
+        def changed(devices: Sequence[jax.Device], *, for_fit: bool = False) -> dict[str, Any]:
+            return {**shipped(devices, for_fit=for_fit), **(options or {} if for_fit else {})}
+
+        with mock.patch.object(pipelines, "compiler_options", changed):
             self.trpo = make_trpo(environment, config)
             self.pipeline = pipelines.Pipeline(self.trpo.iteration, jax.devices()[:1])
         self.iterations = iterations
@@ -150,7 +151,7 @@ def profile(context: Context, *, environment: str, num_envs: int, unroll_length:
     return {"environment": environment, "iterations": iterations, **figures, "longest kernels": longest}
 
 
-def compiled_otherwise(
+def fit_compiled(
     context: Context,
     *,
     environment: str,
@@ -160,24 +161,18 @@ def compiled_otherwise(
     rounds: int,
     iterations: int,
 ) -> Row:
-    """Compile with other options of XLA, and take turns with what ships; no options are what ships."""
-    sizes = {"num_envs": num_envs, "unroll_length": unroll_length}
-    shipped = started_as_shipped(environment, iterations, **sizes)
-    competitors = {"shipped": shipped}
-    if options:
-        config = our_config(environment, **sizes)
-        competitors["changed"] = Started(as_environment(environment), config, iterations=iterations, options=options)
-    seconds = report.alternate(competitors, rounds=rounds)
-    name, training = list(competitors.items())[-1]
-    row = {"options": dict(options), "compile seconds": training.seconds}
-    row["steps/s"] = training.steps / statistics.median(seconds[name])
-    if options:
-        ratio = report.ratio(seconds["shipped"], seconds["changed"])
-        row |= {"steps/s ÷ shipped": ratio["median"], "min": ratio["min"], "max": ratio["max"]}
-    return row | training.milliseconds(rounds)
-
-
-@functools.cache
-def started_as_shipped(environment: str, iterations: int, **sizes: int) -> Started:
-    """Return a training that all units of a process compare theirs with."""
-    return Started(as_environment(environment), our_config(environment, **sizes), iterations=iterations)
+    """Compile the critic's fit with other options of XLA, before what ships, and take turns with that."""
+    config = our_config(environment, num_envs=num_envs, unroll_length=unroll_length)
+    changed = Started(as_environment(environment), config, iterations=iterations, options=options)
+    shipped = Started(as_environment(environment), config, iterations=iterations)
+    seconds = report.alternate({"shipped": shipped, "changed": changed}, rounds=rounds)
+    ratio = report.ratio(seconds["shipped"], seconds["changed"])
+    return {
+        "options": dict(options),
+        "compile seconds": changed.seconds,
+        "steps/s": changed.steps / statistics.median(seconds["changed"]),
+        "steps/s ÷ shipped": ratio["median"],
+        "min": ratio["min"],
+        "max": ratio["max"],
+        **changed.milliseconds(rounds),
+    }

@@ -220,7 +220,7 @@ def test_writers_do_not_lose_each_others_rows(tmp_path):
 
 
 def test_mistakes_are_one_line(tmp_path):
-    with pytest.raises(SystemExit, match="there is no part nowhere; there are ant_speed, environments"):
+    with pytest.raises(SystemExit, match="there is no part nowhere; there are ant_speed, fit_by_cublas"):
         accelerator.main(Arguments(parts=("nowhere",), json=str(tmp_path / "result.json")))
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(SystemExit, match=r"other.json holds no result of a benchmark \(TypeError\); name another file"):
