@@ -1,9 +1,8 @@
-"""Draw the learning curves that `accelerator.py` measured in several environments: one setting of ours beside Brax's PPO.
+"""Draw the learning curves that `accelerator.py` measured in several environments: ours beside Brax's PPO.
 
-    python benchmarks/environments_figure.py RESULT.json [RESULT.json …] --figure FIGURE.svg [--steps 12_000_000]
+    python benchmarks/environments_figure.py RESULT.json [RESULT.json …] --figure FIGURE.svg [--num-envs 4096]
 
-Of trainings side by side it draws those under the first rule; of an environment that is in several results, that of the first
-for each algorithm.
+Of trainings in one program it draws those under the first rule.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ import tyro
 from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.scores import ScoredRun, gather
 
-OURS, PPO = "trpo_jax, one setting", "Brax PPO, published settings"
+OURS, PPO = "trpo_jax", "Brax PPO"
 
 Row = dict[str, Any]
 
@@ -30,38 +29,30 @@ class Arguments:
     """JSON of `accelerator.py`."""
     figure: Path
     """Where to write it: .svg, .png or .pdf."""
+    num_envs: int = 4096
+    """Of our trainings those with so many environments are drawn."""
     steps: int = 12_000_000
     """Longer trainings are drawn up to here."""
 
 
 def main(arguments: Arguments) -> None:
-    curves(gather(runs_of(arguments.results, arguments.steps))).savefig(arguments.figure, dpi=150)
+    runs = runs_of(arguments.results, num_envs=arguments.num_envs, steps=arguments.steps)
+    curves(gather(runs)).savefig(arguments.figure, dpi=150)
 
 
-def runs_of(results: Sequence[Path], steps: int) -> list[ScoredRun]:
+def runs_of(results: Sequence[Path], *, num_envs: int, steps: int) -> list[ScoredRun]:
     """Return a run for every seed of every environment in which both algorithms were measured."""
-    rows: dict[tuple[str, str], list[Row]] = {}
-    for path in results:
-        found: dict[tuple[str, str], list[Row]] = {}
-        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            if "curve" in row:
-                found.setdefault((row["environment"], algorithm(row)), []).append(row)
-        rows = found | rows
-    ours = {environment for environment, name in rows if name == OURS}
-    both = sorted(environment for environment, name in rows if name == PPO and environment in ours)
-    return [run for each in both for name in (OURS, PPO) for row in rows[each, name] for run in runs_in(row, steps)]
+    rows = [row for path in results for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if "curve" in row]
+    ours = [row for row in rows if "rules" in row and row["settings"]["num_envs"] == num_envs]
+    theirs = [row for row in rows if "PPO" in row["algorithm"]]
+    both = {row["environment"] for row in ours} & {row["environment"] for row in theirs}
+    named = [*((OURS, row) for row in ours), *((PPO, row) for row in theirs)]
+    chosen = sorted((pair for pair in named if pair[1]["environment"] in both), key=lambda pair: pair[1]["environment"])
+    return [run for name, row in chosen for run in runs_in(name, row, steps)]
 
 
-def algorithm(row: Row) -> str:
-    """Tell what a curve is called; ours without rules, which has settings of its own, is not drawn."""
-    if "PPO" in row["algorithm"]:
-        return PPO
-    return OURS if "rules" in row else ""
-
-
-def runs_in(row: Row, steps: int) -> Iterator[ScoredRun]:
+def runs_in(name: str, row: Row, steps: int) -> Iterator[ScoredRun]:
     """Return a row's curves: of each seed under the first rule, or of its only seed."""
-    name = algorithm(row)
     for number, seed in enumerate(row.get("seeds", [row.get("seed")])):
         curve = tuple((taken, value_of(rest, number)) for taken, *rest in row["curve"] if taken <= steps)
         yield ScoredRun(f"{name} {seed}", row["environment"], name, {}, seed, curve[-1][1], curve)

@@ -1,10 +1,11 @@
-"""Units that time iterations: beside the simulator alone, stage by stage, in a profile, and compiled otherwise."""
+"""Units that time iterations: beside the simulator alone, in a profile, and with the critic's fit compiled otherwise."""
 
+import functools
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,11 +47,8 @@ class Started(Training):
 
     def __init__(self, environment: Any, config: TRPOConfig, *, iterations: int, options: Mapping[str, Any] | None = None):
         shipped = pipelines.compiler_options  # not through super(), which compiles the programs one after another
-
-        def changed(devices: Sequence[jax.Device], *, for_fit: bool = False) -> dict[str, Any]:
-            return {**shipped(devices, for_fit=for_fit), **(options or {} if for_fit else {})}
-
-        with mock.patch.object(pipelines, "compiler_options", changed):
+        choose = functools.partial(options_for, shipped, options or {})
+        with mock.patch.object(pipelines, "compiler_options", choose):
             self.trpo = make_trpo(environment, config)
             self.pipeline = pipelines.Pipeline(self.trpo.iteration, jax.devices()[:1])
         self.iterations = iterations
@@ -77,6 +75,17 @@ class Started(Training):
     def milliseconds(self, rounds: int) -> dict[str, float]:
         """Return the median milliseconds of each stage, by itself."""
         return {f"{name} ms": 1e3 * statistics.median(stage.seconds) for name, stage in self.stages(rounds).items()}
+
+
+def options_for(
+    shipped: Callable[..., dict[str, Any]],
+    changed: Mapping[str, Any],
+    devices: Sequence[jax.Device],
+    *,
+    for_fit: bool = False,
+) -> dict[str, Any]:
+    """Return a program's options of XLA: for the critic's fit some are changed."""
+    return {**shipped(devices, for_fit=for_fit), **(changed if for_fit else {})}
 
 
 class Stage:

@@ -1,6 +1,6 @@
 """The parts in the order of their worth, with the seconds and the figures that were predicted for them.
 
-The figures are from an H200, or guesses from the number of kernels where nothing was measured yet.
+The figures are from an H200, or guesses where nothing was measured yet.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ def ours(environment: str, *, seconds: float, evaluation: float, predicted: Mapp
 
 
 RULES = ({"discounting": 0.99, "gae_lambda": 0.95}, {"discounting": 0.995, "gae_lambda": 0.97})
-"""The default's horizon and a longer one, whatever an environment has of its own."""
+"""The default's horizon and a longer one, in place of an environment's own."""
 
 
 def together(environment: str, *final: float, seconds: float = 20) -> Unit:
@@ -31,13 +31,15 @@ def together(environment: str, *final: float, seconds: float = 20) -> Unit:
     """
     batch = {**BATCH, "num_envs": 1024}
     arguments = {"environment": environment, "rules": RULES, "seeds": (0, 1, 2, 3, 4), **batch, **SHORT}
-    return Unit(environment, "accelerator_parts.training.together", seconds, 10, arguments, {"final": list(final)})
+    return Unit(
+        f"{environment}, 1024 × 16", "accelerator_parts.training.together", seconds, 10, arguments, {"final": list(final)}
+    )
 
 
 def competitor(environment: str, final: float, *, published: str | None = None, seconds: float = 8) -> Unit:
-    """Describe PPO's training beside `together`: one seed, as Brax publishes it for this environment or for another."""
+    """Describe a training of PPO: one seed, as Brax publishes it for this environment or for another."""
     arguments = {"environment": environment, "published": published or environment, "seed": 1, **SHORT}
-    return Unit(f"{environment}, PPO", "accelerator_parts.training.ppo", seconds, 5, arguments, {"final": final})
+    return Unit(f"{environment}, PPO, seed 1", "accelerator_parts.training.ppo", seconds, 5, arguments, {"final": final})
 
 
 def fit_compiled(name: str, shows: str, *, predicted: Mapping[str, Any], **options: Any) -> Part:

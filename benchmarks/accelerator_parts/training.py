@@ -111,11 +111,10 @@ def together(
 ) -> Row:
     """Train several seeds under several rules, settings that a program may hold side by side, all in one program.
 
-    Steps are those of one run, except in steps/s. A policy stands for all runs, the seeds of the first rule first.
+    A policy stands for all runs, the seeds of the first rule first. Seconds mean nothing, and are left out.
     """
     keeper = Keeper(context.stop_at)
     trpo = make_trpo(load_environment(environment), our_config(environment, **settings))
-    made = time.perf_counter() - keeper.began
     keys = jnp.stack([jax.random.key(seed) for _ in rules for seed in seeds])
     configs = [our_config(environment, **settings, **rule) for rule in rules for _ in seeds]
     hyperparameters = jax.tree.map(lambda *values: np.array(values, np.float32), *configs)
@@ -126,7 +125,7 @@ def together(
         population.compile(to_init=True)
         Loop(trpo, population, milestones, callbacks).run(population.init(), Progress())
     row = {"algorithm": "trpo_jax", "environment": environment, "seeds": seeds, "rules": rules, "settings": settings}
-    row |= summary(keeper, trpo.environment, context, episodes=episodes, made=made, num_runs=len(configs))
+    row |= summary(keeper, trpo.environment, context, episodes=episodes, together=True)
     each = np.reshape(row["each run"], (len(rules), len(seeds)))
     return row | {"final": each.mean(axis=1).tolist(), "each run": each.tolist()}
 
@@ -139,7 +138,7 @@ def summary(
     episodes: int,
     made: float | None = None,
     batch: int | None = None,
-    num_runs: int | None = None,
+    together: bool = False,
 ) -> Row:
     """Evaluate what was kept, and say how far the training came and, where nothing else ran meanwhile, how long it took.
 
@@ -150,29 +149,30 @@ def summary(
         episodes: played an evaluation.
         made: seconds that environment and agent took, at the beginning of the training, where that is known.
         batch: environment steps of an iteration, for a training that does not tell when the first one ends.
-        num_runs: runs that each policy stands for; None for one without an axis for it.
+        together: each policy stands for several runs.
     """
     if len(keeper.steps) < 2:
         raise LeftOut("no time: the training was stopped before its second evaluation")
     began = time.perf_counter()
-    returns = evaluate(keeper, environment, episodes=episodes, together=num_runs is not None)
+    returns = evaluate(keeper, environment, episodes=episodes, together=together)
     evaluation = time.perf_counter() - began
+    row: Row = {"steps": keeper.steps[-1]} | ({"stopped": "no time for more steps"} if keeper.was_stopped else {})
+    if together:
+        return row | {"each run": returns[-1].tolist(), "curve": list(zip(keeper.steps, returns.tolist(), strict=True))}
+    means = returns[:, 0]
+    row |= {"final": float(means[-1]), "best": float(means.max())}
+    if context.at_once:
+        return row | {"curve": list(zip(keeper.steps, means.tolist(), strict=True))}
     steady, steps = steady_stretch(keeper.stretches), keeper.steps[-1] / (len(keeper.steps) - 1)
     first = keeper.first_iteration
     if first is None:
         first = sum(keeper.stretches[:2]) - steady * (1 - (batch or steps) / steps)
     seconds = np.cumsum(keeper.stretches).tolist()
-    means = returns.mean(axis=-1)
-    row = {"steps": keeper.steps[-1], "final": float(means[-1]), "best": float(means.max())}
-    row |= {"each run": returns[-1].tolist()} if num_runs else {}
-    row |= {"stopped": "no time for more steps"} if keeper.was_stopped else {}
-    if context.at_once:
-        return row | {"curve": list(zip(keeper.steps, returns.tolist(), strict=True))}
     curve = list(zip(keeper.steps, seconds, [steady * i for i in range(len(seconds))], means.tolist(), strict=True))
     row |= {
         "seconds": seconds[-1],
         "seconds without compilation": curve[-1][2],
-        "steps/s": steps * (num_runs or 1) / steady,
+        "steps/s": steps / steady,
         "imports and device": context.imports,
         **({} if made is None else {"environment and agent": made}),
         "trace, compile, start": first - (made or 0.0),

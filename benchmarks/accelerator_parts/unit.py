@@ -1,4 +1,4 @@
-"""What a part of accelerator.py is: units that share a process, each of which becomes one row of the result.
+"""What a part of accelerator.py is: units, each of which becomes one row of the result.
 
 Neither this module nor `table` may import jax: the process that starts the parts must leave the device to them.
 """
@@ -61,7 +61,7 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Units that share a process."""
+    """Units that share a process, or run at the same time."""
 
     name: str
     shows: str

@@ -1,6 +1,5 @@
 """The accelerator's benchmark: nothing is lost or measured twice, whatever ends early; and what its figures rest on."""
 
-import dataclasses
 import gzip
 import importlib
 import inspect
@@ -301,20 +300,29 @@ def test_policies_of_several_runs_are_evaluated_together():
 
     keeper = kept()
     keeper.policies = [np.stack([policy, policy + 200]) for policy in keeper.policies]
-    keeper.first_iteration = 7.0
-    context = Context(float("inf"), imports=1.0, small=False, path=Path())
-    row = training.summary(keeper, EpisodeLimit(Payer(), 5), context, episodes=2, made=2.0, num_runs=2)
-    assert (row["final"], row["each run"], row["steps/s"]) == (5500.0, [5000.0, 6000.0], 50.0)
-    assert row["trace, compile, start"] == 5.0
-    context = dataclasses.replace(context, at_once=True)
-    row = training.summary(keeper, EpisodeLimit(Payer(), 5), context, episodes=2, made=2.0, num_runs=2)
+    context = Context(float("inf"), imports=1.0, small=False, path=Path(), at_once=True)
+    row = training.summary(keeper, EpisodeLimit(Payer(), 5), context, episodes=2, together=True)
     assert row == {
         "steps": 100,
-        "final": 5500.0,
-        "best": 5500.0,
         "each run": [5000.0, 6000.0],
         "curve": [(0, [0.0, 1000.0]), (50, [3500.0, 4500.0]), (100, [5000.0, 6000.0])],
     }
+
+
+def test_a_policy_among_other_trainings_has_no_seconds():
+    from accelerator_parts import training
+
+    context = Context(float("inf"), imports=1.0, small=False, path=Path(), at_once=True)
+    row = training.summary(kept(), EpisodeLimit(Payer(), 5), context, episodes=2)
+    assert row == {"steps": 100, "final": 5000.0, "best": 5000.0, "curve": [(0, 0.0), (50, 3500.0), (100, 5000.0)]}
+
+
+def test_only_the_fit_is_compiled_with_other_options():
+    from accelerator_parts.speed import options_for
+
+    shipped = lambda devices, *, for_fit: {"kept": for_fit, "changed": 0}  # noqa: E731
+    assert options_for(shipped, {"changed": 1}, []) == {"kept": False, "changed": 0}
+    assert options_for(shipped, {"changed": 1}, [], for_fit=True) == {"kept": True, "changed": 1}
 
 
 def test_a_training_is_stopped_in_time_to_be_evaluated():
