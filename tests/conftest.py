@@ -1,10 +1,13 @@
 """Fixtures and hypothesis settings that the numerical tests share."""
 
+import ctypes
 import gc
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -39,6 +42,24 @@ def pytest_configure(config):
     jax.config.update("jax_num_cpu_devices", 8)  # for the tests of sharding; all others use the first
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+LARGEST_WORKER = 1 << 30
+"""Bytes that a process may take before it forgets its compiled programs."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_memory():
+    """After a module, have a process that has grown large forget its compiled programs; most of a module's are its own."""
+    yield
+    if sys.platform == "linux" and resident_bytes() > LARGEST_WORKER:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # or the memory stays the process's
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 MATHEMATICAL_FLOORS = ("solver", "policy", "objective")

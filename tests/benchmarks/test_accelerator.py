@@ -374,6 +374,7 @@ def test_kernels_are_counted_by_stage(tmp_path):
     assert stages["fit"]["kernels"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.brax
 def test_a_part_runs_at_its_smallest_size(tmp_path, capfd):
     path = tmp_path / "result.json"

@@ -114,6 +114,7 @@ def test_jax_has_its_former_function_only_while_ppo_runs():
     assert replicate(jnp.zeros(()), devices[:1]).shape == (1,)
 
 
+@pytest.mark.slow
 @pytest.mark.brax
 def test_both_trainings_run_along_the_same_course(tmp_path, monkeypatch, capsys):
     small = {"num_envs": 16, "batch_size": 16, "num_minibatches": 1, "unroll_length": 8}

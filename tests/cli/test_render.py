@@ -52,6 +52,7 @@ def test_render_writes_a_page_and_a_moving_picture(trpo_jax):
         assert gif.convert("RGB").tobytes() != first
 
 
+@pytest.mark.slow
 @pytest.mark.brax
 def test_an_animation_has_the_size_that_is_asked_for(trpo_jax):
     cwd, result = trpo_jax("render", "run", "--max-steps", "2", "--size", "640x482", "--camera", "free")

@@ -47,9 +47,6 @@ PAGES = {
     "docs/training.md": every_step_kept_its_bound,
 }
 
-SLOW = ("README.md", "docs/policies.md", "docs/training.md")
-"""What they show is tested elsewhere."""
-
 
 def code_blocks(page):
     """The page's blocks, compiled such that an error names the page and its line."""
@@ -60,7 +57,8 @@ def code_blocks(page):
 
 
 @pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning", "ignore:Brax System:UserWarning")
-@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in PAGES])
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs_as_it_stands(page, monkeypatch):
     module = types.ModuleType(Path(page).stem)
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look for what a class refers to

@@ -87,6 +87,7 @@ def test_every_run_is_finished_once_though_a_worker_is_killed(cluster, tmp_path)
     assert len((tmp_path / "there" / "results.csv").read_text().splitlines()) == 5
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_where_it_is_trained_keeps_no_other_from_being_trained(cluster, tmp_path):
     folder = SweepFolder(tmp_path)
     first, _ = plan(TWO_CELLS)

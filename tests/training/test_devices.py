@@ -84,7 +84,10 @@ for _ in range(20):
 """
 
 
-@pytest.mark.parametrize("devices", [{}, {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 * num_cores()}"}])
+MANY = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 * num_cores()}"}
+
+
+@pytest.mark.parametrize("devices", [{}, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_batched_solves_on_all_cores_at_once_come_to_an_end(devices):
     run_apart(SOLVING, **devices)  # jaxlib 0.10 hung in the first seconds
 

@@ -28,7 +28,7 @@ def mode(name):
         jax.config.update(name, before)
 
 
-@pytest.mark.parametrize("name", MODES)
+@pytest.mark.parametrize("name", [*MODES[:-1], pytest.param(MODES[-1], marks=pytest.mark.slow)])
 def test_a_training_and_its_continuation_work_in_each_mode(name, tmp_path):
     config = dataclasses.replace(SMALL, episode_length=6)  # so that no episode ends in the first iteration
     options = {"config": config, "num_eval_envs": 2, "save_checkpoint_path": tmp_path, "resume": True}
