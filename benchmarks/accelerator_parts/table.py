@@ -21,7 +21,7 @@ def ours(environment: str, *, seconds: float, evaluation: float, predicted: Mapp
 
 
 RULES = ({"discounting": 0.99, "gae_lambda": 0.95}, {"discounting": 0.995, "gae_lambda": 0.97})
-"""The default's horizon and a longer one, in place of an environment's own."""
+"""The horizon of configs/accelerator.toml and a longer one, in place of an environment's own."""
 
 
 def together(environment: str, *final: float, seconds: float = 20) -> Unit:

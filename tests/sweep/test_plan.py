@@ -3,7 +3,7 @@
 import pytest
 
 from sweep.sweeps import SIX_RUNS, TINY, TWO_CELLS, plan, runs_of
-from trpo_jax import ConfigError
+from trpo_jax import ConfigError, TRPOConfig
 from trpo_jax.sweep.plan import cells_of
 from trpo_jax.sweep.programs import bytes_of_run
 from trpo_jax.training.fields import fields_of, traced_fields
@@ -35,7 +35,7 @@ def test_every_run_has_a_name_of_its_own_that_depends_on_its_configuration_alone
     # An integer where a float is wanted is the same value.
     assert cells(SIX_RUNS | {"grid": {"gae_lambda": [1]}})[0].runs[0].name == names[4]
     # The value that a configuration has anyway, put in by the sweep, is no other run.
-    fixed = SIX_RUNS | {"config": SIX_RUNS["config"] | {"discounting": 0.99}}
+    fixed = SIX_RUNS | {"config": SIX_RUNS["config"] | {"discounting": TRPOConfig().discounting}}
     assert [run.name for cell in cells(fixed) for run in cell.runs] == names
 
 
@@ -51,7 +51,7 @@ def test_a_configuration_file_is_an_environment_too(tmp_path):
     path.write_text('environment = "fast"\ndiscounting = 0.5\n')
     (mine, shipped) = (cells(TINY | {"environments": [source]})[0].runs[0] for source in (str(path), "fast"))
     assert (mine.config.trpo.discounting, mine.source) == (0.5, str(path))
-    assert shipped.config.trpo.discounting == 0.99
+    assert shipped.config.trpo.discounting == TRPOConfig().discounting
 
 
 @pytest.mark.parametrize(

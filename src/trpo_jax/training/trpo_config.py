@@ -26,7 +26,7 @@ class TRPOConfig:
     """Simulator steps for which each action is held."""
     discounting: float = setting(default=0.99, at_least=0.0, at_most=1.0)
     """Discount a step (γ)."""
-    gae_lambda: float = setting(default=0.95, at_least=0.0, at_most=1.0)
+    gae_lambda: float = setting(default=0.97, at_least=0.0, at_most=1.0)
     """Decay of generalized advantage estimation (λ): 0 trusts the critic, 1 the returns."""
     reward_scaling: float = setting(default=1.0, above=0.0)
     """Rewards are multiplied by this before learning; reported returns are not."""
