@@ -6,6 +6,7 @@ told from here; kernels, memory and the seconds of compilation can.
 
 import concurrent.futures
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -99,7 +100,7 @@ class Recorder(concurrent.futures.Executor):
 
     def submit(self, compile_fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         trace = time.process_time() - self._last
-        self.measured.append((measure(compile_fn), trace))
+        self.measured.append((measure(functools.partial(compile_fn, *args, **kwargs)), trace))
         self._last = time.process_time()
         return concurrent.futures.Future()
 

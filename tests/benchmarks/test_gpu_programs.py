@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import gpu_target
+from trpo_jax.training.program import Program
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
@@ -62,6 +63,14 @@ def test_without_the_plugin_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"^gpu_programs needs JAX's CUDA plugin .*: pip install jax-cuda13-plugin==\S+ jax-"):
         gpu_target.h100()
+
+
+def test_programs_of_a_training_are_measured_as_they_are_compiled():
+    recorder = gpu_target.Recorder()
+    Program("rollout", jax.jit(jnp.sin)).compile(recorder, jnp.ones(3))
+    ((measured, trace),) = recorder.measured
+    assert (measured.kernels, measured.loops) == (1, [])
+    assert min(measured.compile_seconds, trace) > 0
 
 
 def test_a_program_is_compiled_for_a_gpu_that_is_not_there():
