@@ -1,16 +1,15 @@
-"""Which one setting of Brax's PPO serves several environments: two grids around the best so far.
+"""Which one setting of Brax's PPO serves several environments: three grids around the best so far.
 
     python benchmarks/ppo_search.py [--folder runs/ppo_search] [--json FILE]
 
-The counterpart of configs/sweeps/one_setting_search.toml and one_setting_search_2.toml: as many settings, on the same
-environments, with the same seeds and steps, and with a learning rate that falls as ours does. What the folder holds already is
-not trained again.
+The counterpart of configs/sweeps/one_setting_search{,_2,_3}.toml: as many settings, on the same environments, with the same
+seeds and steps, and with a learning rate that falls as ours does. What the folder holds already is not trained again.
 """
 
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 
@@ -24,11 +23,23 @@ from trpo_jax.training.fields import setting_in_words
 AROUND: Settings = {**ONE_SETTING, "learning_rate_at_end": 0.1}
 """The best of an earlier search, now with a schedule."""
 
-ROUNDS: tuple[tuple[int, dict[str, list[float]]], ...] = (
-    (491_520, {"learning_rate": [1e-3, 2e-3], "num_updates_per_batch": [8, 16], "entropy_cost": [1e-2, 1e-3]}),
-    (983_040, {"unroll_length": [10, 20], "discounting": [0.99, 0.995], "gae_lambda": [0.95, 0.97]}),
+
+class Round(NamedTuple):
+    """Trainings that are compared with each other."""
+
+    num_timesteps: int
+    """Environment steps of each."""
+    seeds: tuple[int, ...]
+    """Trainings of each setting."""
+    grid: dict[str, list[float]]
+    """In what settings differ from `AROUND`: all that can be combined."""
+
+
+ROUNDS = (
+    Round(491_520, (10, 11), {"learning_rate": [1e-3, 2e-3], "num_updates_per_batch": [8, 16], "entropy_cost": [1e-2, 1e-3]}),
+    Round(983_040, (10, 11), {"unroll_length": [10, 20], "num_minibatches": [8, 16], "clipping_epsilon": [0.2, 0.3]}),
+    Round(983_040, (10, 11, 12), {"discounting": [0.99, 0.995], "gae_lambda": [0.95, 0.97, 0.99]}),
 )
-"""Environment steps of each training, and in what its settings differ from `AROUND`: all that can be combined."""
 
 
 def combinations(grid: dict[str, list[float]]) -> list[dict[str, float]]:
@@ -49,8 +60,6 @@ class Arguments:
         "ant",
     )
     """Brax environments."""
-    seeds: tuple[int, ...] = (10, 11)
-    """Trainings of each setting."""
     num_evals: int = 4
     """Evaluations of each training."""
     episodes: int = 64
@@ -63,13 +72,13 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     rows: list[dict[str, Any]] = []
-    for steps, grid in ROUNDS:
+    for steps, seeds, grid in ROUNDS:
         common = steps, arguments.num_evals, arguments.episodes
         runs = [
             PPORun(environment, setting_in_words(swept), swept, {**AROUND, **swept}, seed, *common)
             for environment in arguments.environments
             for swept in combinations(grid)
-            for seed in arguments.seeds
+            for seed in seeds
         ]
         scores = gather(train_all(runs, Path(arguments.folder)))
         rows += sorted((row(scores, setting, steps) for setting in scores.settings), key=lambda row: -row["normalized"])

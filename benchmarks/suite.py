@@ -2,7 +2,7 @@
 
     python benchmarks/suite.py [--folder runs/suite] [--json FILE] [--figure FILE.svg]
 
-Ours is configs/sweeps/one_setting.toml, chosen by configs/sweeps/one_setting_search{,_2}.toml; PPO's is
+Ours is configs/sweeps/one_setting.toml, chosen by configs/sweeps/one_setting_search{,_2,_3}.toml; PPO's is
 `brax_ppo.ONE_SETTING`, the best of an earlier search; ppo_search.py searches as hard as ours was. Returns are those of
 deterministic evaluations at the end.
 "Same time": first both are timed alone, on all cores, compilation and evaluations left out; then PPO's learning curves are
