@@ -46,7 +46,7 @@ def rows_of(result: Path, environment: str, seed: int) -> list[Row]:
     found = {
         row["algorithm"]: row
         for row in rows
-        if "curve" in row and (row["environment"], row.get("seed")) == (environment, seed) and row.get("part") != OTHER_SETTINGS
+        if "seconds" in row and (row["environment"], row.get("seed")) == (environment, seed) and row.get("part") != OTHER_SETTINGS
     }
     if not found:
         raise SystemExit(f"{result}: got no training of {environment} with seed {seed}")

@@ -21,6 +21,11 @@ def test_the_figure_shows_both_algorithms_over_seconds_and_steps(tmp_path):
     assert steps.lines[0].get_ydata()[-1] == pytest.approx(7828.8)
 
 
+def test_trainings_side_by_side_have_no_seconds_to_draw():
+    with pytest.raises(SystemExit, match=r"got no training of halfcheetah with seed 0"):
+        return_figure.main(Arguments(RESULT.with_name("results_efd48b8.json"), Path("figure.svg"), environment="halfcheetah"))
+
+
 def test_a_training_that_was_not_measured_is_named():
     with pytest.raises(SystemExit, match=r"results.json: got no training of hopper with seed 3"):
         return_figure.main(Arguments(RESULT, Path("figure.svg"), environment="hopper", seed=3))
