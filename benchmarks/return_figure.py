@@ -43,11 +43,9 @@ def main(arguments: Arguments) -> None:
 def rows_of(result: Path, environment: str, seed: int) -> list[Row]:
     """Return the trainings of an environment with one seed."""
     rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
-    found = {
-        row["algorithm"]: row
-        for row in rows
-        if "seconds" in row and (row["environment"], row.get("seed")) == (environment, seed) and row.get("part") != OTHER_SETTINGS
-    }
+    timed = [row for row in rows if "seconds" in row and row.get("part") != OTHER_SETTINGS]
+    wanted = [row for row in timed if (row["environment"], row["seed"]) == (environment, seed)]
+    found = {row["algorithm"]: row for row in wanted}
     if not found:
         raise SystemExit(f"{result}: got no training of {environment} with seed {seed}")
     return list(found.values())
