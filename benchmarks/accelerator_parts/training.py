@@ -116,8 +116,8 @@ def together(
     keeper = Keeper(context.stop_at)
     trpo = make_trpo(load_environment(environment), our_config(environment, **settings))
     keys = jnp.stack([jax.random.key(seed) for _ in rules for seed in seeds])
-    configs = [our_config(environment, **settings, **rule) for rule in rules for _ in seeds]
-    hyperparameters = jax.tree.map(lambda *values: np.array(values, np.float32), *configs)
+    configs = [our_config(environment, **settings, **rule) for rule in rules]
+    hyperparameters = jax.tree.map(lambda *values: np.repeat(np.array(values, np.float32), len(seeds)), *configs)
     population = Population(trpo.iteration, keys, hyperparameters=hyperparameters, devices=jax.devices()[:1])
     milestones = make_milestones(trpo, num_timesteps, num_evals)
     callbacks = Callbacks(iteration_fn=keeper.iteration, policy_params_fn=keeper)
