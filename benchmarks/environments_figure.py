@@ -2,7 +2,7 @@
 
     python benchmarks/environments_figure.py RESULT.json [RESULT.json …] --figure FIGURE.svg [--num-envs 4096]
 
-Of trainings in one program it draws those under the first rule.
+Where one program trained several rules, only the first is drawn.
 """
 
 import dataclasses

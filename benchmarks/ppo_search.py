@@ -1,4 +1,4 @@
-"""Which one setting of Brax's PPO serves several environments: three grids around the best so far.
+"""Which one setting of Brax's PPO serves several environments: three grids around the best of an earlier search.
 
     python benchmarks/ppo_search.py [--folder runs/ppo_search] [--json FILE]
 
@@ -32,7 +32,7 @@ class Round(NamedTuple):
     seeds: tuple[int, ...]
     """Trainings of each setting."""
     grid: dict[str, list[float]]
-    """In what settings differ from `AROUND`: all that can be combined."""
+    """Values of settings, each in place of that of `AROUND`; all combinations are trained."""
 
 
 ROUNDS = (
@@ -72,7 +72,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     rows: list[dict[str, Any]] = []
-    for steps, seeds, grid in ROUNDS:
+    for number, (steps, seeds, grid) in enumerate(ROUNDS, 1):
         common = steps, arguments.num_evals, arguments.episodes
         runs = [
             PPORun(environment, setting_in_words(swept), swept, {**AROUND, **swept}, seed, *common)
@@ -81,18 +81,19 @@ def main(arguments: Arguments) -> None:
             for seed in seeds
         ]
         scores = gather(train_all(runs, Path(arguments.folder)))
-        rows += sorted((row(scores, setting, steps) for setting in scores.settings), key=lambda row: -row["normalized"])
+        found = [{"round": number, "steps": steps} | row(scores, setting) for setting in scores.settings]
+        rows += sorted(found, key=lambda row: -row["normalized"])
     report.publish("Brax PPO", rows, arguments.json)
 
 
-def row(scores: SweepScores, setting: str, steps: int) -> dict[str, Any]:
-    """Return what a setting's trainings of so many steps returned, mean and each seed."""
+def row(scores: SweepScores, setting: str) -> dict[str, Any]:
+    """Return what a setting's trainings returned, mean and each seed; normalized among those of `scores`."""
     returns = {
         name: f"{values.mean():.4g} ({', '.join(f'{value:.4g}' for value in values)})"
         for name, values in scores.of_setting(setting).items()
     }
     normalized = list(scores.of_setting(setting, normalized=True).values())
-    return {"steps": steps, "setting": setting, "normalized": float(mean(normalized)), **returns}
+    return {"setting": setting, "normalized": float(mean(normalized)), **returns}
 
 
 if __name__ == "__main__":

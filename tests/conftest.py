@@ -50,7 +50,7 @@ LARGEST_WORKER = 1 << 30
 
 @pytest.fixture(autouse=True, scope="module")
 def little_memory():
-    """After a module, have a process that has grown large forget its compiled programs; most of a module's are its own."""
+    """After a module, have a process that has grown large forget its compiled programs. Few are used by another module."""
     yield
     if sys.platform == "linux" and resident_bytes() > LARGEST_WORKER:
         jax.clear_caches()

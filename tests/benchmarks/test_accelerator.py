@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from accelerator_parts.unit import Context, LeftOut
 from probes import Counter
 from trpo_jax.environments.brax import resolve_backend
 from trpo_jax.environments.wrappers import EpisodeLimit
+from trpo_jax.sweep.population import Population
 
 BENCHMARKS = Path(accelerator.__file__).parent
 
@@ -287,6 +289,9 @@ def test_kept_policies_are_evaluated_together(monkeypatch):
     monkeypatch.setattr(training, "compiler_options", lambda devices: options)
     context = Context(float("inf"), imports=1.0, small=False, path=Path())
     row = training.summary(kept(), EpisodeLimit(Payer(), 5), context, episodes=2, batch=25)
+    told = kept()
+    told.first_iteration = 7.0
+    assert training.summary(told, EpisodeLimit(Payer(), 5), context, episodes=2, made=2.0)["trace, compile, start"] == 5.0
     assert (row["final"], row["best"], row["steps/s"]) == (5000.0, 5000.0, 25.0)
     assert row["to_3000"] == [50, 8.0, 2.0]
     assert row["to_5000"] == [100, 10.0, 4.0]
@@ -307,6 +312,29 @@ def test_policies_of_several_runs_are_evaluated_together():
         "each run": [5000.0, 6000.0],
         "curve": [(0, [0.0, 1000.0]), (50, [3500.0, 4500.0]), (100, [5000.0, 6000.0])],
     }
+
+
+@pytest.mark.brax
+def test_several_rules_are_trained_in_one_program(monkeypatch):
+    from accelerator_parts import training
+
+    made = []
+
+    def population(*given, hyperparameters, **options):
+        made.append((given[1], hyperparameters))
+        return Population(*given, hyperparameters=hyperparameters, **options)
+
+    monkeypatch.setattr(training, "Population", population)
+    context = Context(float("inf"), imports=1.0, small=True, path=Path(), at_once=True)
+    sizes = {"num_envs": 16, "unroll_length": 16, "num_timesteps": 512, "num_evals": 2, "episodes": 2}
+    rules = ({"discounting": 0.5}, {"discounting": 0.75})
+    row = training.together(context, environment="fast", rules=rules, seeds=(0, 1, 2), **sizes)
+    assert np.shape(row["each run"]) == (2, 3)
+    assert row["final"] == [np.mean(each) for each in row["each run"]]
+    assert [(steps, len(returns)) for steps, returns in row["curve"]] == [(0, 6), (512, 6)]
+    ((keys, hyperparameters),) = made
+    assert hyperparameters.discounting.tolist() == [0.5, 0.5, 0.5, 0.75, 0.75, 0.75]
+    assert (keys == jnp.stack([jax.random.key(seed) for seed in (0, 1, 2, 0, 1, 2)])).all()
 
 
 def test_a_policy_among_other_trainings_has_no_seconds():

@@ -58,6 +58,11 @@ def test_both_were_searched_equally_hard():
     environments = ppo_search.Arguments().environments
     theirs = [(name, one.num_timesteps, seed) for name in environments for one, _ in tried for seed in one.seeds]
     assert sorted((run.environment, run.num_timesteps, run.seed) for run in ours) == sorted(theirs)
+    our_settings, their_settings = (
+        {repr(run.trpo) for run in ours},
+        {repr(sorted({**ppo_search.AROUND, **swept}.items())) for _, swept in tried},
+    )
+    assert len(their_settings) >= len(our_settings)
     falling = {**brax_ppo.ONE_SETTING, "learning_rate_at_end": 0.1}
     assert falling in [{**ppo_search.AROUND, **swept} for _, swept in tried]
     assert any(run.trpo == TRPOConfig() for run in ours)

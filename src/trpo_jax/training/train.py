@@ -157,11 +157,11 @@ def train(
         )
         evaluator = Program("evaluation", jax.jit(evaluate, compiler_options=compiler_options(jax.local_devices())))
     if log_training_metrics:
-        iteration_fn = _Also(iteration_fn, progress_fn, training_metrics_steps or 1, trpo.steps_per_iteration)
+        iteration_fn = _InTurn(iteration_fn, progress_fn, training_metrics_steps or 1, trpo.steps_per_iteration)
     telling: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if progress and jax.process_index() == 0:
         lines = ProgressLines(num_timesteps)
-        iteration_fn, progress_fn = _Also(iteration_fn, lines.iteration), _Also(progress_fn, lines.evaluation)
+        iteration_fn, progress_fn = _InTurn(iteration_fn, lines.iteration), _InTurn(progress_fn, lines.evaluation)
         telling = compilations_told(lines.say)
     devices = all_devices(max_devices_per_host)
     pipeline = Pipeline(trpo.iteration, devices)
@@ -306,18 +306,18 @@ def _evaluations(num_iterations: int, num_evals: int) -> set[int]:
     return {round(k * num_iterations / (num_evals - 1)) for k in range(num_evals)}
 
 
-class _Also:
+class _InTurn:
     """Calls both functions, the second after each iteration of `stride` steps that passes a multiple of `interval`."""
 
-    def __init__(self, iteration_fn: ProgressFn | None, progress_fn: ProgressFn | None, interval: int = 1, stride: int = 1):
-        self._iteration_fn, self._progress_fn = iteration_fn, progress_fn
+    def __init__(self, first: ProgressFn | None, second: ProgressFn | None, interval: int = 1, stride: int = 1):
+        self._first, self._second = first, second
         self._interval, self._stride = interval, stride
 
     def __call__(self, steps: int, metrics: dict[str, float]) -> None:
-        if self._iteration_fn:
-            self._iteration_fn(steps, metrics)
-        if self._progress_fn and steps // self._interval > (steps - self._stride) // self._interval:
-            self._progress_fn(steps, metrics)
+        if self._first:
+            self._first(steps, metrics)
+        if self._second and steps // self._interval > (steps - self._stride) // self._interval:
+            self._second(steps, metrics)
 
 
 def with_options(config: TRPOConfig, options: dict[str, Any]) -> TRPOConfig:
