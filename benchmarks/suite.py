@@ -132,9 +132,9 @@ def measure_speeds(run: Run, ppo_settings: Settings, num_stretches: int) -> dict
 
 
 def train_ours(sweep: str, folder: Path) -> list[ScoredRun]:
-    """Run the sweep in a process of its own."""
+    """Run a sweep in a process of its own, and return its runs under our name."""
     subprocess.run([sys.executable, "-m", "trpo_jax", "sweep", sweep, "--sweep-dir", str(folder)], check=True)
-    return [run._replace(setting=OURS, swept={}) for run in read_scores(folder).runs]
+    return [run._replace(setting=OURS) for run in read_scores(folder).runs]
 
 
 def ppo_run(run: Run, settings: Settings, speeds: dict[str, float]) -> PPORun:

@@ -48,7 +48,7 @@ def shown_settings(scores: SweepScores) -> list[str]:
 
 def curves(scores: SweepScores) -> Any:
     """Draw the learning curves of every environment."""
-    figure, axes = _panels(scores.environments)
+    figure, axes = panels(scores.environments)
     shown = shown_settings(scores)
     for axis, environment in zip(axes, scores.environments, strict=True):
         for setting in sorted(scores.settings, key=lambda setting: setting in shown):
@@ -80,7 +80,7 @@ def _draw_curve(axis: Any, runs: Sequence[Sequence[tuple[int, float]]], colour: 
 
 def profiles(scores: SweepScores) -> Any:
     """Draw the performance profiles of settings, all environments together."""
-    figure, (axis,) = _panels(("",))
+    figure, (axis,) = panels(("",))
     shown = shown_settings(scores)
     every = np.concatenate(list(scores.select(scores.runs, normalized=True).values()))
     thresholds = np.linspace(min(0.0, every.min()), every.max() * 1.02, 101)
@@ -98,7 +98,7 @@ def profiles(scores: SweepScores) -> Any:
 def improvements(scores: SweepScores) -> Any:
     """Draw the table of improvement."""
     rows = improvement_table(scores).rows
-    figure, (axis,) = _panels(("",), height=1.2 + 0.32 * len(rows))
+    figure, (axis,) = panels(("",), height=1.2 + 0.32 * len(rows))
     for place, row in enumerate(reversed(rows)):
         chance = row["P(best is better)"]
         axis.plot([chance.low, chance.high], [place, place], lw=5, alpha=0.35, color=COLOURS[0], solid_capstyle="butt")
@@ -112,7 +112,7 @@ def improvements(scores: SweepScores) -> Any:
 
 def sensitivity(scores: SweepScores, fields: Sequence[str]) -> Any:
     """Draw the normalized return against each field that was swept."""
-    figure, axes = _panels(fields)
+    figure, axes = panels(fields)
     words = short_names(fields)
     for axis, field in zip(axes, fields, strict=True):
         points = [(value, estimate(each)) for value, each in scores_by_value(scores, field)]
@@ -131,7 +131,7 @@ def sensitivity(scores: SweepScores, fields: Sequence[str]) -> Any:
     return figure
 
 
-def _panels(names: Sequence[str], *, width: float = 4.6, height: float = 3.4) -> tuple[Any, list[Any]]:
+def panels(names: Sequence[str], *, width: float = 4.6, height: float = 3.4) -> tuple[Any, list[Any]]:
     """Return a figure with a panel for each name."""
     columns = min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
