@@ -2,7 +2,7 @@
 
     python benchmarks/ppo_search.py [--folder runs/ppo_search] [--json FILE]
 
-The counterpart of configs/sweeps/one_setting_search{,_2,_3}.toml, on the same environments and seeds, and with a learning
+The counterpart of configs/sweeps/one_setting_search{,_2,_3,_4}.toml, on the same environments and seeds, and with a learning
 rate that falls as ours does. With the twelve settings of an earlier search PPO has had more settings than ours. What the
 folder holds already is not trained again.
 """
@@ -15,14 +15,24 @@ from typing import Any, NamedTuple
 import tyro
 
 import report
-from brax_ppo import ONE_SETTING, Settings
+from brax_ppo import SMALL_SCALE, Settings
 from ppo_runs import PPORun, train_all
 from trpo_jax.sweep.report.scores import SweepScores, gather
 from trpo_jax.sweep.report.statistics import mean
 from trpo_jax.training.fields import setting_in_words
 
-AROUND: Settings = {**ONE_SETTING, "learning_rate_at_end": 0.1}
-"""The best of an earlier search, now with a schedule."""
+AROUND: Settings = {
+    **SMALL_SCALE,
+    "learning_rate": 1e-3,
+    "discounting": 0.99,
+    "reward_scaling": 1.0,
+    "unroll_length": 20,
+    "num_minibatches": 8,
+    "num_updates_per_batch": 8,
+    "gae_lambda": 0.95,
+    "learning_rate_at_end": 0.1,
+}
+"""The best of an earlier search (twelve settings, see docs/benchmarks), now with a learning rate that falls."""
 
 
 class Round(NamedTuple):

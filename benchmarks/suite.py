@@ -2,9 +2,8 @@
 
     python benchmarks/suite.py [--folder runs/suite] [--json FILE] [--figure FILE.svg]
 
-Ours is configs/sweeps/one_setting.toml, chosen by configs/sweeps/one_setting_search{,_2,_3}.toml; PPO's is
-`brax_ppo.ONE_SETTING`, the best of an earlier search; ppo_search.py searches as hard as ours was. Returns are those of
-deterministic evaluations at the end.
+Ours is configs/sweeps/one_setting.toml, chosen by configs/sweeps/one_setting_search{,_2,_3,_4}.toml; PPO's is
+`brax_ppo.ONE_SETTING`, the best of what ppo_search.py tried. Returns are those of deterministic evaluations at the end.
 "Same time": first both are timed alone, on all cores, compilation and evaluations left out; then PPO's learning curves are
 read at the environment steps that it has done by the time that ours ends (linear between evaluations). Intervals are those of
 the bootstrap over seeds, 95 %. What the folder holds already, speeds too, is not measured again; delete it to measure anew.
@@ -48,7 +47,7 @@ class Arguments:
 
     sweep: str = str(SWEEP)
     """Sweep file of ours, with one setting."""
-    timed_stretches: int = 3
+    timed_stretches: int = 2
     """Stretches between evaluations that each algorithm's speed is the median of, after two in which it compiles."""
     folder: str = "runs/suite"
     """For the sweep, for what PPO's trainings leave, and for compiled programs."""

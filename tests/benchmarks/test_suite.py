@@ -14,6 +14,7 @@ import suite
 from trpo_jax import ConfigError, TRPOConfig
 from trpo_jax.sweep.plan import plan_file
 from trpo_jax.sweep.report.scores import ScoredRun, gather
+from trpo_jax.training.fields import setting_in_words
 
 SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks"
@@ -54,13 +55,22 @@ def test_our_one_setting_is_the_defaults_whatever_an_environment_ships_with():
 
 
 def test_ppo_has_had_as_many_settings_as_ours():
-    ours = [run.config for number in ("", "_2", "_3") for run in plan_file(SWEEPS / f"one_setting_search{number}.toml")]
+    ours = [run.config for number in ("", "_2", "_3", "_4") for run in plan_file(SWEEPS / f"one_setting_search{number}.toml")]
     tried = [swept for one in ppo_search.ROUNDS for swept in ppo_search.combinations(one.grid)]
     earlier = json.loads((RESULTS / "ppo_search_earlier_cpu.json").read_text(encoding="utf-8"))["rows"]
     assert len(tried) + len(earlier) >= len({repr(run.trpo) for run in ours})
     assert set(ppo_search.Arguments().environments) == {run.environment for run in ours}
     assert {seed for one in ppo_search.ROUNDS for seed in one.seeds} <= {run.seed for run in ours}
     assert any(run.trpo == TRPOConfig() for run in ours)
+
+
+def test_ppos_one_setting_is_the_best_of_its_search():
+    rows = json.loads((RESULTS / "ppo_search_cpu.json").read_text(encoding="utf-8"))["rows"]
+    best = {row["round"]: row["setting"] for row in reversed(rows)}  # rows of a round stand best first
+    setting = dict(ppo_search.AROUND)
+    for number, one in enumerate(ppo_search.ROUNDS, 1):
+        setting |= next(swept for swept in ppo_search.combinations(one.grid) if setting_in_words(swept) == best[number])
+    assert setting == brax_ppo.ONE_SETTING
 
 
 def test_a_round_goes_on_from_the_best_of_the_last():
