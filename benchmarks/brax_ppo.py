@@ -82,12 +82,6 @@ PUBLISHED: dict[str, Settings] = {
 reacher it repeats each action four times, which is another task and left out here. Hopper and walker2d it trains by SAC."""
 
 
-def with_environments(settings: Settings, num_envs: int) -> Settings:
-    """Return settings for another number of environments: as many minibatches, of proportionate size."""
-    batch_size = max(1, settings["batch_size"] * num_envs // settings["num_envs"])
-    return {**settings, "num_envs": num_envs, "batch_size": batch_size}
-
-
 def train_ppo(
     environment: str,
     num_timesteps: int,

@@ -71,7 +71,7 @@ def _train(run: PPORun, folder: Path) -> float:
     )
     curve = [(point["steps"], point["return"]) for point in course.points]
     write_whole(_curve_file(folder, run), json.dumps(curve) + "\n")
-    jax.clear_caches()  # Brax jits its functions anew for every training: those of dozens would fill the memory
+    jax.clear_caches()  # Brax jits its functions anew for every training; after dozens they would fill the memory
     return curve[-1][1]
 
 

@@ -2,9 +2,8 @@
 
     python benchmarks/ppo_search.py [--folder runs/ppo_search] [--json FILE]
 
-The counterpart of configs/sweeps/one_setting_search{,_2,_3,_4}.toml, on the same environments and seeds, and with a learning
-rate that falls as ours does. With the twelve settings of an earlier search PPO has had more settings than ours. What the
-folder holds already is not trained again.
+The counterpart of configs/sweeps/one_setting_search{,_2,_3}.toml, on the same environments, and with a learning rate that falls
+as ours does; docs/benchmarks says how much work either search was. What the folder holds already is not trained again.
 """
 
 import dataclasses

@@ -2,17 +2,16 @@
 
     python benchmarks/suite.py [--folder runs/suite] [--json FILE] [--figure FILE.svg]
 
-Ours is configs/sweeps/one_setting.toml, chosen by configs/sweeps/one_setting_search{,_2,_3,_4}.toml; PPO's is
+Ours is configs/sweeps/one_setting.toml, chosen by configs/sweeps/one_setting_search{,_2,_3}.toml; PPO's is
 `brax_ppo.ONE_SETTING`, the best of what ppo_search.py tried. Returns are those of deterministic evaluations at the end.
-"Same time": first both are timed alone, on all cores, compilation and evaluations left out; then PPO's learning curves are
-read at the environment steps that it has done by the time that ours ends (linear between evaluations). Intervals are those of
-the bootstrap over seeds, 95 %. What the folder holds already, speeds too, is not measured again; delete it to measure anew.
+"Same time": first both are timed alone, on all cores, compilation and evaluations left out; then PPO is trained anew for as
+many steps as it does by the time that ours ends, over which its learning rate falls. Intervals are those of the bootstrap over
+seeds, 95 %. What the folder holds already, speeds too, is not measured again; delete it to measure anew.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from trpo_jax.training.devices import num_cores_to_use, show_cpu_devices
 from trpo_jax.training.fields import fields_of
 from trpo_jax.training.files import write_whole
 
+SAME_STEPS, SAME_TIME = f"{PPO}, same steps", f"{PPO}, same time"
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "one_setting.toml"
 
 
@@ -67,19 +67,16 @@ def main(arguments: Arguments, ppo_settings: Settings = ONE_SETTING) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     speeds = {name: known_speeds(folder, run, ppo_settings, arguments.timed_stretches) for name, run in first.items()}
     ours = train_ours(arguments.sweep, folder / "trpo_jax")
-    theirs = train_all([ppo_run(run, ppo_settings, speeds[run.config.environment]) for run in plan], folder / "ppo")
+    alike = [ppo_run(run, ppo_settings) for run in plan]
+    shorter = [ppo_run(run, ppo_settings, speeds[run.config.environment]) for run in plan]
+    theirs = train_all([*alike, *shorter], folder / "ppo")
     rows = [
-        compare(
-            [run for run in ours if run.environment == name],
-            [run for run in theirs if run.environment == name],
-            steps=run.config.num_timesteps,
-            speeds=speeds[name],
-        )
+        compare([run for run in (*ours, *theirs) if run.environment == name], run.config.num_timesteps, speeds[name])
         for name, run in first.items()
     ]
     report.publish("one setting on every environment", rows, arguments.json)
     if arguments.figure:
-        curves(gather([*ours, *theirs])).savefig(arguments.figure)
+        curves(gather([*ours, *(run for run in theirs if run.setting == SAME_STEPS)])).savefig(arguments.figure)
 
 
 def check_comparable(plan: Sequence[Run]) -> None:
@@ -136,48 +133,37 @@ def train_ours(sweep: str, folder: Path) -> list[ScoredRun]:
     return [run._replace(setting=OURS) for run in read_scores(folder).runs]
 
 
-def ppo_run(run: Run, settings: Settings, speeds: dict[str, float]) -> PPORun:
-    """Return the counterpart of a run of ours: as many stretches between evaluations, or more where PPO does them sooner."""
+def ppo_run(run: Run, settings: Settings, speeds: dict[str, float] | None = None) -> PPORun:
+    """Return the counterpart of a run of ours: with as many steps or, given speeds, with what PPO does in as much time."""
     config = run.config
-    num_stretches = config.num_evals - 1
-    stretch = config.num_timesteps // num_stretches
-    num_stretches = max(num_stretches, math.ceil(steps_in_same_time(config.num_timesteps, speeds) / stretch))
-    steps = stretch * num_stretches
-    return PPORun(config.environment, PPO, {}, settings, config.seed, steps, num_stretches + 1, config.num_eval_envs)
+    name, steps, num_evals = SAME_STEPS, config.num_timesteps, config.num_evals
+    if speeds is not None:
+        update = settings["batch_size"] * settings["num_minibatches"] * settings["unroll_length"]
+        name, num_evals = SAME_TIME, 2
+        steps = update * max(1, round(config.num_timesteps * speeds[PPO] / speeds[OURS] / update))
+    return PPORun(config.environment, name, {}, settings, config.seed, steps, num_evals, config.num_eval_envs)
 
 
-def steps_in_same_time(steps: int, speeds: dict[str, float]) -> float:
-    """Return the environment steps that PPO does in the time that ours takes for some."""
-    return steps * speeds[PPO] / speeds[OURS]
-
-
-def compare(ours: Sequence[ScoredRun], theirs: Sequence[ScoredRun], *, steps: int, speeds: dict[str, float]) -> dict[str, Any]:
-    """Return a row of the table."""
-    environment = ours[0].environment
-    returns = {
-        OURS: returns_at(ours, steps),
-        f"{PPO}, same steps": returns_at(theirs, steps),
-        f"{PPO}, same time": returns_at(theirs, steps_in_same_time(steps, speeds)),
-    }
+def compare(runs: Sequence[ScoredRun], steps: int, speeds: dict[str, float]) -> dict[str, Any]:
+    """Return a row of the table, of an environment's runs."""
+    environment = runs[0].environment
+    returns = {name: np.array([run.score for run in runs if run.setting == name]) for name in (OURS, SAME_STEPS, SAME_TIME)}
     better = {
         f"P({OURS} > {name})": show(probability_of_improvement({environment: returns[OURS]}, {environment: values}))
         for name, values in returns.items()
         if name != OURS
     }
+    (steps_in_same_time,) = {run.curve[-1][0] for run in runs if run.setting == SAME_TIME}
     return {
         "environment": environment,
         "steps": steps,
-        "seeds": len(ours),
+        f"steps, {SAME_TIME}": steps_in_same_time,
+        "seeds": len(returns[OURS]),
         **{name: show(estimate({environment: values}, mean)) for name, values in returns.items()},
         **better,
         **{f"{name}, steps/s": round(speed) for name, speed in speeds.items()},
         **{f"{name}, each seed": ", ".join(f"{value:.4g}" for value in values) for name, values in returns.items()},
     }
-
-
-def returns_at(runs: Sequence[ScoredRun], steps: float) -> np.ndarray:
-    """Return where each learning curve is after so many steps."""
-    return np.array([np.interp(steps, *zip(*run.curve, strict=True)) for run in runs])
 
 
 if __name__ == "__main__":

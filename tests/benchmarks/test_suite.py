@@ -13,7 +13,7 @@ import ppo_search
 import suite
 from trpo_jax import ConfigError, TRPOConfig
 from trpo_jax.sweep.plan import plan_file
-from trpo_jax.sweep.report.scores import ScoredRun, gather
+from trpo_jax.sweep.report.scores import ScoredRun
 from trpo_jax.training.fields import setting_in_words
 
 SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
@@ -25,25 +25,28 @@ def scored(setting, seed, curve):
     return ScoredRun(f"hopper-{seed}", "hopper", setting, {}, seed, curve[-1][1], curve)
 
 
-def test_ppo_is_read_where_it_stands_when_ours_ends():
+def test_a_row_compares_ours_with_ppo_after_the_same_steps_and_after_the_same_time():
     ours = [scored(suite.OURS, seed, ((0, 0.0), (400, 100.0 + seed))) for seed in range(3)]
-    theirs = [scored(suite.PPO, seed, ((0, 0.0), (200, 20.0), (400, 80.0 + 30 * seed))) for seed in range(3)]
-    row = suite.compare(ours, theirs, steps=400, speeds=SPEEDS)
+    alike = [scored(suite.SAME_STEPS, seed, ((0, 0.0), (400, 80.0 + 30 * seed))) for seed in range(3)]
+    shorter = [scored(suite.SAME_TIME, seed, ((0, 0.0), (200, 20.0))) for seed in range(3)]
+    row = suite.compare([*ours, *alike, *shorter], 400, SPEEDS)
     assert row["trpo_jax, each seed"] == "100, 101, 102"
     assert row["Brax PPO, same steps, each seed"] == "80, 110, 140"
-    assert row["Brax PPO, same time, each seed"] == "20, 20, 20"  # half as fast, so after half the steps
+    assert row["Brax PPO, same time, each seed"] == "20, 20, 20"
+    assert (row["steps"], row["steps, Brax PPO, same time"]) == (400, 200)
     assert row["trpo_jax"].startswith("101 (100")
     assert row["Brax PPO, same time"] == "20 (20 to 20)"
     assert row["P(trpo_jax > Brax PPO, same steps)"].startswith("0.33")
     assert row["P(trpo_jax > Brax PPO, same time)"] == "1 (1 to 1)"
 
 
-def test_where_ppo_is_faster_it_trains_for_longer():
+@pytest.mark.parametrize(("speed", "updates"), [(0.5, 96), (1.5, 288), (1e-9, 1)])
+def test_in_the_same_time_ppo_does_whole_updates_by_its_speed(speed, updates):
     run = plan_file(SWEEPS / "one_setting.toml")[0]
-    stretch = run.config.num_timesteps // (run.config.num_evals - 1)
-    slower, faster = (suite.ppo_run(run, brax_ppo.ONE_SETTING, {suite.OURS: 1.0, suite.PPO: speed}) for speed in (0.5, 1.5))
-    assert (slower.num_timesteps, slower.num_evals) == (run.config.num_timesteps, run.config.num_evals)
-    assert faster.num_timesteps == stretch * (faster.num_evals - 1) == 1.5 * run.config.num_timesteps
+    alike = suite.ppo_run(run, brax_ppo.ONE_SETTING)
+    other = suite.ppo_run(run, brax_ppo.ONE_SETTING, {suite.OURS: 1.0, suite.PPO: speed})
+    assert (alike.num_timesteps, alike.num_evals) == (run.config.num_timesteps, run.config.num_evals) == (192 * 5120, 7)
+    assert other.num_timesteps == updates * 5120
 
 
 def test_our_one_setting_is_the_defaults_whatever_an_environment_ships_with():
@@ -54,11 +57,8 @@ def test_our_one_setting_is_the_defaults_whatever_an_environment_ships_with():
     assert all(run.config.num_timesteps <= 1_000_000 for run in runs)
 
 
-def test_ppo_has_had_as_many_settings_as_ours():
-    ours = [run.config for number in ("", "_2", "_3", "_4") for run in plan_file(SWEEPS / f"one_setting_search{number}.toml")]
-    tried = [swept for one in ppo_search.ROUNDS for swept in ppo_search.combinations(one.grid)]
-    earlier = json.loads((RESULTS / "ppo_search_earlier_cpu.json").read_text(encoding="utf-8"))["rows"]
-    assert len(tried) + len(earlier) >= len({repr(run.trpo) for run in ours})
+def test_both_were_searched_on_the_same_environments():
+    ours = [run.config for number in ("", "_2", "_3") for run in plan_file(SWEEPS / f"one_setting_search{number}.toml")]
     assert set(ppo_search.Arguments().environments) == {run.environment for run in ours}
     assert {seed for one in ppo_search.ROUNDS for seed in one.seeds} <= {run.seed for run in ours}
     assert any(run.trpo == TRPOConfig() for run in ours)
@@ -73,21 +73,22 @@ def test_ppos_one_setting_is_the_best_of_its_search():
     assert setting == brax_ppo.ONE_SETTING
 
 
-def test_a_round_goes_on_from_the_best_of_the_last():
-    first, second = ppo_search.ROUNDS
-    arguments = ppo_search.Arguments(environments=("hopper", "ant"))
-    runs = ppo_search.runs_of(first, ppo_search.AROUND, arguments)
-    assert len(runs) == 2 * 8 * 2
-    winner = runs[5].setting
-    scores = gather(
-        [
-            ScoredRun(run.name, run.environment, run.setting, run.swept, run.seed, float(run.setting == winner), ((0, 0.0),))
-            for run in runs
-        ]
-    )
-    best = ppo_search.best_setting(first, ppo_search.AROUND, scores)
-    assert best == {**ppo_search.AROUND, **runs[5].swept}
-    assert all(run.settings["learning_rate"] == best["learning_rate"] for run in ppo_search.runs_of(second, best, arguments))
+def test_a_round_goes_on_from_the_best_of_the_last(monkeypatch, tmp_path):
+    trained = []
+
+    def train_all(runs, folder):
+        trained.append(runs)
+        return [ScoredRun(run.name, run.environment, run.setting, run.swept, run.seed, score(run), ((0, 0.0),)) for run in runs]
+
+    def score(run):  # the last setting of the first round is the best
+        return run.settings["learning_rate"] + run.settings["num_updates_per_batch"] - run.settings["entropy_cost"]
+
+    monkeypatch.setattr(ppo_search, "train_all", train_all)
+    ppo_search.main(ppo_search.Arguments(environments=("hopper", "ant"), folder=str(tmp_path)))
+    assert len(trained) == len(ppo_search.ROUNDS)
+    assert len(trained[1]) == 2 * 8 * 2
+    best = {"learning_rate": 2e-3, "num_updates_per_batch": 16, "entropy_cost": 1e-3}
+    assert all(best.items() <= run.settings.items() for run in trained[1])
 
 
 def test_what_cannot_be_compared_is_refused():
