@@ -46,7 +46,7 @@ PLATFORMS = {
 }
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", ["nonsense", pytest.param("cuda", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("command", ["train fast", "sweep good.toml", "evaluate began", "render began"])
 def test_a_device_that_cannot_start_is_one_clear_line(tmp_path, command, platform):
     variables = os.environ | {"JAX_PLATFORMS": platform}

@@ -19,7 +19,16 @@ PAIRS = [(name, "generalized" if name == "swimmer" else "spring") for name in ad
 PAIRS += [("inverted_pendulum", backend) for backend in adapter.BACKENDS if backend != "spring"]
 
 
-@pytest.mark.parametrize(("name", "backend"), PAIRS)
+QUICK = {
+    ("ant", "spring"),
+    ("swimmer", "generalized"),
+    *((name, backend) for name, backend in PAIRS if name == "inverted_pendulum"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"), [pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow) for pair in PAIRS]
+)
 def test_every_environment_and_every_backend_traces(name, backend):
     """Traced, not compiled: shapes and dtypes are those of the protocol."""
     environment = as_environment(name, backend=backend)

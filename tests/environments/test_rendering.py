@@ -94,7 +94,7 @@ def draw(mujoco_gl, *view):
 @pytest.mark.parametrize(
     ("view", "is_mirrored"),
     [
-        ((800, 600), False),
+        pytest.param((800, 600), False, marks=pytest.mark.slow),
         ((480, 360, "behind"), True),
         pytest.param((480, 360), False, marks=pytest.mark.slow),
         pytest.param((480, 360, "free"), False, marks=pytest.mark.slow),

@@ -20,7 +20,13 @@ NARROW = [{name: dtype} for name in INPUTS for dtype in ("bfloat16", "float16")]
 ALL = [dict.fromkeys(INPUTS, dtype) for dtype in ("bfloat16", "float16")]
 DTYPES = [dict.fromkeys(INPUTS, "float32") | dtypes for dtypes in NARROW + ALL]
 WAYS = ("whole", "microbatches", "axis")
-CASES = [(dtypes, way) for i, dtypes in enumerate(DTYPES) for way in WAYS if "weight" in NARROW[i % 10] or way == WAYS[i % 3]]
+CASES = [
+    pytest.param(dtypes, way, marks=() if dtypes["weight"] != "float32" else pytest.mark.slow)
+    for i, dtypes in enumerate(DTYPES)
+    for way in WAYS
+    if "weight" in NARROW[i % 10] or way == WAYS[i % 3]
+]
+"""Narrow weights, which shares of parts are made of, in every way; each other input in one."""
 
 
 @functools.partial(jax.jit, static_argnames="way")

@@ -52,7 +52,9 @@ def mesh():
     return jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:DEVICES])
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option", [pytest.param(name, marks=pytest.mark.slow if name == "microbatches and largest KL" else ()) for name in OPTIONS]
+)
 def test_a_batch_split_over_devices_by_shard_map_gives_the_update_of_the_whole(x64, mesh, option):
     params, batch = problem()
     config = dataclasses.replace(CONFIG, **OPTIONS[option])

@@ -193,7 +193,8 @@ def test_what_all_programs_would_meet_ends_a_sweep_at_once(error):
         executor.outcome_of(fail)
 
 
-@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_kills", [2, 10])
 def test_killed_at_random_moments_every_run_is_finished_once_and_as_if_undisturbed(num_kills, tmp_path, spawn):
     sweep(tmp_path / "whole", SIX_RUNS, most=2)
     rng = random.Random(0)

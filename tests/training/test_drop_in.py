@@ -224,7 +224,7 @@ def save_with_orbax(params, path):
 
 
 @pytest.mark.parametrize("save", [save_with_brax, save_with_flax, save_with_orbax])
-@pytest.mark.parametrize("network_factory", [None, ppo_networks.make_ppo_networks])
+@pytest.mark.parametrize("network_factory", [pytest.param(None, marks=pytest.mark.slow), ppo_networks.make_ppo_networks])
 def test_any_saver_takes_the_parameters(network_factory, save, tmp_path):
     train = functools.partial(one_device_train, Target(), config=SMALL, num_eval_envs=0, network_factory=network_factory)
     make_policy, params, _ = train(16)

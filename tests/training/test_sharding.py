@@ -95,6 +95,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_interrupted_and_resumed_compute_what_one_does(tmp_path, alone):
     tests = Path(__file__).parents[1]
     variables = os.environ | {
