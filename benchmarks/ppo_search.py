@@ -87,8 +87,9 @@ def main(arguments: Arguments) -> None:
     for number, one in enumerate(ROUNDS, 1):
         scores = gather(train_all(runs_of(one, best, arguments), Path(arguments.folder)))
         found = [{"round": number, "steps": one.num_timesteps} | row(scores, setting) for setting in scores.settings]
-        rows += sorted(found, key=lambda row: -row["normalized"])
-        best = best_setting(one, best, scores)
+        found.sort(key=lambda row: -row["normalized"])
+        rows += found
+        best = {**best, **next(run.swept for run in scores.runs if run.setting == found[0]["setting"])}
     report.publish("Brax PPO", rows, arguments.json)
 
 
@@ -101,12 +102,6 @@ def runs_of(one: Round, best: Settings, arguments: Arguments) -> list[PPORun]:
         for swept in combinations(one.grid)
         for seed in one.seeds
     ]
-
-
-def best_setting(one: Round, best: Settings, scores: SweepScores) -> Settings:
-    """Return the setting with the best normalized mean of a round."""
-    by_words = {setting_in_words(swept): {**best, **swept} for swept in combinations(one.grid)}
-    return by_words[max(scores.settings, key=lambda setting: row(scores, setting)["normalized"])]
 
 
 def row(scores: SweepScores, setting: str) -> dict[str, Any]:

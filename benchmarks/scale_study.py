@@ -63,11 +63,13 @@ def main(arguments: Arguments) -> None:
 
 def ppo_runs(plan: Sequence[Run]) -> list[PPORun]:
     """Return PPO's trainings beside ours, with the same seeds."""
-    return [
-        PPORun(config.environment, name, {"num_envs": num_envs}, settings, config.seed, config.num_timesteps, 2, episodes)
-        for config, num_envs, episodes in ((run.config, run.config.trpo.num_envs, run.config.num_eval_envs) for run in plan)
-        for name, settings in ppo_settings(config.environment, num_envs).items()
-    ]
+    runs = []
+    for config in (run.config for run in plan):
+        num_envs = config.trpo.num_envs
+        rest = config.seed, config.num_timesteps, config.num_evals, config.num_eval_envs
+        for name, settings in ppo_settings(config.environment, num_envs).items():
+            runs.append(PPORun(config.environment, name, {"num_envs": num_envs}, settings, *rest))
+    return runs
 
 
 def ppo_settings(environment: str, num_envs: int) -> dict[str, Settings]:
@@ -107,23 +109,26 @@ def draw(rows: Sequence[Row]) -> Any:
     names = list(dict.fromkeys(row["environment"] for row in rows))
     figure, axes = panels(names)
     for axis, name in zip(axes, names, strict=True):
+        here = [row for row in rows if row["environment"] == name]
         for algorithm, colour in zip((OURS, PPO), COLOURS, strict=False):
-            best: dict[int, Row] = {}
-            for each in sorted(rows, key=lambda row: row["return"]):
-                if (each["environment"], each["algorithm"]) == (name, algorithm):
-                    best[each["num_envs"]] = each
-            means = sorted((size, row["return"]) for size, row in best.items())
-            points = [(size, value) for size, row in best.items() for value in row["each seed"]]
-            axis.plot(*zip(*means, strict=True), lw=1.8, color=colour, label=algorithm)
+            best = best_of([row for row in here if row["algorithm"] == algorithm])
+            points = [(row["num_envs"], value) for row in best for value in row["each seed"]]
+            axis.plot([row["num_envs"] for row in best], [row["return"] for row in best], lw=1.8, color=colour, label=algorithm)
             axis.plot(*zip(*points, strict=True), "o", ms=4, alpha=0.6, color=colour)
         axis.set_xscale("log", base=4)
-        sizes = sorted({row["num_envs"] for row in rows if row["environment"] == name})
+        sizes = sorted({row["num_envs"] for row in here})
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
         finish_axis(axis, name, "parallel environments")
         axis.set_ylabel("return", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def best_of(rows: Sequence[Row]) -> list[Row]:
+    """Return the row with the highest return at each number of environments, in their order."""
+    best = {row["num_envs"]: row for row in sorted(rows, key=lambda row: row["return"])}
+    return [best[size] for size in sorted(best)]
 
 
 if __name__ == "__main__":
