@@ -93,7 +93,7 @@ def test_a_training_that_is_done_is_only_evaluated_again(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"discounting": 0.9}, r"discounting: got 0.9, allowed: 0.99, with which the training in .* began"),
+        ({"discounting": 0.9}, r"discounting: got 0.9, allowed: 0.995, with which the training in .* began"),
         ({"trust_region": TrustRegionConfig(max_kl=0.5)}, r"trust_region.\w+: got .*, with which the training"),
         ({"seed": 1}, r"seed: got 1, allowed: 0, with which the training in .* began"),
     ],

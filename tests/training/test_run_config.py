@@ -150,7 +150,7 @@ def test_on_an_accelerator_every_environment_has_the_defaults_with_a_larger_batc
     assert {"ant", "humanoid", "pusher", "reacher"} <= set(environments)
     for environment in environments:
         trpo = starting_config(environment, accelerator=True).trpo
-        assert trpo == TRPOConfig(num_envs=4096, unroll_length=16, gae_lambda=0.95), environment
+        assert trpo == TRPOConfig(num_envs=4096, unroll_length=16, discounting=0.99, gae_lambda=0.95), environment
 
 
 @pytest.fixture

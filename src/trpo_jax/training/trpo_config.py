@@ -24,9 +24,9 @@ class TRPOConfig:
     """Time limit of an episode, in simulator steps (before action repeat)."""
     action_repeat: int = setting(default=1, at_least=1, at_most=2**30)
     """Simulator steps for which each action is held."""
-    discounting: float = setting(default=0.99, at_least=0.0, at_most=1.0)
+    discounting: float = setting(default=0.995, at_least=0.0, at_most=1.0)
     """Discount a step (γ)."""
-    gae_lambda: float = setting(default=0.97, at_least=0.0, at_most=1.0)
+    gae_lambda: float = setting(default=0.99, at_least=0.0, at_most=1.0)
     """Decay of generalized advantage estimation (λ): 0 trusts the critic, 1 the returns."""
     reward_scaling: float = setting(default=1.0, above=0.0)
     """Rewards are multiplied by this before learning; reported returns are not."""
