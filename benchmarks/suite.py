@@ -74,7 +74,7 @@ def main(arguments: Arguments, ppo_settings: Settings = ONE_SETTING) -> None:
         compare([run for run in (*ours, *theirs) if run.environment == name], run.config.num_timesteps, speeds[name])
         for name, run in first.items()
     ]
-    report.publish("one setting on every environment", rows, arguments.json)
+    report.publish("one setting on every environment", [*rows, overall([*ours, *theirs])], arguments.json)
     if arguments.figure:
         curves(gather([*ours, *(run for run in theirs if run.setting == SAME_STEPS)])).savefig(arguments.figure)
 
@@ -164,6 +164,13 @@ def compare(runs: Sequence[ScoredRun], steps: int, speeds: dict[str, float]) -> 
         **{f"{name}, steps/s": round(speed) for name, speed in speeds.items()},
         **{f"{name}, each seed": ", ".join(f"{value:.4g}" for value in values) for name, values in returns.items()},
     }
+
+
+def overall(runs: Sequence[ScoredRun]) -> dict[str, Any]:
+    """Return the table's last row: the mean over environments, on the scale of a sweep's report."""
+    scores = gather(runs)
+    means = {name: show(estimate(scores.of_setting(name, normalized=True), mean)) for name in (OURS, SAME_STEPS, SAME_TIME)}
+    return {"environment": "all, normalized", **means}
 
 
 if __name__ == "__main__":

@@ -40,6 +40,20 @@ def test_a_row_compares_ours_with_ppo_after_the_same_steps_and_after_the_same_ti
     assert row["P(trpo_jax > Brax PPO, same time)"] == "1 (1 to 1)"
 
 
+def test_the_last_row_is_the_mean_over_environments_from_the_lowest_point_of_a_curve_to_the_best_algorithm():
+    ends = {suite.OURS: (100.0, 5.0), suite.SAME_STEPS: (50.0, 9.0), suite.SAME_TIME: (25.0, 1.0)}
+    runs = [
+        ScoredRun("", environment, name, {}, seed, end, ((0, 0.0), (10, end)))
+        for name, both in ends.items()
+        for environment, end in zip(("hopper", "reacher"), both, strict=True)
+        for seed in range(2)
+    ]
+    row = suite.overall(runs)
+    assert [float(row[name].split()[0]) for name in ends] == pytest.approx(
+        [(1 + 5 / 9) / 2, (0.5 + 1) / 2, (0.25 + 1 / 9) / 2], abs=5e-4
+    )
+
+
 @pytest.mark.parametrize(("speed", "updates"), [(0.5, 96), (1.5, 288), (1e-9, 1)])
 def test_in_the_same_time_ppo_does_whole_updates_by_its_speed(speed, updates):
     run = plan_file(SWEEPS / "one_setting.toml")[0]
