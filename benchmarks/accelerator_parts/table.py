@@ -25,7 +25,7 @@ RULES = (
     {"discounting": 0.99, "gae_lambda": 0.97},
     {"discounting": 0.995, "gae_lambda": 0.97},
 )
-"""The horizon of configs/accelerator.toml, the default's, and a longer one, in place of an environment's own."""
+"""The horizon of configs/accelerator.toml, and two longer ones, in place of an environment's own."""
 
 
 def together(environment: str, *final: float, seconds: float = 22) -> Unit:
