@@ -3,7 +3,7 @@
 Importing the package imports no simulator and starts no device.
 """
 
-from trpo_jax.config import ConfigError
+from trpo_jax.config import ConfigError, MissingPackageError
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
 from trpo_jax.objective.advantages import generalized_advantage_estimation
 from trpo_jax.objective.surrogate import Batch
@@ -27,8 +27,10 @@ from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
 from trpo_jax.solver.tree import MatVec
 from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_region_step
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
+from trpo_jax.training.checkpoint import CheckpointError
 from trpo_jax.training.compilation_cache import enable_compilation_cache
 from trpo_jax.training.critic import CriticConfig
+from trpo_jax.training.files import FileError
 from trpo_jax.training.inference import Params
 from trpo_jax.training.run import LoadedRun, load_run
 from trpo_jax.training.run_config import RunConfig, shipped_config
@@ -49,6 +51,7 @@ __all__ = [
     "CGInfo",
     "Categorical",
     "CategoricalPolicy",
+    "CheckpointError",
     "ConfigError",
     "CriticConfig",
     "DiagonalGaussian",
@@ -56,11 +59,13 @@ __all__ = [
     "Distribution",
     "Environment",
     "EnvironmentState",
+    "FileError",
     "GaussianPolicy",
     "Joint",
     "LineSearchResult",
     "LoadedRun",
     "MatVec",
+    "MissingPackageError",
     "MultiCategorical",
     "MultivariateGaussian",
     "Networks",

@@ -18,6 +18,9 @@ import numpy as np
 
 ConfigT = TypeVar("ConfigT")
 
+LARGEST_SEED = 2**32 - 1
+"""`jax.random.key` makes the same key of a larger seed as of a smaller one."""
+
 
 class ConfigError(ValueError):
     """Report a configuration value that cannot be used: the field, what came, what is allowed."""

@@ -1,6 +1,8 @@
 import math
 import re
+from pathlib import Path
 
+import pytest
 import rich.console
 
 from trpo_jax.cli.console import PlainConsole, TerminalConsole
@@ -37,3 +39,14 @@ def test_the_bar_shows_return_kl_speed_and_time_left():
     text = capture.get()
     for part in ("ant", "50%", "return   123", "KL 0.0123", "20,000 steps/s"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("metrics", "end"),
+    [({"eval/episode_reward": 1.0, "eval/episode_reward_std": 0.0}, "; this was only evaluated again\n"), ({}, "\n")],
+)
+def test_a_finished_run_says_it_was_evaluated_again_only_where_it_was(metrics, end, capsys):
+    console = PlainConsole(RunConfig(num_timesteps=1000))
+    console.start(Path("run"), resumed=True)
+    console.finish(Path("run"), metrics)
+    assert f"all 1,000 steps had been trained before{end}" in capsys.readouterr().out

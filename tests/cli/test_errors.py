@@ -86,7 +86,7 @@ BAD = {
     "train ant --distributed": "distributed: got True, allowed: where a cluster's environment variables or all three options",
     "train CartpoleBalanced --suite playground": "did you mean CartpoleBalance",
     "train ant --suite gym": "invalid choice 'gym' for argument '--suite'",
-    "train CartpoleBalance": "allowed: a Brax environment; this one is of the suite playground",
+    "train CartpoleBalance": "allowed: a Brax environment; this one is of the suite playground (--suite playground)",
     "train empty.toml": "empty.toml: environment: got None, allowed: the name of one",
     "train toplevel.toml": "toplevel.toml: max_kl: got 0.1, allowed: a known field; did you mean trust_region.max_kl?",
     "train --seed 1": "ENV|CONFIG.toml: got '--seed', allowed:",

@@ -9,8 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from trpo_jax.cli import console
+from trpo_jax.cli import console, startup
 from trpo_jax.training.compilation_cache import default_cache_dir
+
+
+class Full(io.StringIO):
+    """A stream onto a full disk."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
 
 HELP = f"{sys.executable} -m trpo_jax_launcher --help"
 
@@ -38,16 +46,27 @@ def test_a_full_disk_under_stdout_is_one_line():
 
 
 def test_a_training_goes_on_without_its_lines(monkeypatch, capfd):
-    class Full(io.StringIO):
-        def write(self, text):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr(sys, "stdout", Full())
     console.say("one")
     console.say("two")
     assert sys.stdout.name == os.devnull
     sys.stdout.close()
     assert capfd.readouterr().err == "trpo-jax: warning: stdout: No space left on device; going on without it\n"
+
+
+def test_a_training_goes_on_with_nowhere_to_complain(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(sys, "stderr", Full())
+    console.say("one")
+    startup.complain("warning: two")
+    assert (sys.stdout.name, sys.stderr.name) == (os.devnull, os.devnull)
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_a_full_disk_under_both_streams_ends_in_the_same_code():
+    assert shell(f"{HELP} > /dev/full 2>&1").returncode == 2
+    assert shell(f"{HELP.removesuffix('--help')} nonsense > /dev/full 2>&1").returncode == 2
 
 
 def test_without_a_home_no_compiled_programs_are_kept(monkeypatch):

@@ -94,7 +94,7 @@ def check_policies_are_shown(capsys):
     assert errors[0].startswith(
         "trpo-jax evaluate: error: run: got 'sweeps/mine/slow', allowed: one of its 8 finished runs, such"
     )
-    assert errors[1].endswith("checkpoints: only the parameters of a finished run, and no training to go on with")
+    assert "holds only the parameters of a finished run, so training cannot go on; begin a new training from" in errors[1]
     assert len(errors) == 2
 
 

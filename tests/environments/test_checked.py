@@ -65,10 +65,6 @@ FAULTS = {
         {"reset": as_bfloat16},
         "for observation from step of Changed where reset gave bfloat16",
     ),
-    "reward of reset in float16": (
-        {"reset": changing(reward=lambda x: x.astype("float16"))},
-        "for reward from step of Changed where reset gave float16",
-    ),
     "what the simulator carries": (
         {"step": changing(simulator=lambda x: x[:, None])},
         r"for simulator from step of Changed where reset gave key",
@@ -168,14 +164,22 @@ def test_an_environment_that_is_wrapped_already_is_checked_too():
     [
         (trpo_jax.Box(2, 1.0, -1.0), "allowed: low < high"),
         (trpo_jax.Box(2, float("nan"), 1.0), "allowed: low < high"),
-        (trpo_jax.Box(0), "allowed: a size >= 1"),
-        (trpo_jax.Discrete(0), "allowed: a number of actions >= 1"),
+        (trpo_jax.Box(0), "allowed: an integer >= 1 for size"),
+        (trpo_jax.Box(True), "allowed: an integer >= 1 for size"),
+        (trpo_jax.Box(2, np.full(2, -1.0), 1.0), "allowed: one low and one high"),
+        (trpo_jax.Discrete(0), "allowed: an integer >= 1 for num_actions"),
+        (trpo_jax.Discrete(2.0), "allowed: an integer >= 1 for num_actions"),
         (3, "allowed: a trpo_jax.Box or a trpo_jax.Discrete"),
     ],
 )
 def test_a_space_without_actions_is_refused(space, message):
     with pytest.raises((TypeError, ValueError), match=f"^action_space: got .*{message}"):
         trpo_jax.make_trpo(Changed(action_space=space), CONFIG)
+
+
+@pytest.mark.parametrize("space", [trpo_jax.Box(np.prod((2, 1))), trpo_jax.Discrete(np.int64(3))])
+def test_the_integers_of_numpy_make_a_space(space):
+    trpo_jax.make_trpo(Changed(action_space=space), CONFIG)
 
 
 def test_no_action_space_is_refused():

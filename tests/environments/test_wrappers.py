@@ -55,6 +55,22 @@ def test_a_repeated_action_adds_up_rewards_and_stands_still_after_a_termination(
     assert state.terminated.all()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("action_repeat", [1, 8])
+def test_rewards_add_up_in_float32_whatever_they_come_in(dtype, action_repeat):
+    class Coarse(Counter):
+        def reset(self, keys):
+            state = super().reset(keys)
+            return state._replace(reward=state.reward.astype(dtype))
+
+        def step(self, state, action):
+            return super().step(state, action)._replace(reward=jnp.full(N, 10_000.0, dtype))
+
+    environment = EpisodeLimit(Coarse(), episode_length=100, action_repeat=action_repeat)
+    state = environment.step(environment.reset(keys(0)), jnp.zeros((N, 2)))
+    np.testing.assert_allclose(state.reward, action_repeat * float(jnp.asarray(10_000.0, dtype)), rtol=1e-6)
+
+
 def test_the_limit_counts_simulator_steps():
     environment = EpisodeLimit(Counter(), episode_length=6, action_repeat=3)
     state = environment.reset(keys(0))

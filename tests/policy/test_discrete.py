@@ -162,6 +162,19 @@ def test_a_multi_categorical_is_a_joint_of_categoricals():
         np.testing.assert_allclose(found[quantity], value, rtol=1e-6)
 
 
+@pytest.mark.parametrize("sizes", [[2, 3], np.asarray([2, 3]), (np.int64(2), np.int32(3))])
+def test_sizes_are_integers_of_any_kind_in_any_sequence(sizes):
+    distribution = MultiCategorical(jnp.zeros(5), sizes)
+    assert distribution.sizes == (2, 3)
+    np.testing.assert_allclose(distribution.log_prob(distribution.mode()), -np.log(6), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(), (2, 0)])
+def test_a_choice_among_nothing_is_refused(sizes):
+    with pytest.raises(ValueError, match=r"^sizes: got .*, allowed: integers >= 1, at least one"):
+        MultiCategorical(jnp.zeros(2), sizes)
+
+
 def test_many_choices_of_different_sizes_are_one_small_program():
     def sizes_of(count):
         return tuple(2 + i % 7 for i in range(count))

@@ -234,3 +234,16 @@ def test_what_cannot_be_used_is_refused_by_name(own_errors):
         hessian_vector_product(lambda p: p["n"].sum(), {"n": jnp.arange(2)})
     with pytest.raises(TypeError, match=r"distribution_fn: got a return value of type tuple, allowed: a distribution with kl"):
         fisher_vector_product(lambda p: (p, p), jnp.ones(2))
+
+
+def test_the_curvature_of_each_state_is_not_rounded_to_the_policys_dtype(x64):
+    params, observation = draw("bfloat16")
+    x = draw("bfloat16", seed=1)[0]
+
+    def policy(params):
+        return POLICIES["gaussian"](params, observation)
+
+    old, moved = jax.jvp(policy, (params,), (x,))
+    mean, log_std, old_log_std = (np.asarray(leaf, np.float64) for leaf in (moved.mean, moved.log_std, old.log_std))
+    expected = np.sum(mean**2 * np.exp(-2 * old_log_std) + 2 * log_std**2, axis=-1)
+    np.testing.assert_allclose(curvature_of_states(policy, params, x), expected, rtol=1e-5)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +106,12 @@ def test_without_a_line_search_the_length_is_the_cautious_one_of_the_damped_quad
     matrix = CURVATURE + CONFIG.damping * np.eye(N)
     x = np.linalg.solve(matrix, GRADIENT)
     np.testing.assert_allclose(new - PARAMS, np.sqrt(2 * CONFIG.max_kl / (x @ matrix @ x)) * x, rtol=1e-9)
+
+
+def test_backtracks_beyond_the_range_of_floats_are_as_good_as_many():
+    new, info = step(dataclasses.replace(CONFIG, backtrack_factor=0.1, max_backtracks=400))
+    assert info.accepted
+    chex.assert_trees_all_equal(new, step(dataclasses.replace(CONFIG, backtrack_factor=0.1, max_backtracks=30))[0])
 
 
 @pytest.mark.parametrize(("backtrack_factor", "max_backtracks"), [(0.8, 15), (0.8, 8), (0.8, 5), (0.9, 8), (0.5, 1), (0.8, 0)])

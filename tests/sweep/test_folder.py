@@ -92,7 +92,7 @@ def test_runs_that_an_earlier_version_finished_are_not_trained_again_without_a_w
     (begun.runs / "fast-0123456789ab-seed0.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a folder whose runs this version of trpo_jax wrote"):
         begun.begin(runs_of(SIX_RUNS))
-    with pytest.raises(ConfigError, match="an earlier one did, without their policies"):
+    with pytest.raises(ConfigError, match="allowed: a new folder; an earlier version of trpo_jax"):
         begun.planned()
 
 

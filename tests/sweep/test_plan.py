@@ -94,9 +94,9 @@ def test_a_program_knows_how_many_runs_it_may_hold():
     assert {program.capacity for program in plan(SIX_RUNS, memory_limit=4 * each, num_devices=2)} == {8}
     assert {program.capacity for program in plan(SIX_RUNS, memory_limit=4 * each, most=5)} == {4}
     assert {program.capacity for program in plan(SIX_RUNS, most=5)} == {5}
-    less = plan(SIX_RUNS, memory_limit=2 * each, limit_of_begun=4 * each)
+    less = plan(SIX_RUNS, memory_limit=2 * each, resume_limit=4 * each)
     assert {(len(program.runs), program.capacity) for program in less} == {(2, 4)}
-    assert {program.capacity for program in plan(SIX_RUNS, memory_limit=2 * each, limit_of_begun=4 * each, most=3)} == {3}
+    assert {program.capacity for program in plan(SIX_RUNS, memory_limit=2 * each, resume_limit=4 * each, most=3)} == {3}
 
 
 VERSION_1 = "memory/", "5:cpu,cpuacct:/other\n4:memory:/job/step\n", ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")

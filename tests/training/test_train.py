@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import logging
 import os
@@ -159,6 +160,10 @@ def test_training_is_reproducible_from_its_seed():
     ("options", "message"),
     [
         ({"num_env": 4}, r"num_env: got 4, allowed: .*did you mean num_envs"),
+        ({"num_eval": 4}, r"num_eval: got 4, allowed: .*did you mean num_evals"),
+        ({"checkpoint_intervals": 4}, r"checkpoint_intervals: got 4, allowed: .*did you mean checkpoint_interval"),
+        ({"seed": 2**32}, r"seed: got 4294967296, allowed: an integer >= 0 and <= 4294967295"),
+        ({"seed": 2**64}, r"seed: got .*, allowed: an integer >= 0 and <= 4294967295"),
         ({"num_evals": -1}, "num_evals: got -1, allowed: an integer >= 0"),
         ({"num_eval_envs": True}, "num_eval_envs: got True, allowed: an integer >= 0"),
         ({"discounting": 1.5}, "discounting: got 1.5, allowed: a number >= 0 and <= 1"),
@@ -188,6 +193,19 @@ def test_ctrl_c_saves_all_at_the_end_of_the_iteration(tmp_path):
     step, params = load_params(tmp_path, template)
     assert step == params.normalizer.count == iterations[-1]
     assert step in (48, 64)  # 48 was told of while the next one ran
+
+
+@pytest.mark.parametrize(("number", "exception"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_whose_exception_gets_lost_ends_the_training_all_the_same(number, exception, tmp_path):
+    """Python drops exceptions in destructors and in callbacks of its garbage collection, of which compilers have some."""
+
+    def lose(step, metrics):
+        with contextlib.suppress(exception):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(exception):  # the evaluation before training, when nothing is guarded yet, is where it comes
+        train(Target(), 10**6, config=SMALL, num_eval_envs=2, num_evals=3, progress_fn=lose, save_checkpoint_path=tmp_path)
+    assert load_params(tmp_path, train(Target(), 0, config=SMALL, num_eval_envs=0)[1])[0] == 16
 
 
 def test_a_second_ctrl_c_does_not_wait():

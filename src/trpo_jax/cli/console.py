@@ -11,6 +11,7 @@ import jax
 import rich.console
 import rich.progress
 
+from trpo_jax.cli.startup import complain
 from trpo_jax.training.progress import ProgressLines, compilations_told, describe, describe_evaluation, format_seconds
 from trpo_jax.training.run_config import RunConfig
 
@@ -20,9 +21,9 @@ def say(line: str) -> None:
     try:
         print(line, flush=True)
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # no one reads: no one is to be told
-            print(f"trpo-jax: warning: stdout: {error.strerror}; going on without it", file=sys.stderr)
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if not isinstance(error, BrokenPipeError):  # no one reads: no one is to be told
+            complain(f"warning: stdout: {error.strerror}; going on without it")
 
 
 class PlainConsole(ProgressLines):
@@ -59,7 +60,8 @@ class PlainConsole(ProgressLines):
         took = format_seconds(self.elapsed)
         result = f"return {describe_evaluation(metrics)}, " if "eval/episode_reward" in metrics else ""
         if self._resumed and not self.has_begun:
-            self.say(f"all {self.run_config.num_timesteps:,} steps had been trained before; this was only evaluated again")
+            again = "; this was only evaluated again" if "eval/episode_reward" in metrics else ""
+            self.say(f"all {self.run_config.num_timesteps:,} steps had been trained before{again}")
         self.say(f"done: {result}in {took}")
         self.say(f"look again with: trpo-jax evaluate {shlex.quote(str(run_dir))}")
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import tyro
 
 from trpo_jax.cli.arguments import parse
-from trpo_jax.config import config, setting
+from trpo_jax.config import LARGEST_SEED, config, setting
 
 DESCRIPTION = (
     "Play episodes with the newest policy of a run, or of every run of a sweep, and print mean, standard deviation and 95 % "
@@ -23,7 +23,7 @@ class EvaluateArguments:
     """Episodes to play, side by side; at least 2."""
     deterministic: bool = setting(default=True)
     """Act with the policy's mean action instead of samples."""
-    seed: int = setting(default=0, at_least=0, at_most=2**32 - 1)
+    seed: int = setting(default=0, at_least=0, at_most=LARGEST_SEED)
     """Seed of the initial states and, for a stochastic policy, of the actions."""
 
 

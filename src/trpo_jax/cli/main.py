@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trpo_jax.cli.startup import configure_process, prepare_streams
+from trpo_jax.cli.startup import complain, configure_process, prepare_streams
 
 USAGE = """usage: trpo-jax COMMAND …
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unprintable is not None:
         sys.stdout = None  # else Python tries once more, and tells of it in its own words
         if not isinstance(unprintable, BrokenPipeError):  # no one reads: no one is to be told
-            print(f"trpo-jax: error: {unprintable.strerror}", file=sys.stderr)
+            complain(f"error: {unprintable.strerror}")
             code = USAGE_ERROR
     if code in (INTERRUPTED, TERMINATED) and not _has_others():
         sys.stderr.flush()
@@ -95,19 +95,19 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except _bad_input() as error:
-        print(f"trpo-jax {command}: error: {error}", file=sys.stderr)
+        complain(f"error: {error}", command)
         return USAGE_ERROR
     except (RuntimeError, AssertionError) as error:
         trouble = _device_trouble(error)
         if trouble is None:
             raise
-        print(f"trpo-jax {command}: error: {trouble}", file=sys.stderr)
+        complain(f"error: {trouble}", command)
         return USAGE_ERROR
     except OSError as error:  # a full disk, a folder that went away
         if isinstance(error, BrokenPipeError) or error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"trpo-jax {command}: error: {where}{error.strerror}", file=sys.stderr)
+        complain(f"error: {where}{error.strerror}", command)
         return USAGE_ERROR
 
 

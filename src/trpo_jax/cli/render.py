@@ -2,14 +2,14 @@
 
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from trpo_jax.cli.arguments import parse
-from trpo_jax.config import ConfigError, config, setting
+from trpo_jax.cli.startup import complain
+from trpo_jax.config import LARGEST_SEED, ConfigError, config, setting
 
 DESCRIPTION = (
     "Play one episode with the newest policy of a run folder, acting with the policy's mean, and write RUN/render.html (to "
@@ -27,12 +27,12 @@ class RenderArguments:
     highest return is shown."""
     max_steps: int = setting(default=500, at_least=1)
     """Actions after which to stop, if the episode has not ended."""
-    seed: int = setting(default=0, at_least=0, at_most=2**32 - 1)
+    seed: int = setting(default=0, at_least=0, at_most=LARGEST_SEED)
     """Seed of the initial state."""
     format: Literal["gif", "mp4", "html"] = setting(default="gif")
     """gif or mp4 (smaller; needs the extra "video") writes the page and an animation, html the page alone."""
     size: Annotated[str, tyro.conf.arg(metavar="WIDTHxHEIGHT")] = setting(default="480x360")
-    """Of the animation, in pixels."""
+    """Size of the animation, in pixels."""
     camera: str = setting(default="auto")
     """Name of one of the environment's cameras, or free, which shows the whole of it; auto is its first, or free."""
 
@@ -66,7 +66,7 @@ def render_command(arguments: list[str]) -> int:
     for file in rendering.files:
         print(f"wrote {file}")
     for line in rendering.missing:
-        print(f"trpo-jax render: warning: {line}", file=sys.stderr)
+        complain(f"warning: {line}", "render")
     return 0
 
 

@@ -22,6 +22,14 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+def complain(line: str, command: str = "") -> None:
+    """Print a line to stderr, as of a command; where that is not possible any more, print no further ones."""
+    try:
+        print(f"trpo-jax {command}".rstrip() + f": {line}", file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open to the end
+
+
 def configure_process() -> None:
     """Switch on JAX's persistent compilation cache and quiet the libraries underneath."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks on cached CPU code; read when jax is imported
@@ -76,4 +84,4 @@ def _at_ctrl_c(handler: Callable[[int, Any], Any]) -> Iterator[None]:
 
 def _one_line(message, category, filename, lineno, file=None, line=None) -> None:
     """Show a warning as errors are shown: the line of code that it came from is none of the user's."""
-    print(f"trpo-jax: warning: {message}", file=sys.stderr)
+    complain(f"warning: {message}")

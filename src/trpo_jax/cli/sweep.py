@@ -17,7 +17,7 @@ import tyro
 
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import say
-from trpo_jax.cli.startup import ended_by_ctrl_c, raised_by_ctrl_c
+from trpo_jax.cli.startup import complain, ended_by_ctrl_c, raised_by_ctrl_c
 from trpo_jax.config import ConfigError
 from trpo_jax.training.progress import compilations_told, format_seconds
 
@@ -83,13 +83,13 @@ def sweep_command(arguments: list[str]) -> int:
         runs = plan_file(parsed.file)
         limit = executor.memory_limit if parsed.memory_limit is None else round(parsed.memory_limit * 2**30)
         # How much is free wavers: what was begun goes on as long as all that is free will do.
-        limit_of_begun = int(limit / PART_OF_MEMORY) if parsed.memory_limit is None else None
+        resume_limit = int(limit / PART_OF_MEMORY) if parsed.memory_limit is None else None
         planned = plan_programs(
             runs,
             memory_limit=limit,
             num_devices=executor.num_devices,
             most=parsed.runs_per_program,
-            limit_of_begun=limit_of_begun,
+            resume_limit=resume_limit,
         )
         if not parsed.dry_run:
             return _sweep(parsed, runs, planned, executor)
@@ -141,7 +141,7 @@ def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any
             say(console.last_words())
             raise
         except ExceptionGroup as error:  # each of which the console has told in whole
-            print(f"trpo-jax sweep: error: {error.message}", file=sys.stderr)
+            complain(f"error: {error.message}", "sweep")
             return FAILED
     console.finish(folder.results)
     return 0

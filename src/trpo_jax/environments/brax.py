@@ -87,7 +87,11 @@ def _playground_hint(name: str) -> str | None:
         return None
     from trpo_jax.environments import playground
 
-    return "a Brax environment; this one is of the suite playground" if name in playground.environment_names() else None
+    return (
+        "a Brax environment; this one is of the suite playground (--suite playground)"
+        if name in playground.environment_names()
+        else None
+    )
 
 
 def _load(name: str, backend: str) -> tuple[str, brax.envs.Env]:

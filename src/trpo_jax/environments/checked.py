@@ -9,25 +9,26 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
+from trpo_jax.solver.tree import upcast
 
 
 def checked_reset(environment: Environment, keys: Key[Array, "N"]) -> EnvironmentState:
-    """Draw N initial states.
+    """Draw N initial states, with rewards in at least float32, since rewards are added up.
 
     Raises:
-        TypeError: what comes is no state of N environments; the message names the field. While it is traced.
+        TypeError: what comes is no state of N environments. Raised while tracing; the message names the field.
     """
     state = environment.reset(keys)
     _check_state(state, environment, "reset", keys.shape[0])
-    return strong(state)
+    return strong(state._replace(reward=upcast(state.reward)))
 
 
 def checked_step(environment: Environment, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
     """Advance N environments; leaves come in the dtypes of `state`, which may be wider than those of the step.
 
     Raises:
-        TypeError: what comes is no state like `state`, or would have to be rounded to be one; the message names the field.
-            While it is traced.
+        TypeError: what comes is no state like `state`, or would have to be rounded to be one. Raised while tracing; the
+            message names the field.
     """
     new = environment.step(state, action)
     _check_state(new, environment, "step", state.reward.shape[0])
@@ -62,15 +63,21 @@ def _like_the_last(new: EnvironmentState, old: EnvironmentState, name: str) -> E
 def check_action_space(space: Any) -> None:
     """Raise TypeError or ValueError for what is no action space, or one without actions."""
     if isinstance(space, Discrete):
-        if not (isinstance(space.num_actions, int) and space.num_actions >= 1):
-            raise ValueError(f"action_space: got {space}, allowed: a number of actions >= 1")
+        if not _is_count(space.num_actions):
+            raise ValueError(f"action_space: got {space}, allowed: an integer >= 1 for num_actions")
     elif isinstance(space, Box):
-        if not (isinstance(space.size, int) and space.size >= 1):
-            raise ValueError(f"action_space: got {space}, allowed: a size >= 1")
+        if not _is_count(space.size):
+            raise ValueError(f"action_space: got {space}, allowed: an integer >= 1 for size")
+        if np.ndim(space.low) or np.ndim(space.high):
+            raise ValueError(f"action_space: got {space}, allowed: one low and one high for all components")
         if not space.low < space.high:
             raise ValueError(f"action_space: got {space}, allowed: low < high")
     else:
         raise TypeError(f"action_space: got {space!r}, allowed: a trpo_jax.Box or a trpo_jax.Discrete")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def is_bounded(space: Box) -> bool:

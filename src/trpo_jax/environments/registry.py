@@ -35,7 +35,8 @@ def as_environment(
             `mjx_model`. None: parameters are the same everywhere, at no cost.
 
     Raises:
-        ConfigError: an unknown name, suite or backend, or a suite that is not installed.
+        ConfigError: an unknown name, suite or backend.
+        MissingPackageError: a suite that is not installed.
         TypeError: an object of another kind, a wrapped environment, or a randomization_fn that cannot be used.
         ValueError: an action space without actions.
     """
@@ -70,7 +71,8 @@ def environment_names(suite: str = "brax") -> list[str]:
     """Return the names of a suite's environments, sorted.
 
     Raises:
-        ConfigError: an unknown suite, or one that is not installed.
+        ConfigError: an unknown suite.
+        MissingPackageError: one that is not installed.
     """
     return _suite(suite).environment_names()
 

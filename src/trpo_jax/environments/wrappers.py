@@ -10,7 +10,7 @@ from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
 
 GOLDEN_RATIO = 2654435769
-"""Modulo 1, in units of 2^-32. Its multiples lie evenly between 0 and 1, however many there are and wherever they begin."""
+"""The golden ratio's fractional part times 2^32: its multiples modulo 2^32 are evenly spread, whatever their number."""
 
 
 class _TimedSimulator(NamedTuple):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from trpo_jax.solver.tree import MatVec, Params, check_floating
+from trpo_jax.solver.tree import MatVec, Params, cast_like, check_floating, upcast
 from trpo_jax.weights import average, unit_weight
 
 
@@ -64,14 +64,17 @@ def curvature_of_states(distribution_fn: Callable[[Params], Any], params: Params
         tangent, _, metric = _factors(distribution_fn, params, jnp.sum)
         moved = tangent(x)
         axes = jax.eval_shape(lambda params: distribution_fn(params).entropy(), params).ndim
-        products = jax.tree.map(lambda a, b: jnp.sum(a * b, tuple(range(axes, a.ndim))), moved, metric(moved))
+        products = jax.tree.map(lambda a, b: jnp.sum(a * b, tuple(range(axes, a.ndim))), upcast(moved), metric(moved))
     return functools.reduce(jnp.add, jax.tree.leaves(products))
 
 
 def _factors(
     distribution_fn: Callable[[Params], Any], params: Params, reduce: Callable[[Array], Array]
 ) -> tuple[MatVec, MatVec, MatVec]:
-    """Return the maps that F is made of: v -> J v, u -> Jᵀ u, and u -> M u, the Hessian of the KLs as `reduce` adds them."""
+    """Return the maps that F is made of: v -> J v, u -> Jᵀ u, and u -> M u, the Hessian of the KLs as `reduce` adds them.
+
+    M u is computed in at least float32.
+    """
     old = distribution_fn(params)
     if not callable(getattr(old, "kl", None)):
         raise TypeError(
@@ -89,8 +92,8 @@ def _factors(
         return reduce(old.kl(jax.tree.unflatten(treedef, merged)))
 
     outputs, tangent, cotangent = _linearize(free_leaves_fn, params)
-    _, metric, _ = _linearize(jax.grad(reduced_kl), outputs)
-    return tangent, cotangent, metric
+    _, metric, _ = _linearize(jax.grad(reduced_kl), upcast(outputs))
+    return tangent, lambda u: cotangent(cast_like(u, outputs)), lambda u: metric(upcast(u))
 
 
 def _linearize(fn: Callable[[Any], Any], x: Any) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]:

@@ -33,8 +33,8 @@ def trust_region_step(
 
     with g = ∇objective, F v = `matvec`(v), D the identity (or what `damping_shape` says), and k the first of
     0 … max_backtracks whose trial is finite, satisfies kl_fn(new) <= max_kl, and improves the objective by more than 0 and
-    at least accept_ratio · c^k · gᵀs. s is a hair shorter than that, and never longer than `LONGEST` times
-    x · sqrt(2·max_kl / xᵀ(F + damping·D)x), or than the last backtrack can bring back to that, since the KL is not
+    at least accept_ratio · c^k · gᵀs. xᵀFx is raised by `SLACK`, which shortens s by half of that. s is at most
+    min(`LONGEST`, c^-max_backtracks) times the damped step x · sqrt(2·max_kl / xᵀ(F + damping·D)x), since the KL is not
     quadratic where F is nearly zero along x. A first trial whose KL is just too large is shortened to where a quadratic KL
     would meet the bound, if that shortens it less than c. With
     line_search=False the damped length is taken, k = 0, and only the trial's finiteness is asked for.

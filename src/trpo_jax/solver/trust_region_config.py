@@ -26,7 +26,7 @@ class TrustRegionConfig:
     cg_tolerance: float = setting(default=1e-10, at_least=0.0)
     """Conjugate gradients stop once the squared relative residual (`TrustRegionInfo.cg_residual`) is below this."""
     backtrack_factor: float = setting(default=0.8, above=0.0, below=1.0)
-    """The line search multiplies the step by this after a failed trial, by more if the first trial's KL was just too large."""
+    """The line search multiplies the step by this after a failed trial; by more if the first trial's KL was just too large."""
     max_backtracks: int = setting(default=15, at_least=0)
     """How often the line search shrinks the step before it gives up."""
     accept_ratio: float = setting(default=0.0, at_least=0.0, below=1.0)

@@ -18,10 +18,10 @@ LONGEST = 5.0
 """Longest step, as a multiple of the one whose length counts the damping as curvature; less if backtracks cannot undo it."""
 
 SLACK = 1e-3
-"""Part of the KL bound that the first trial leaves: a KL that is quadratic ends just inside, where rounding cannot decide."""
+"""Relative margin on the curvature: the first trial of a quadratic KL ends just inside the bound, where rounding decides."""
 
 AIM = 0.98
-"""Part of the length to which a quadratic KL would allow a step that was just too long: others need a little less."""
+"""The first backtrack aims at this fraction of the length that a quadratic KL would allow: other KLs need a little less."""
 
 
 class Evaluation(NamedTuple):
@@ -137,7 +137,7 @@ def _solve(
     curvature = damped_curvature
     if config.line_search:
         undamped = damped_curvature - vdot(scaled(damping, y), y)
-        longest = jnp.minimum(LONGEST, config.backtrack_factor ** -float(config.max_backtracks))
+        longest = jnp.minimum(LONGEST, jnp.asarray(config.backtrack_factor, b.dtype) ** -float(config.max_backtracks))
         curvature = jnp.maximum(undamped, damped_curvature / longest**2)
     if problem.largest_curvature_fn is not None:
         curvature = jnp.where(curvature > 0, jnp.maximum(curvature, problem.largest_curvature_fn(x)), curvature)

@@ -39,7 +39,7 @@ class Finished(NamedTuple):
         return [json.loads(line) for line in self.body.splitlines()]
 
 
-class Begun(NamedTuple):
+class UnfinishedProgram(NamedTuple):
     """What a training has left unfinished."""
 
     path: Path
@@ -95,7 +95,7 @@ class SweepFolder:
             ConfigError: no plan that can be read, or runs of an earlier version of this package.
         """
         if any(self.runs.glob("*.jsonl")):
-            allowed = "a folder whose runs this version of trpo_jax wrote; an earlier one did, without their policies"
+            allowed = "a new folder; an earlier version of trpo_jax wrote these runs, and kept no policies"
             raise ConfigError("sweep_dir", str(self.path), allowed)
         try:
             return {run["run"]: run for run in json.loads(self.plan.read_text(encoding="utf-8"))}
@@ -160,7 +160,7 @@ class SweepFolder:
         writer.writerows(rows)
         write_whole(self.results, table.getvalue())
 
-    def begun(self) -> list[Begun]:
+    def unfinished_programs(self) -> list[UnfinishedProgram]:
         """Return what trainings have left unfinished."""
         found = []
         for path in sorted(self.unfinished.iterdir()):
@@ -168,7 +168,7 @@ class SweepFolder:
                 names = tuple(str(name) for name in json.loads((path / "runs.json").read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
                 names = ()
-            found.append(Begun(path, names, has_checkpoints(path / "checkpoints")))
+            found.append(UnfinishedProgram(path, names, has_checkpoints(path / "checkpoints")))
         return found
 
     def place_of(self, names: Sequence[str]) -> Path:

@@ -18,7 +18,7 @@ COPIES_OF_STATE = 3
 COPIES_OF_BATCH = 4
 """As collected, arranged in rows, shuffled for the critic, and its derivatives."""
 PART_OF_MEMORY = 0.5
-"""Of what a device has free, what a program may take where nothing else is said."""
+"""Default share of a device's free memory that a program may take."""
 
 
 class PlannedProgram(NamedTuple):
@@ -39,14 +39,14 @@ def plan_programs(
     memory_limit: int,
     num_devices: int,
     most: int | None = None,
-    limit_of_begun: int | None = None,
+    resume_limit: int | None = None,
 ) -> list[PlannedProgram]:
     """Divide runs among programs.
 
     Args:
         runs: see `make_plan`.
         memory_limit: bytes that a program may take on each device.
-        limit_of_begun: bytes with which one that was begun may go on; as many, where it is None.
+        resume_limit: bytes with which an unfinished program may go on; None for `memory_limit`.
         num_devices: that a program's runs are spread over.
         most: runs that a program may hold.
 
@@ -59,11 +59,11 @@ def plan_programs(
         if memory_limit < size:
             needed = f"at least {size / 2**30:.3g}, what one run of {cell.config.environment} is estimated to take"
             raise ConfigError("memory_limit", round(memory_limit / 2**30, 3), needed)
-        new, begun = (
-            min(limit // size * num_devices, most or sys.maxsize) for limit in (memory_limit, limit_of_begun or memory_limit)
+        new, resumed = (
+            min(limit // size * num_devices, most or sys.maxsize) for limit in (memory_limit, resume_limit or memory_limit)
         )
         parts = divide(cell.runs, new, num_devices=num_devices)
-        planned += [PlannedProgram(part, size, number, begun) for part in parts]
+        planned += [PlannedProgram(part, size, number, resumed) for part in parts]
     return planned
 
 

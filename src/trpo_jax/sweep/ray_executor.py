@@ -20,7 +20,7 @@ RETRIES = 5
 """How often a task is started again whose worker has died."""
 CONNECT_SECONDS = 5.0
 SECONDS_BETWEEN_LOOKS = 1.0
-"""At what workers have written of their progress."""
+"""Seconds between two readings of the progress that workers write."""
 
 
 class RayExecutor:
@@ -54,7 +54,8 @@ class RayExecutor:
             cache_dir: where workers keep compiled programs.
 
         Raises:
-            ConfigError: Ray is missing, the address is not that of a cluster, or the cluster has not what one task asks for.
+            MissingPackageError: Ray is not installed.
+            ConfigError: the address is not that of a cluster, or the cluster has not what one task asks for.
         """
         self._ray = _connect(address)
         try:

@@ -32,8 +32,8 @@ def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], *, executo
     if results.failures:
         count = f"{len(results.failures)} of {len(jobs)} programs failed"
         raise ExceptionGroup(f"{count}, the others are finished; the same command tries them again", results.failures)
-    for begun in folder.begun():  # in a company that has changed since
-        folder.drop(begun.path)
+    for unfinished in folder.unfinished_programs():  # whose runs are planned otherwise now
+        folder.drop(unfinished.path)
 
 
 class Results:
@@ -70,15 +70,15 @@ class Results:
 
 
 def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], *, finished: Set[str]) -> list[Job]:
-    """Return what is left: first what was begun together and is not finished, then the rest of each program.
+    """Return what is left: first the unfinished programs, then the rest of each planned one.
 
-    What was begun goes on in the company it began with, unless that is more than a program may now hold.
+    An unfinished program goes on with the runs that it began with, unless they are more than a program may now hold.
     """
     runs = {run.name: run for program in planned for run in program.runs}
     capacities = {run.name: program.capacity for program in planned for run in program.runs}
     left = runs.keys() - finished
     jobs = []
-    for path, names, goes_on in folder.begun():
+    for path, names, goes_on in folder.unfinished_programs():
         wanted = left & set(names)
         if not wanted:
             folder.drop(path)

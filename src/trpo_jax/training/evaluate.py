@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.wrappers import is_faulty
-from trpo_jax.solver.tree import upcast
 from trpo_jax.training.inference import Policy
 from trpo_jax.training.keys import as_typed_key
 
@@ -69,7 +68,7 @@ def make_evaluator(
 
         reset_key, key = jax.random.split(as_typed_key(key))
         state = checked_reset(environment, jax.random.split(reset_key, num_episodes))
-        nothing = Episodes(jnp.zeros_like(upcast(state.reward)), jnp.zeros(num_episodes, jnp.int32))
+        nothing = Episodes(jnp.zeros_like(state.reward), jnp.zeros(num_episodes, jnp.int32))
         start = _Progress(state, key, jnp.ones(num_episodes, bool), nothing)
         return jax.lax.while_loop(lambda progress: jnp.any(progress.active), play, start).episodes
 

@@ -12,8 +12,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """Remembers a signal until `check` is called; a second one interrupts at once.
 
+    While this is not `guarded` the first one interrupts at once as well. It is remembered all the same: Python may drop the
+    exception, if the signal comes in a destructor or in a callback of its garbage collection.
+
     Args:
-        previous: handlers of the signals so far, whose signals they remain while this is not `guarded`.
+        previous: handlers by signal number, called while `guarded` is False.
     """
 
     def __init__(self, previous: Mapping[int, Any]) -> None:
@@ -27,12 +30,11 @@ class Interrupts:
         return self._signal is not None
 
     def _handle(self, number, frame) -> None:
+        is_second, self._signal = self.pending, number
         if not self.guarded and callable(self._previous[number]):
             self._previous[number](number, frame)
-            return
-        if self.pending or not self.guarded:
+        elif is_second or not self.guarded:
             _interrupt(number)
-        self._signal = number
 
     def check(self) -> None:
         """Raise what a pending signal stands for: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""

@@ -40,7 +40,7 @@ class TensorBoardLogger:
         """Take a folder, which is made when there is something to write.
 
         Raises:
-            ConfigError: the package tensorboardX is missing.
+            MissingPackageError: tensorboardX is not installed.
         """
         # The suffix, since files are named by the second and a second one of that name would replace the first.
         options = {"flush_secs": FLUSH_SECONDS, "filename_suffix": f".{uuid.uuid4().hex[:8]}"}
@@ -77,7 +77,8 @@ class WandbLogger:
             config: settings by name, nested as in config.toml.
 
         Raises:
-            ConfigError: the package wandb is missing, or does not start (no login, no network).
+            MissingPackageError: wandb is not installed.
+            ConfigError: it does not start (no login, no network).
         """
         wandb = _import("wandb", "wandb_project")
         folder = Path(folder)

@@ -59,7 +59,7 @@ class Milestones(NamedTuple):
 
 
 class Pace:
-    """Seconds an iteration takes, by the latest ones that nothing else took time of."""
+    """Mean seconds of the latest iterations that no checkpoint, evaluation or compilation delayed."""
 
     def __init__(self) -> None:
         self._undisturbed: deque[float] = deque(maxlen=WINDOW)

@@ -18,8 +18,7 @@ CONTROL_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Of a control group, in the second version and in the first: its limit, what it uses, and the contents of files in that, which
-give way."""
+"""Files of a Linux control group (version 2, version 1): its limit, what it uses, and how much of that the kernel can free."""
 
 
 def check_training(config: TRPOConfig, state: TrainState, devices: Sequence[jax.Device]) -> None:
@@ -31,8 +30,6 @@ def check_training(config: TRPOConfig, state: TrainState, devices: Sequence[jax.
         devices: of all processes, that environments are spread over evenly.
     """
     local = [device for device in devices if device.process_index == jax.process_index()]
-    if not local:
-        return
     environments = state.rollout.environments
     starts = num_starts(config.unroll_length) * size_of(environments)
     samples = 2 * config.unroll_length * size_of(environments.observation)  # before and after each step

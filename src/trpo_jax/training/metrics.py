@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
-from trpo_jax.solver.tree import upcast
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -19,7 +18,7 @@ class EpisodeStatistics(NamedTuple):
     running_return: Float[Array, "N"]
     running_length: Float[Array, "N"]
     age: Float[Array, "N"]
-    """Actions that the running episode counts as old when it was begun; 0 for all but the first."""
+    """Actions by which the first episode's time limit was advanced; 0 for later episodes."""
     last_return: Float[Array, "N"]
     last_length: Float[Array, "N"]
     has_finished: Bool[Array, "N"]
@@ -30,8 +29,8 @@ class EpisodeStatistics(NamedTuple):
 
 
 def init_episode_statistics(reward: Float[Array, "N"], age: Float[Array, "N"]) -> EpisodeStatistics:
-    """Start with no episode finished; returns have at least the precision of these rewards and of float32."""
-    returns = jnp.zeros_like(upcast(reward))
+    """Start with no episode finished; returns have the dtype of these rewards."""
+    returns = jnp.zeros_like(reward)
     lengths = jnp.zeros_like(reward, jnp.float32)
     none = jnp.zeros_like(reward, bool)
     return EpisodeStatistics(returns, lengths, age, returns, lengths, none, none, none)
@@ -46,8 +45,8 @@ def record_step(
 ) -> EpisodeStatistics:
     """Count one step of each environment; an episode that a fault breaks off is forgotten.
 
-    Of one that counts as old when it begins, and that the time limit ends, the rest is estimated: as if it had gone on at
-    the same rate for its whole length. If that is less than half of it, it is forgotten.
+    An environment's first episode may begin part-way to its time limit. If the limit ends it, its return is scaled up to the
+    full length; if less than half was played, it is forgotten.
     """
     running_return = statistics.running_return + reward
     running_length = statistics.running_length + 1

@@ -37,9 +37,9 @@ class RunCurves(NamedTuple):
     """What is drawn of one run."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     parent: str
-    """The folder of that."""
+    """The folder in which that lies."""
     fields: Mapping[str, Any]
     """Its configuration, by dotted names."""
     curves: dict[str, Curve]
@@ -212,7 +212,7 @@ def draw(runs: Sequence[RunCurves]) -> Any:
     to the highest.
 
     Raises:
-        ConfigError: matplotlib is missing.
+        MissingPackageError: matplotlib is not installed.
     """
     environments = group_runs(runs)
     labels = list(dict.fromkeys(group.label for groups in environments.values() for group in groups))
@@ -244,7 +244,7 @@ def draw(runs: Sequence[RunCurves]) -> Any:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Return an empty matplotlib Figure, its size in inches. Raises ConfigError if matplotlib is missing."""
+    """Return an empty matplotlib Figure, its size in inches. Raises MissingPackageError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

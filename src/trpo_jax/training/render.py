@@ -84,8 +84,9 @@ def render_run(
         view: size and camera of the animation.
 
     Raises:
-        ConfigError: an environment that cannot be drawn, no such camera, "mp4" without the package for it, or nothing that
-            could be written. FileError: a folder that cannot be.
+        ConfigError: an environment that cannot be drawn, no such camera, or an episode that cannot be drawn.
+        MissingPackageError: "mp4" without the package for it.
+        FileError: a folder that cannot be written.
         CheckpointError: as `load_policy`.
     """
     encode = _video_encoder() if output == "mp4" else write_gif

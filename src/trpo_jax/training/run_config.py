@@ -9,7 +9,17 @@ import jax
 import tomli_w
 import tyro
 
-from trpo_jax.config import ConfigError, config, errors_in, flatten, from_mapping, setting, to_mapping, unknown_name
+from trpo_jax.config import (
+    LARGEST_SEED,
+    ConfigError,
+    config,
+    errors_in,
+    flatten,
+    from_mapping,
+    setting,
+    to_mapping,
+    unknown_name,
+)
 from trpo_jax.training.devices import is_accelerated
 from trpo_jax.training.files import write_whole
 from trpo_jax.training.trpo_config import TRPOConfig
@@ -27,7 +37,7 @@ class RunConfig:
     """Physics: jax or warp in Playground, the others in Brax; auto is the first that Brax offers, or jax."""
     num_timesteps: int = setting(default=1_000_000, at_least=0)
     """Environment steps to train for, rounded up to whole iterations."""
-    seed: int = setting(default=0, at_least=0, at_most=2**32 - 1)
+    seed: int = setting(default=0, at_least=0, at_most=LARGEST_SEED)
     """Seed of everything random."""
     num_evals: int = setting(default=1, at_least=0)
     """Evaluations, evenly spread; with more than one the first comes before training, the last after it."""
@@ -63,7 +73,7 @@ def read_run_config(path: Path | str, *, accelerator: bool = False) -> RunConfig
     own = read_toml(path, "config file")
     run_config = _layered(RunConfig(), own, path, None, accelerator=accelerator)
     if "environment" not in own:
-        raise ConfigError(f"{path}: environment", None, "the name of one, in every configuration file")
+        raise ConfigError(f"{path}: environment", None, 'the name of one, as in environment = "ant"')
     return run_config
 
 
@@ -124,7 +134,7 @@ def starting_config(target: str, suite: str = "brax", *, accelerator: bool = Fal
 def _layered(
     config: RunConfig, own: dict[str, Any], path: Path | str | None, common: Path | None, *, accelerator: bool
 ) -> RunConfig:
-    """Put over a configuration what the file at `path` holds, then the common file, then the first one's accelerator table."""
+    """Apply to a configuration what the file at `path` holds, then the common file, then its own [accelerator] table."""
     table = own.get(ACCELERATOR, {})
     with errors_in(path or ""):
         config = run_config_from_mapping({name: value for name, value in own.items() if name != ACCELERATOR}, config)

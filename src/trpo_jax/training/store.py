@@ -88,7 +88,10 @@ class Store:
         try:
             record = read_record(self.directory)
             if "state" not in record.get("layout", {"state": None}):
-                raise CheckpointError(f"{self.directory}: only the parameters of a finished run, and no training to go on with")
+                raise CheckpointError(
+                    f"{self.directory} holds only the parameters of a finished run, so training cannot go on; begin a new "
+                    "training from them with restore_checkpoint_path"
+                )
             check_same({name: record.get(name, {}) for name in self._origin}, self._origin, f"the training in {self.directory}")
             return load_checkpoint(self.directory, inference_params(like), like, step=step), None
         except (ConfigError, CheckpointError) as error:

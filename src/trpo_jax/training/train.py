@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from trpo_jax.config import ConfigError, as_integers, flatten, from_mapping, to_mapping, unknown_name
+from trpo_jax.config import LARGEST_SEED, Allowed, ConfigError, as_integers, flatten, from_mapping, to_mapping, unknown_name
 from trpo_jax.environments.protocol import Box, Environment
 from trpo_jax.environments.registry import as_environment, wrapped_environment
 from trpo_jax.policy.networks import Networks
@@ -121,6 +122,8 @@ def train(
 
     Raises:
         ConfigError: an unknown environment, an unknown option, a value out of range, or a checkpoint of another config.
+        MissingPackageError: a suite of environments that is not installed.
+        TypeError, ValueError: an environment that does not keep the protocol.
         CheckpointError: checkpoints that cannot be read or written.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; pass through once a checkpoint is written.
 
@@ -131,7 +134,8 @@ def train(
     num_evals, num_eval_envs = _count("num_evals", num_evals), _count("num_eval_envs", num_eval_envs)
     num_resets_per_eval = _count("num_resets_per_eval", num_resets_per_eval)
     checkpoint_interval = _count("checkpoint_interval", checkpoint_interval)
-    keep_checkpoints, seed = _count("keep_checkpoints", keep_checkpoints, at_least=1), _count("seed", seed)
+    keep_checkpoints = _count("keep_checkpoints", keep_checkpoints, at_least=1)
+    seed = _count("seed", seed, at_most=LARGEST_SEED)
     if max_devices_per_host is not None:
         max_devices_per_host = _count("max_devices_per_host", max_devices_per_host, at_least=1)
     if training_metrics_steps is not None:
@@ -140,7 +144,7 @@ def train(
         raise ConfigError("save_checkpoint_path", None, "the folder to resume from, where resume is true")
     if config is None:
         config = shipped_config(environment, suite=suite).trpo if isinstance(environment, str) else TRPOConfig()
-    config = with_options(config, translate(options))
+    config = with_options(config, translate(options), beside=tuple(inspect.signature(train).parameters)[:-1])
     named = {"suite": suite, "backend": backend}
     limited = functools.partial(_limited, config, named, wrap_env, wrap_env_fn, randomization_fn, seed)
     training_environment = limited(environment, config.num_envs)
@@ -243,7 +247,7 @@ def _networks_by(network_factory: Callable[..., Any], environment: Environment, 
     if not isinstance(environment.action_space, Box):
         raise ConfigError("network_factory", network_factory, "none where actions are discrete")
     observation = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state.observation)
-    return networks_from_brax(network_factory, observation, environment.action_space.size)
+    return networks_from_brax(network_factory, observation, int(environment.action_space.size))
 
 
 def _restored(
@@ -320,25 +324,30 @@ class _InTurn:
             self._second(steps, metrics)
 
 
-def with_options(config: TRPOConfig, options: dict[str, Any]) -> TRPOConfig:
-    """Put options by name over a config, a mapping over a part of it; unknown ones raise ConfigError with the nearest ones."""
+def with_options(config: TRPOConfig, options: dict[str, Any], *, beside: Sequence[str] = ()) -> TRPOConfig:
+    """Put options by name over a config, a mapping over a part of it.
+
+    Raises:
+        ConfigError: an unknown name; the message has the nearest ones, also of what may stand `beside` the fields.
+    """
     if not isinstance(config, TRPOConfig):
         raise TypeError(f"config: got a {type(config).__name__}, allowed: a TRPOConfig")
     known, deeper = [field.name for field in dataclasses.fields(config)], list(flatten(to_mapping(config)))
     for name, value in options.items():
         if name not in known:
-            raise ConfigError(name, value, unknown_name("option of train or field of TRPOConfig", name, known, deeper))
+            names = [*known, *beside]
+            raise ConfigError(name, value, unknown_name("option of train or field of TRPOConfig", name, names, deeper))
     whole = {name: value for name, value in options.items() if not isinstance(value, Mapping)}
     parts = {name: value for name, value in options.items() if name not in whole}
     return from_mapping(dataclasses.replace(config, **whole), parts)
 
 
-def _count(name: str, value: Any, *, at_least: int = 0) -> int:
+def _count(name: str, value: Any, *, at_least: int = 0, at_most: int | None = None) -> int:
     """Return a whole number as an integer; raise ConfigError for anything else."""
     try:
         number = operator.index(as_integers(value))
     except TypeError:
         number = at_least - 1
-    if isinstance(value, bool) or number < at_least:
-        raise ConfigError(name, value, f"an integer >= {at_least}")
+    if isinstance(value, bool) or number < at_least or (at_most is not None and number > at_most):
+        raise ConfigError(name, value, Allowed(at_least=at_least, at_most=at_most).describe("an integer"))
     return number

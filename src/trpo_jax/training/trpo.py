@@ -108,10 +108,10 @@ def make_networks(action_space: Box | Discrete, config: TRPOConfig) -> Networks:
         if policy.action_bounds == "tanh" and not is_bounded(action_space):
             raise ConfigError("policy.action_bounds", "tanh", f'"clip" for actions in an unbounded {action_space}')
         network: Network = GaussianPolicy(
-            action_space.size, policy.hidden_sizes, policy.activation, policy.init_log_std, policy.action_bounds == "tanh"
+            int(action_space.size), policy.hidden_sizes, policy.activation, policy.init_log_std, policy.action_bounds == "tanh"
         )
     else:
-        network = CategoricalPolicy(action_space.num_actions, policy.hidden_sizes, policy.activation)
+        network = CategoricalPolicy(int(action_space.num_actions), policy.hidden_sizes, policy.activation)
     value_network = ValueNetwork(critic.hidden_sizes, critic.activation)
     return Networks(
         OfEntry(network, policy.observation_key, "policy.observation_key"),

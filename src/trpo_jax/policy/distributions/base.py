@@ -31,11 +31,6 @@ class Distribution(Protocol):
     def mode(self) -> Action: ...
 
 
-def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Cast to at least float32."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-
-
 def expm1_minus_identity(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return exp(x) - 1 - x >= 0, without the cancellation of the direct formula near 0.
 

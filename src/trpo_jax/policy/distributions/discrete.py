@@ -2,14 +2,15 @@
 
 import dataclasses
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from trpo_jax.policy.distributions.base import expm1_minus_identity, sum_of, wide
-from trpo_jax.solver.tree import pytree_dataclass
+from trpo_jax.policy.distributions.base import expm1_minus_identity, sum_of
+from trpo_jax.solver.tree import pytree_dataclass, upcast
 
 
 @pytree_dataclass
@@ -62,7 +63,7 @@ class Categorical:
 
     def _allowed_logits(self) -> Float[Array, "*batch K"]:
         """Return the logits with a constant, far below all others but finite, in place of what is not allowed."""
-        logits = wide(self.logits)
+        logits = upcast(self.logits)
         allowed = logits != -jnp.inf
         if self.mask is not None:
             allowed &= self.mask
@@ -76,9 +77,14 @@ class MultiCategorical:
     logits: Float[Array, "*batch K"]
     """The logits of all choices side by side, K = Σ sizes."""
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-    """Number of actions of each choice."""
+    """Number of actions of each choice; integers of any kind, in any sequence."""
     mask: Bool[Array, "*batch K"] | None = None
     """False where an action is not allowed, as in `Categorical`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(operator.index(size) for size in self.sizes))
+        if not self.sizes or min(self.sizes) < 1:
+            raise ValueError(f"sizes: got {self.sizes}, allowed: integers >= 1, at least one")
 
     @property
     def _groups(self) -> list[Categorical]:
@@ -90,7 +96,7 @@ class MultiCategorical:
         return [self._padded(place, is_there) for _, place, is_there in _grouped(self.sizes)]
 
     def _padded(self, place: np.ndarray, is_there: np.ndarray) -> Categorical:
-        logits = wide(self.logits)[..., place]
+        logits = upcast(self.logits)[..., place]
         exists = jnp.broadcast_to(is_there, logits.shape)
         allowed = (logits != -jnp.inf) & exists
         if self.mask is not None:
@@ -155,7 +161,7 @@ class Bernoulli:
     @property
     def _bits(self) -> Categorical:
         """Each bit as a choice between 0 and 1."""
-        logits = wide(self.logits)
+        logits = upcast(self.logits)
         return Categorical(jnp.stack([jnp.zeros_like(logits), logits], axis=-1))
 
     def log_prob(self, action: Int[Array, "*batch A"] | Bool[Array, "*batch A"]) -> Float[Array, "*batch"]:

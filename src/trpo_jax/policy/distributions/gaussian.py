@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from trpo_jax.policy.distributions.base import expm1_minus_identity, wide
-from trpo_jax.solver.tree import pytree_dataclass
+from trpo_jax.policy.distributions.base import expm1_minus_identity
+from trpo_jax.solver.tree import pytree_dataclass, upcast
 
 
 @pytree_dataclass
@@ -20,28 +20,28 @@ class DiagonalGaussian:
 
     def log_prob(self, action: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:
         """Return Σ_a -½((action - mean)/std)² - log_std - ½log 2π."""
-        log_std = wide(self.log_std)
-        standardized = (wide(action) - wide(self.mean)) * jnp.exp(-log_std)
+        log_std = upcast(self.log_std)
+        standardized = (upcast(action) - upcast(self.mean)) * jnp.exp(-log_std)
         return jnp.sum(-0.5 * standardized**2 - log_std - 0.5 * math.log(2 * math.pi), axis=-1)
 
     def kl(self, other: "DiagonalGaussian") -> Float[Array, "*batch"]:
         """Return KL(self ‖ other) = Σ_a ½(e^r - 1 - r) + ½(mean₁ - mean₂)²/std₂², with r = 2(log_std₁ - log_std₂)."""
-        log_variance_ratio = 2.0 * (wide(self.log_std) - wide(other.log_std))
-        shift = (wide(self.mean) - wide(other.mean)) * jnp.exp(-wide(other.log_std))
+        log_variance_ratio = 2.0 * (upcast(self.log_std) - upcast(other.log_std))
+        shift = (upcast(self.mean) - upcast(other.mean)) * jnp.exp(-upcast(other.log_std))
         return 0.5 * jnp.sum(expm1_minus_identity(log_variance_ratio) + shift**2, axis=-1)
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Return Σ_a log_std + ½ log 2πe."""
-        return jnp.sum(wide(self.log_std) + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
+        return jnp.sum(upcast(self.log_std) + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch A"]:
         """Draw one action a batch entry, with noise of its own in every component."""
-        mean = wide(self.mean)
-        return mean + jnp.exp(wide(self.log_std)) * jax.random.normal(key, mean.shape, mean.dtype)
+        mean = upcast(self.mean)
+        return mean + jnp.exp(upcast(self.log_std)) * jax.random.normal(key, mean.shape, mean.dtype)
 
     def mode(self) -> Float[Array, "*batch A"]:
         """Return the mean."""
-        return wide(self.mean)
+        return upcast(self.mean)
 
 
 @pytree_dataclass
@@ -69,7 +69,7 @@ class TanhGaussian:
 
     def log_prob(self, action: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:
         """Return log N(u) - Σ_a log(1 - tanh²u), with log(1 - tanh²u) = 2(log 2 - |u| - log(1 + e^(-2|u|)))."""
-        size = jnp.abs(wide(action))
+        size = jnp.abs(upcast(action))
         log_slope = 2.0 * (math.log(2.0) - size - jnp.log1p(jnp.exp(-2.0 * size)))
         return self.base.log_prob(action) - jnp.sum(log_slope, axis=-1)
 
@@ -79,7 +79,7 @@ class TanhGaussian:
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Return the Gaussian's entropy + Σ_a E[log(1 - tanh²u)], by quadrature, to about six digits."""
-        mean, std = wide(self.mean), jnp.exp(wide(self.log_std))
+        mean, std = upcast(self.mean), jnp.exp(upcast(self.log_std))
         standardized = mean / std
         mean_size = std * math.sqrt(2 / math.pi) * jnp.exp(-0.5 * standardized**2) + mean * jax.lax.erf(
             standardized / math.sqrt(2)
@@ -93,7 +93,7 @@ class TanhGaussian:
 
     def mode(self) -> Float[Array, "*batch A"]:
         """Return the Gaussian's mean: tanh of it is the median of every component, the usual deterministic action."""
-        return wide(self.mean)
+        return upcast(self.mean)
 
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
@@ -130,8 +130,8 @@ class MultivariateGaussian:
 
     def log_prob(self, action: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:
         """Return -½‖L⁻¹(action - mean)‖² - Σ_a log L_aa - ½A log 2π."""
-        standardized = _solve(wide(self.scale_tril), (wide(action) - wide(self.mean))[..., None])[..., 0]
-        log_diagonal = jnp.log(_diagonal(wide(self.scale_tril)))
+        standardized = _solve(upcast(self.scale_tril), (upcast(action) - upcast(self.mean))[..., None])[..., 0]
+        log_diagonal = jnp.log(_diagonal(upcast(self.scale_tril)))
         return jnp.sum(-0.5 * standardized**2 - log_diagonal - 0.5 * math.log(2 * math.pi), axis=-1)
 
     def kl(self, other: "MultivariateGaussian") -> Float[Array, "*batch"]:
@@ -139,30 +139,30 @@ class MultivariateGaussian:
 
         D = L₂⁻¹(L₁ - L₂) is lower triangular and rᵢ = 2 log(1 + D_ii) = 2 log(L₁_ii / L₂_ii).
         """
-        scale, other_scale = jnp.tril(wide(self.scale_tril)), jnp.tril(wide(other.scale_tril))
+        scale, other_scale = jnp.tril(upcast(self.scale_tril)), jnp.tril(upcast(other.scale_tril))
         difference = _solve(other_scale, scale - other_scale)
         # log1p keeps its precision near zero, a difference of logarithms far from it.
         relative = _diagonal(difference)
         near = jnp.abs(relative) < 0.5
         far_log_ratio = jnp.log(_diagonal(scale)) - jnp.log(_diagonal(other_scale))
         log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, relative, 0.0)), far_log_ratio)
-        shift = _solve(other_scale, (wide(self.mean) - wide(other.mean))[..., None])[..., 0]
+        shift = _solve(other_scale, (upcast(self.mean) - upcast(other.mean))[..., None])[..., 0]
         off_diagonal = jnp.sum(jnp.tril(difference, -1) ** 2, axis=-1)
         return 0.5 * jnp.sum(expm1_minus_identity(2.0 * log_ratio) + off_diagonal + shift**2, axis=-1)
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Return Σ_a log L_aa + ½ log 2πe."""
-        return jnp.sum(jnp.log(_diagonal(wide(self.scale_tril))) + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
+        return jnp.sum(jnp.log(_diagonal(upcast(self.scale_tril))) + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch A"]:
         """Draw one action a batch entry."""
-        mean = wide(self.mean)
+        mean = upcast(self.mean)
         noise = jax.random.normal(key, mean.shape, mean.dtype)
-        return mean + jnp.einsum("...ij,...j->...i", jnp.tril(wide(self.scale_tril)), noise, precision="highest")
+        return mean + jnp.einsum("...ij,...j->...i", jnp.tril(upcast(self.scale_tril)), noise, precision="highest")
 
     def mode(self) -> Float[Array, "*batch A"]:
         """Return the mean."""
-        return wide(self.mean)
+        return upcast(self.mean)
 
 
 def _diagonal(matrix: Float[Array, "*batch A A"]) -> Float[Array, "*batch A"]:

@@ -21,7 +21,7 @@ def make_figures(scores: SweepScores) -> dict[str, tuple[str, Any]]:
     """Return the figures of a sweep by name, each with a sentence that says what it shows.
 
     Raises:
-        ConfigError: matplotlib is missing.
+        MissingPackageError: matplotlib is not installed.
     """
     about = "Return over environment steps: interquartile mean and 95 % band over seeds. (What has a single one has no band.)"
     figures = {"curves": (about, curves(scores))}
