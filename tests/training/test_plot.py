@@ -24,7 +24,9 @@ RECORDS = [
 def make_run(path, records=RECORDS, max_kl=0.02, **fields):
     config = RunConfig(trpo=TRPOConfig(trust_region=TrustRegionConfig(max_kl=max_kl)), **fields)
     folder = create_run_folder(path, config)
-    folder.metrics.write_text("".join(json.dumps({"step": step} | metrics) + "\n" for step, metrics in records))
+    bound = {"training/kl_bound": max_kl}
+    lines = [{"step": step} | metrics | (bound if "training/kl" in metrics else {}) for step, metrics in records]
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -95,13 +97,21 @@ def test_one_figure_shows_every_metric_of_every_run(tmp_path):
     assert returns.get_title("left") == "ant: return"
     assert drawn(returns).count([[0, 60], [1, 5]]) == 2  # evaluations; no episode has ended in training
     assert drawn(kl)[0] == [[10, 20, 30, 40, 50, 60], pytest.approx([0.01] * 6)]
-    assert [y for _, y in drawn(kl)[2:]] == [[0.02, 0.02], [0.05, 0.05]]
+    assert [y for _, y in drawn(kl)[2:]] == [[0.02] * 6, [0.05] * 6]
     assert [text.get_text() for text in kl.texts] == ["max_kl 0.02", "max_kl 0.05"]
     assert kl.get_ylim()[1] > 0.05
     assert drawn(accepted)[0][1] == pytest.approx([1.0] * 6)
     assert drawn(explained) == []
     assert drawn(speed)[0][1] == pytest.approx([100.0] * 6)
     assert all("environment steps" in axis.get_xlabel() for axis in figure.axes)
+
+
+def test_the_bound_is_drawn_as_it_falls(tmp_path):
+    bounds = ((10, 0.1), (20, 0.05), (30, 0.01))
+    run = make_run(tmp_path / "run", [(step, {"training/kl_bound": bound}) for step, bound in bounds], max_kl=0.1)
+    kl = draw(run).axes[1]
+    assert [[10, 20, 30], [0.1, 0.05, 0.01]] in drawn(kl)
+    assert [text.get_text() for text in kl.texts] == ["max_kl 0.1"]
 
 
 def returns_of(*values):
@@ -149,8 +159,9 @@ def test_each_environment_has_panels_of_its_own_and_a_setting_one_colour_in_all(
     figure = draw(*(make_run(tmp_path / str(number), **each) for number, each in enumerate(fields)))
     assert legend(figure) == ["max_kl 0.02", "max_kl 0.05"]
     assert [axis.get_title("left") for axis in figure.axes[::5]] == ["ant: return", "hopper: return"]
-    colours = [[line.get_color() for line in axis.lines if len(line.get_xdata()) == 6] for axis in figure.axes[1::5]]
-    assert colours == [list(plot.COLOURS[:2])] * 2
+    kl_panels = figure.axes[1::5]
+    colours = [[line.get_color() for line in axis.lines if len(line.get_xdata()) == 6] for axis in kl_panels]
+    assert colours == [2 * list(plot.COLOURS[:2])] * 2  # the KL and its bound
 
 
 def test_what_only_environments_differ_in_is_no_setting(tmp_path):

@@ -51,11 +51,6 @@ class Group(NamedTuple):
     label: str
     runs: tuple[RunCurves, ...]
 
-    @property
-    def max_kl(self) -> float:
-        """The bound on the mean KL, in nats."""
-        return self.runs[0].fields[MAX_KL]
-
     def curves(self, metric: str) -> list[Curve]:
         """Return a metric of those runs that have it."""
         return [run.curves[metric] for run in self.runs if metric in run.curves]
@@ -88,7 +83,7 @@ SMALL_PANELS = (
     Panel(SPEED, "Environment steps per second", bottom=0.0),
 )
 EVALUATION = "eval/episode_reward"
-MAX_KL = "trust_region.max_kl"
+KL_BOUND = "training/kl_bound"
 NOT_OF_THE_SETTING = ("environment", "seed", *BESIDE_TRAINING)
 """Fields in which runs of one setting may differ."""
 
@@ -310,15 +305,13 @@ def _finish_panel(axis: Any, panel: Panel) -> None:
 
 
 def _draw_bounds(axis: Any, groups: Sequence[Group], styles: Mapping[str, dict[str, Any]]) -> None:
-    """Draw max_kl as a line: grey if all runs have the same, else one in each setting's colour."""
-    bounds = {group.max_kl for group in groups}
-    for group in groups:
-        color = GREY if len(bounds) == 1 else styles[group.label]["color"]
-        axis.axhline(group.max_kl, lw=1.2, ls=(0, (4, 3)), color=color)
-    for bound in bounds:
-        place, above = (1, bound), (0, 3)
-        transform = axis.get_yaxis_transform()  # x in parts of the axis, y in nats
-        axis.annotate(f"max_kl {bound:g}", place, above, transform, "offset points", ha="right", fontsize=9, color=GREY)
+    """Draw the bound of every iteration, and name the first: in grey if all settings have the same, else in their colours."""
+    bounds = {group.label: average(group.curves(KL_BOUND))[0] for group in groups if group.curves(KL_BOUND)}
+    are_alike = len({(bound.value[0], bound.value[-1]) for bound in bounds.values()}) == 1
+    for label, bound in bounds.items():
+        axis.plot(*bound, lw=1.2, ls=(0, (4, 3)), color=GREY if are_alike else styles[label]["color"])
+    for text, place in {f"max_kl {bound.value[0]:g}": (bound.step[0], bound.value[0]) for bound in bounds.values()}.items():
+        axis.annotate(text, place, (0, 3), "data", "offset points", fontsize=9, color=GREY)
     axis.margins(y=0.12)  # room for the words above the highest line
 
 
