@@ -1,6 +1,7 @@
 """One iteration of TRPO in three stages: rollout, policy step, critic fit."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -133,9 +134,9 @@ class Iteration:
         observation = normalize(learner.normalizer, transition.observation)
         weight = self._weight(transition)
         unit = unit_weight(weight)
-        value, advantage = estimate_advantages(
-            self.networks.critic, critic.critic.params, learner.normalizer, observation, transition, weight, hyperparameters
-        )
+        value = self.networks.critic.apply(critic.critic.params, observation)
+        value_fn = functools.partial(self._value, critic.critic.params, learner.normalizer)
+        advantage = estimate_advantages(value_fn, transition, value, weight=weight, hyperparameters=hyperparameters)
         policy, trust_region, info = stateful_trust_region_update(
             self._policy_of_rows,
             learner.policy,
@@ -171,6 +172,10 @@ class Iteration:
         config = scheduled(hyperparameters, progress).critic
         critic, loss = fit_critic(self.networks.critic, critic, regression, key, config)
         return critic, {"training/value_loss": loss, "training/critic_learning_rate": jnp.asarray(config.learning_rate)}
+
+    def _value(self, params: Any, normalizer: NormalizerState | None, observation: Any) -> Float[Array, "..."]:
+        """Return the critic's value of observations as the simulator gives them."""
+        return self.networks.critic.apply(params, normalize(normalizer, observation))
 
     def _weight(self, transition: Transition) -> Float[Array, "T N"]:
         """Return 0 for faulty samples and for truncations whose final observation is hidden, else 1."""

@@ -146,7 +146,15 @@ def train(
         config = shipped_config(environment, suite=suite).trpo if isinstance(environment, str) else TRPOConfig()
     config = with_options(config, translate(options), beside=tuple(inspect.signature(train).parameters)[:-1])
     named = {"suite": suite, "backend": backend}
-    limited = functools.partial(_limited, config, named, wrap_env, wrap_env_fn, randomization_fn, seed)
+    limited = functools.partial(
+        _limited,
+        config=config,
+        named=named,
+        wrap_env=wrap_env,
+        wrap_env_fn=wrap_env_fn,
+        randomization_fn=randomization_fn,
+        seed=seed,
+    )
     training_environment = limited(environment, config.num_envs)
     if network_factory is not None:
         networks = _networks_by(network_factory, training_environment, config.num_envs)
@@ -161,11 +169,12 @@ def train(
         )
         evaluator = Program("evaluation", jax.jit(evaluate, compiler_options=compiler_options(jax.local_devices())))
     if log_training_metrics:
-        iteration_fn = _InTurn(iteration_fn, progress_fn, training_metrics_steps or 1, trpo.steps_per_iteration)
+        interval = training_metrics_steps or trpo.steps_per_iteration
+        iteration_fn = _both(iteration_fn, functools.partial(_every, interval, trpo.steps_per_iteration, progress_fn))
     telling: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if progress and jax.process_index() == 0:
         lines = ProgressLines(num_timesteps)
-        iteration_fn, progress_fn = _InTurn(iteration_fn, lines.iteration), _InTurn(progress_fn, lines.evaluation)
+        iteration_fn, progress_fn = _both(iteration_fn, lines.iteration), _both(progress_fn, lines.evaluation)
         telling = compilations_told(lines.say)
     devices = all_devices(max_devices_per_host)
     pipeline = Pipeline(trpo.iteration, devices)
@@ -218,14 +227,15 @@ def _evaluated_like(pipeline: Pipeline) -> tuple[Any, Any]:
 
 
 def _limited(
+    environment: Any,
+    num_envs: int,
+    *,
     config: TRPOConfig,
     named: dict[str, str],
     wrap_env: bool,
     wrap_env_fn: Any,
     randomization_fn: Any,
     seed: int,
-    environment: Any,
-    num_envs: int,
 ) -> Environment:
     """Return an environment with a time limit: the one built in, or that of a wrapper."""
     if wrap_env and wrap_env_fn is None:
@@ -310,18 +320,20 @@ def _evaluations(num_iterations: int, num_evals: int) -> set[int]:
     return {round(k * num_iterations / (num_evals - 1)) for k in range(num_evals)}
 
 
-class _InTurn:
-    """Calls both functions, the second after each iteration of `stride` steps that passes a multiple of `interval`."""
+def _both(*callbacks: ProgressFn | None) -> ProgressFn:
+    """Return a callback that calls those which there are, in turn."""
+    return functools.partial(_call_all, [callback for callback in callbacks if callback])
 
-    def __init__(self, first: ProgressFn | None, second: ProgressFn | None, interval: int = 1, stride: int = 1):
-        self._first, self._second = first, second
-        self._interval, self._stride = interval, stride
 
-    def __call__(self, steps: int, metrics: dict[str, float]) -> None:
-        if self._first:
-            self._first(steps, metrics)
-        if self._second and steps // self._interval > (steps - self._stride) // self._interval:
-            self._second(steps, metrics)
+def _call_all(callbacks: Sequence[ProgressFn], steps: int, metrics: dict[str, float]) -> None:
+    for callback in callbacks:
+        callback(steps, metrics)
+
+
+def _every(interval: int, stride: int, callback: ProgressFn | None, steps: int, metrics: dict[str, float]) -> None:
+    """Call back after an iteration of `stride` steps that passes a multiple of `interval`."""
+    if callback and steps // interval > (steps - stride) // interval:
+        callback(steps, metrics)
 
 
 def with_options(config: TRPOConfig, options: dict[str, Any], *, beside: Sequence[str] = ()) -> TRPOConfig:
