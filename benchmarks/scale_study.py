@@ -3,10 +3,10 @@
     python benchmarks/scale_study.py [--folder runs/scale_study] [--json FILE] [--figure FILE.svg]
 
 Ours is configs/sweeps/scale_study.toml, the settings for an accelerator with N environments x 16 steps. PPO has the setting
-found for 64 environments; where N exceeds its batch of 256 unrolls, the batch grows to N unrolls, in more minibatches. With
-4096 environments it is also trained with what Brax publishes for the environment (or else for ant), and the better one is
-drawn. PPO is read where it ends: after as many steps as ours or, where Brax rounds them up, some more. What the folder
-holds already is not trained again.
+found for 64 environments; where N exceeds its batch of 256 unrolls, the batch grows to N unrolls, in more minibatches. (What
+Brax publishes is for 10M steps and more, and would make three updates here; accelerator.py compares with that.) PPO is read
+where it ends: after as many steps as ours or, where Brax rounds them up, some more. What the folder holds already is not
+trained again.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 import report
-from brax_ppo import ONE_SETTING, PUBLISHED, Settings
+from brax_ppo import ONE_SETTING, Settings
 from ppo_runs import PPORun, train_all
 from suite import train_ours
 from time_to_return import OURS, PPO
@@ -28,9 +28,6 @@ from trpo_jax.sweep.report.scores import ScoredRun
 from trpo_jax.training.plot import COLOURS, finish_axis
 
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "scale_study.toml"
-SEARCHED, AS_PUBLISHED = "searched", "published"
-PUBLISHED_FROM = 4096
-"""Environments from which on PPO is trained with its published settings as well, which are for 2048 and 4096."""
 
 Row = dict[str, Any]
 
@@ -67,53 +64,48 @@ def ppo_runs(plan: Sequence[Run]) -> list[PPORun]:
     for config in (run.config for run in plan):
         num_envs = config.trpo.num_envs
         rest = config.seed, config.num_timesteps, config.num_evals, config.num_eval_envs
-        for name, settings in ppo_settings(config.environment, num_envs).items():
-            runs.append(PPORun(config.environment, name, {"num_envs": num_envs}, settings, *rest))
+        runs.append(PPORun(config.environment, PPO, {"num_envs": num_envs}, ppo_settings(num_envs), *rest))
     return runs
 
 
-def ppo_settings(environment: str, num_envs: int) -> dict[str, Settings]:
-    """Return PPO's settings for a number of environments, by what they are called."""
+def ppo_settings(num_envs: int) -> Settings:
+    """Return PPO's settings for a number of environments."""
     num_minibatches = max(ONE_SETTING["num_minibatches"], num_envs // ONE_SETTING["batch_size"])
-    settings = {SEARCHED: {**ONE_SETTING, "num_envs": num_envs, "num_minibatches": num_minibatches}}
-    if num_envs >= PUBLISHED_FROM:
-        settings[AS_PUBLISHED] = PUBLISHED.get(environment, PUBLISHED["ant"])
-    return settings
+    return {**ONE_SETTING, "num_envs": num_envs, "num_minibatches": num_minibatches}
 
 
 def rows_of(runs: Sequence[ScoredRun], algorithm: str) -> list[Row]:
-    """Return a row for each environment, number of environments and setting."""
-    groups: dict[tuple[str, int, str], list[ScoredRun]] = {}
+    """Return a row for each environment and number of environments."""
+    groups: dict[tuple[str, int], list[ScoredRun]] = {}
     for run in runs:
-        groups.setdefault((run.environment, run.swept["num_envs"], run.setting), []).append(run)
+        groups.setdefault((run.environment, run.swept["num_envs"]), []).append(run)
     return [
         {
             "environment": environment,
             "num_envs": num_envs,
             "algorithm": algorithm,
-            "setting": setting,
             "steps": group[0].curve[-1][0],
             "return": float(np.mean([run.score for run in group])),
             "each seed": [run.score for run in group],
         }
-        for (environment, num_envs, setting), group in groups.items()
+        for (environment, num_envs), group in groups.items()
     ]
 
 
 def in_order(row: Row) -> tuple[Any, ...]:
-    return row["environment"], row["num_envs"], row["algorithm"], -row["return"]
+    return row["environment"], row["num_envs"], row["algorithm"]
 
 
 def draw(rows: Sequence[Row]) -> Any:
-    """Draw the return over the number of environments, in every environment: of each algorithm the better setting."""
+    """Draw the return over the number of environments, in every environment."""
     names = list(dict.fromkeys(row["environment"] for row in rows))
     figure, axes = panels(names)
     for axis, name in zip(axes, names, strict=True):
         here = [row for row in rows if row["environment"] == name]
         for algorithm, colour in zip((OURS, PPO), COLOURS, strict=False):
-            best = best_of([row for row in here if row["algorithm"] == algorithm])
-            points = [(row["num_envs"], value) for row in best for value in row["each seed"]]
-            axis.plot([row["num_envs"] for row in best], [row["return"] for row in best], lw=1.8, color=colour, label=algorithm)
+            line = sorted((row for row in here if row["algorithm"] == algorithm), key=lambda row: row["num_envs"])
+            points = [(row["num_envs"], value) for row in line for value in row["each seed"]]
+            axis.plot([row["num_envs"] for row in line], [row["return"] for row in line], lw=1.8, color=colour, label=algorithm)
             axis.plot(*zip(*points, strict=True), "o", ms=4, alpha=0.6, color=colour)
         axis.set_xscale("log", base=4)
         sizes = sorted({row["num_envs"] for row in here})
@@ -123,12 +115,6 @@ def draw(rows: Sequence[Row]) -> Any:
         axis.set_ylabel("return", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
-
-
-def best_of(rows: Sequence[Row]) -> list[Row]:
-    """Return the row with the highest return at each number of environments, in their order."""
-    best = {row["num_envs"]: row for row in sorted(rows, key=lambda row: row["return"])}
-    return [best[size] for size in sorted(best)]
 
 
 if __name__ == "__main__":

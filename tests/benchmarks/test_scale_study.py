@@ -10,8 +10,8 @@ from trpo_jax.sweep.report.scores import ScoredRun
 PLAN = plan_file(scale_study.SWEEP)
 
 
-def scored(num_envs, seed, score, setting="searched"):
-    return ScoredRun(f"ant-{seed}", "ant", setting, {"num_envs": num_envs}, seed, score, ((0, 0.0), (100, score)))
+def scored(num_envs, seed, score):
+    return ScoredRun(f"ant-{seed}", "ant", "", {"num_envs": num_envs}, seed, score, ((0, 0.0), (100, score)))
 
 
 def test_ours_has_the_settings_for_an_accelerator_at_every_size():
@@ -31,19 +31,16 @@ def test_ppo_is_trained_wherever_ours_is_with_the_same_seeds_and_steps():
         assert run.settings["batch_size"] * run.settings["num_minibatches"] % run.settings["num_envs"] == 0  # Brax's condition
 
 
-def test_ppo_has_its_searched_minibatches_at_every_size_and_its_published_settings_where_they_are_for():
-    few, many, most = (scale_study.ppo_settings("hopper", size) for size in (64, 1024, 4096))
-    assert few == {"searched": brax_ppo.ONE_SETTING}
-    assert many == {"searched": {**brax_ppo.ONE_SETTING, "num_envs": 1024, "num_minibatches": 32}}
-    assert most["published"] == brax_ppo.PUBLISHED["ant"]
+def test_ppo_has_its_searched_minibatches_at_every_size():
+    few, many, most = (scale_study.ppo_settings(size) for size in (64, 1024, 4096))
+    assert few == brax_ppo.ONE_SETTING
+    assert many == {**brax_ppo.ONE_SETTING, "num_envs": 1024, "num_minibatches": 32}
+    assert most["batch_size"] * most["num_minibatches"] == 4096
 
 
-def test_the_better_of_two_settings_is_drawn():
-    rows = scale_study.rows_of([scored(64, 0, 10.0), scored(64, 1, 30.0), scored(64, 0, 1.0, "published")], PPO)
-    assert [(row["setting"], row["steps"], row["return"], row["each seed"]) for row in rows] == [
-        ("searched", 100, 20.0, [10.0, 30.0]),
-        ("published", 100, 1.0, [1.0]),
-    ]
+def test_the_mean_over_seeds_is_drawn_with_every_seed():
+    rows = scale_study.rows_of([scored(64, 0, 10.0), scored(64, 1, 30.0)], PPO)
+    assert [(row["steps"], row["return"], row["each seed"]) for row in rows] == [(100, 20.0, [10.0, 30.0])]
     (axis,) = scale_study.draw([*rows, *scale_study.rows_of([scored(256, 0, 6.0)], OURS)]).axes
     drawn = [list(line.get_ydata()) for line in axis.lines]
     assert drawn == [[6.0], [6.0], [20.0], [10.0, 30.0]]
