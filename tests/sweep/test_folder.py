@@ -90,7 +90,9 @@ def test_a_run_that_cannot_be_written_leaves_nothing(begun, monkeypatch):
 
 def test_runs_that_an_earlier_version_finished_are_not_trained_again_without_a_word(begun):
     (begun.runs / "fast-0123456789ab-seed0.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a folder whose runs this version of trpo_jax wrote"):
+    with pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a new folder; an earlier version of trpo_jax wrote"):
+        ConfigError, match=r"sweep_dir: got .*, allowed: a new folder; an earlier version of trpo_jax wrote these runs"
+    ):
         begun.begin(runs_of(SIX_RUNS))
     with pytest.raises(ConfigError, match="allowed: a new folder; an earlier version of trpo_jax"):
         begun.planned()
@@ -151,7 +153,7 @@ def test_what_was_begun_is_found_again_by_its_runs_and_whether_there_is_a_checkp
     for each in (path, other):
         (each / "checkpoints" / "16").mkdir(parents=True)
     (other / "runs.json").write_text("[")  # torn
-    found = {(each.path, each.names, each.goes_on) for each in begun.begun()}
+    found = {(each.path, each.names, each.goes_on) for each in begun.unfinished_programs()}
     assert found == {(path, tuple(names[:2]), True), (other, (), True), (bare, tuple(names[4:]), False)}
 
 
