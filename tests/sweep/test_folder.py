@@ -91,8 +91,6 @@ def test_a_run_that_cannot_be_written_leaves_nothing(begun, monkeypatch):
 def test_runs_that_an_earlier_version_finished_are_not_trained_again_without_a_word(begun):
     (begun.runs / "fast-0123456789ab-seed0.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match=r"sweep_dir: got .*, allowed: a new folder; an earlier version of trpo_jax wrote"):
-        ConfigError, match=r"sweep_dir: got .*, allowed: a new folder; an earlier version of trpo_jax wrote these runs"
-    ):
         begun.begin(runs_of(SIX_RUNS))
     with pytest.raises(ConfigError, match="allowed: a new folder; an earlier version of trpo_jax"):
         begun.planned()
