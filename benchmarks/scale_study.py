@@ -2,11 +2,11 @@
 
     python benchmarks/scale_study.py [--folder runs/scale_study] [--json FILE] [--figure FILE.svg]
 
-Ours is configs/sweeps/scale_study.toml, the settings for an accelerator with N environments x 16 steps. PPO has the setting
-found for 64 environments; where N exceeds its batch of 256 unrolls, the batch grows to N unrolls, in more minibatches. (What
-Brax publishes is for 10M steps and more, and would make three updates here; accelerator.py compares with that.) PPO is read
-where it ends: after as many steps as ours or, where Brax rounds them up, some more. What the folder holds already is not
-trained again.
+Ours is configs/sweeps/scale_study.toml, the settings for an accelerator with N environments x 16 steps. PPO is trained at
+the smallest and the largest N, with the setting found for 64 environments; where N exceeds its batch of 256 unrolls, the
+batch grows to N unrolls, in more minibatches. (What Brax publishes is for 10M steps and more, and would make three updates
+here; accelerator.py compares with that.) PPO is read where it ends: after as many steps as ours or, where Brax rounds them
+up, some more. What the folder holds already is not trained again.
 """
 
 import dataclasses
@@ -59,10 +59,13 @@ def main(arguments: Arguments) -> None:
 
 
 def ppo_runs(plan: Sequence[Run]) -> list[PPORun]:
-    """Return PPO's trainings beside ours, with the same seeds."""
+    """Return PPO's trainings beside ours at the smallest and the largest number of environments, with the same seeds."""
+    sizes = [run.config.trpo.num_envs for run in plan]
     runs = []
     for config in (run.config for run in plan):
         num_envs = config.trpo.num_envs
+        if num_envs not in (min(sizes), max(sizes)):
+            continue
         rest = config.seed, config.num_timesteps, config.num_evals, config.num_eval_envs
         runs.append(PPORun(config.environment, PPO, {"num_envs": num_envs}, ppo_settings(num_envs), *rest))
     return runs

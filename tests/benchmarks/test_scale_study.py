@@ -23,10 +23,12 @@ def test_ours_has_the_settings_for_an_accelerator_at_every_size():
     assert all(run.config.num_timesteps % (run.config.trpo.num_envs * run.config.trpo.unroll_length) == 0 for run in PLAN)
 
 
-def test_ppo_is_trained_wherever_ours_is_with_the_same_seeds_and_steps():
+def test_ppo_is_trained_at_both_ends_with_the_same_seeds_and_steps():
     runs = scale_study.ppo_runs(PLAN)
     ours = {(run.config.environment, run.config.seed, run.config.num_timesteps) for run in PLAN}
     assert {(run.environment, run.seed, run.num_timesteps) for run in runs} == ours
+    assert {run.swept["num_envs"] for run in runs} == {64, 4096}
+    assert len(runs) == len(PLAN) / 2
     for run in runs:
         assert run.settings["batch_size"] * run.settings["num_minibatches"] % run.settings["num_envs"] == 0  # Brax's condition
 
