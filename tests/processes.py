@@ -1,8 +1,12 @@
 """What tests run in processes of its own, to kill them or to take the disk from them."""
 
+import os
 import resource
+import socket
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import trpo_jax
 from probes import Target
@@ -18,6 +22,25 @@ def forbid_files_beyond(size):
     """
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def several_processes(worker, *arguments, num_devices=1):
+    """Run `python worker ADDRESS NUM INDEX ARGUMENT …` with the arguments of each process, side by side; all must succeed."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    variables = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    processes = []
+    for index, of_one in enumerate(arguments):
+        command = [sys.executable, str(worker), address, str(len(arguments)), str(index), *of_one]
+        processes.append(subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
 
 
 def train_with_log(folder):

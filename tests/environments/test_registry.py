@@ -1,8 +1,10 @@
 import sys
+from pathlib import Path
 
 import pytest
 
 from probes import Counter
+from processes import several_processes
 from trpo_jax import ConfigError
 from trpo_jax.config import MissingPackageError
 from trpo_jax.environments.registry import as_environment, environment_names, resolve_backend
@@ -47,3 +49,7 @@ def test_a_suite_that_is_not_installed_is_named_with_its_extra(monkeypatch):
 def test_an_object_of_another_kind_is_refused():
     with pytest.raises(TypeError, match="environment: got a int, allowed: a name, a Brax Env"):
         as_environment(3)
+
+
+def test_each_of_several_processes_loads_environments_onto_its_own_devices():
+    several_processes(Path(__file__).with_name("loading_worker.py"), (), ())

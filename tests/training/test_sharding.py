@@ -1,9 +1,5 @@
 """Where a training runs does not change what it computes: one device, eight, and two processes with four each."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -12,6 +8,7 @@ import pytest
 
 import trpo_jax
 from probes import Target
+from processes import several_processes
 from trainings import SHARDED
 from trpo_jax import ConfigError
 
@@ -89,31 +86,13 @@ def test_a_training_of_eight_devices_goes_on_with_one(tmp_path, alone):
     assert_same(jax.tree.leaves(jax.device_get(params)), alone[0])
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.slow
 def test_two_processes_of_four_devices_interrupted_and_resumed_compute_what_one_does(tmp_path, alone):
-    tests = Path(__file__).parents[1]
-    variables = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(tests),
-    }
-    address = f"localhost:{free_port()}"
-    worker = Path(__file__).with_name("distributed_worker.py")
     folders = [tmp_path / "first", tmp_path / "second"]
-    processes = []
-    for index, folder in enumerate(folders):
+    for folder in folders:
         folder.mkdir()
-        command = [sys.executable, str(worker), address, "2", str(index), str(folder), str(folders[0])]
-        processes.append(subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    worker = Path(__file__).with_name("distributed_worker.py")
+    several_processes(worker, *((str(folder), str(folders[0])) for folder in folders), num_devices=4)
     with np.load(folders[0] / "result.npz") as result:
         assert result["devices"] == 8
         assert_same([result[f"arr_{i}"] for i in range(len(alone[0]))], alone[0])

@@ -5,7 +5,7 @@ import importlib.util
 import jax.numpy as jnp
 
 from trpo_jax.config import ConfigError, unknown_name
-from trpo_jax.environments.quiet import quiet_import, quiet_loading
+from trpo_jax.environments.loading import loading, quiet_import
 from trpo_jax.environments.randomization import RandomizationFn
 from trpo_jax.environments.vectorized import VectorizedEnvironment
 
@@ -111,7 +111,7 @@ def _load(name: str, backend: str) -> tuple[str, brax.envs.Env]:
 
 def _try_to_load(name: str, backend: str) -> brax.envs.Env | None:
     """Return a Brax environment, or None where it does not offer a backend."""
-    with quiet_loading():
+    with loading():
         try:
             return brax.envs.get_environment(name, backend=backend)
         except ValueError:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from trpo_jax.config import ConfigError, unknown_name
+from trpo_jax.environments.loading import loading, quiet_import
 from trpo_jax.environments.protocol import EnvironmentState
-from trpo_jax.environments.quiet import quiet_import, quiet_loading
 from trpo_jax.environments.randomization import RandomizationFn
 from trpo_jax.environments.vectorized import VectorizedEnvironment
 
@@ -133,7 +133,7 @@ def _load(name: str, backend: str) -> mujoco_playground.MjxEnv:
     if name not in dm_control_suite.ALL_ENVS and not mujoco_playground._src.mjx_env.MENAGERIE_PATH.exists():
         logging.getLogger(__name__).warning("Cloning the robots' models that %s needs, once; this can take minutes.", name)
     try:
-        with quiet_loading():
+        with loading():
             # A few tasks have no such option and choose for themselves; the caller looks at what came.
             options = {"impl": backend} if "impl" in registry.get_default_config(name) else {}
             return registry.load(name, config_overrides=options)
