@@ -100,18 +100,19 @@ def in_order(row: Row) -> tuple[Any, ...]:
 
 
 def draw(rows: Sequence[Row]) -> Any:
-    """Draw the return over the number of environments, in every environment."""
+    """Draw the return over the number of environments, in every environment; dashed where sizes were left out."""
     names = list(dict.fromkeys(row["environment"] for row in rows))
     figure, axes = panels(names)
     for axis, name in zip(axes, names, strict=True):
         here = [row for row in rows if row["environment"] == name]
+        sizes = sorted({row["num_envs"] for row in here})
         for algorithm, colour in zip((OURS, PPO), COLOURS, strict=False):
             line = sorted((row for row in here if row["algorithm"] == algorithm), key=lambda row: row["num_envs"])
             points = [(row["num_envs"], value) for row in line for value in row["each seed"]]
-            axis.plot([row["num_envs"] for row in line], [row["return"] for row in line], lw=1.8, color=colour, label=algorithm)
+            style = {"lw": 1.8, "ls": "-" if len(line) == len(sizes) else "--", "color": colour, "label": algorithm}
+            axis.plot([row["num_envs"] for row in line], [row["return"] for row in line], **style)
             axis.plot(*zip(*points, strict=True), "o", ms=4, alpha=0.6, color=colour)
         axis.set_xscale("log", base=4)
-        sizes = sorted({row["num_envs"] for row in here})
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
         finish_axis(axis, name, "parallel environments")
