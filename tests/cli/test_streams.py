@@ -5,8 +5,10 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from trpo_jax.cli import console, startup
@@ -82,6 +84,7 @@ def test_without_a_home_no_compiled_programs_are_kept(monkeypatch):
 
 CACHED = """
 import sys
+import time
 import jax
 import trpo_jax
 print(trpo_jax.enable_compilation_cache(*sys.argv[1:]))
@@ -103,3 +106,19 @@ def test_compiled_programs_are_kept_for_python_users_too(arguments, variables, k
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.stderr == ""
     assert ended.stdout.split() == [kept, kept]
+
+
+def test_a_process_that_ends_at_once_keeps_no_program_that_may_be_half_written(tmp_path, monkeypatch):
+    for name, age in (("old-cache", 60), ("new-cache", 0), ("other", 0)):
+        (tmp_path / name).write_bytes(b"program")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    kept = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            startup.end_at_once(130)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept)
+    assert stop.value.code == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old-cache", "other"]

@@ -2,14 +2,13 @@
 
 import errno
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trpo_jax.cli.startup import complain, configure_process, prepare_streams
+from trpo_jax.cli.startup import complain, configure_process, end_at_once, prepare_streams
 
 USAGE = """usage: trpo-jax COMMAND …
 
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             code = USAGE_ERROR
     if code in (INTERRUPTED, TERMINATED) and not _has_others():
         sys.stderr.flush()
-        os._exit(code)  # without waiting for the threads that compile
+        end_at_once(code)
     sys.exit(code)
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 
 def prepare_streams() -> None:
@@ -40,6 +40,14 @@ def configure_process() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
+def end_at_once(code: int) -> NoReturn:
+    """End the process without waiting for the threads that compile, and leave no program of theirs half written."""
+    from trpo_jax.training.compilation_cache import drop_newest_programs
+
+    drop_newest_programs()
+    os._exit(code)
+
+
 @contextlib.contextmanager
 def ended_by_ctrl_c(last_words: Callable[[], str], has_begun: Callable[[], bool]) -> Iterator[None]:
     """End the process then and there at Ctrl-C, with some last words, until there is something to lose.
@@ -58,7 +66,7 @@ def ended_by_ctrl_c(last_words: Callable[[], str], has_begun: Callable[[], bool]
         show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # which a progress bar hides
         with contextlib.suppress(OSError, ValueError):
             os.write(sys.stdout.fileno(), f"{show_cursor}{last_words()}\n".encode())  # print may be in the middle of printing
-        os._exit(128 + number)
+        end_at_once(128 + number)
 
     with _at_ctrl_c(end):
         yield

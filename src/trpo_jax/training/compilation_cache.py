@@ -1,6 +1,8 @@
 """Keeping compiled programs from one process to the next."""
 
+import contextlib
 import os
+import time
 from pathlib import Path
 
 import jax
@@ -38,3 +40,16 @@ def default_cache_dir() -> Path | None:
     except RuntimeError:
         return None
     return Path(root) / "trpo-jax" / "xla"
+
+
+def drop_newest_programs(seconds: float = 5.0) -> None:
+    """Remove what came into the cache in the last seconds, before a process ends at once: one file may be half written.
+
+    JAX would warn of such a file at every start, and never write it anew.
+    """
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    oldest = time.time() - seconds
+    for path in Path(folder).glob("*-cache") if folder else ():
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime >= oldest:
+                path.unlink()
