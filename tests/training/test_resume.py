@@ -133,7 +133,7 @@ def read(folder):
     return [without_clocks(row) for row in rows]
 
 
-@pytest.mark.parametrize("num_kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(num_kills, tmp_path, spawn):
     finish(spawn(processes.train_with_log, tmp_path / "whole"))
     rng, folder = random.Random(0), tmp_path / "killed"
