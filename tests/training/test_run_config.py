@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 from pathlib import Path
 
 import jax
@@ -182,6 +183,14 @@ def test_a_file_of_ones_own_is_changed_by_its_own_table_only(shipped):
     assert starting_config(file).trpo.unroll_length == 40
     accelerated = starting_config(file, accelerator=True).trpo
     assert (accelerated.num_envs, accelerated.unroll_length, accelerated.trust_region.max_kl) == (32, 8, 0.1)
+
+
+def test_python_and_the_command_line_have_the_same_defaults():
+    run_config = RunConfig()
+    keywords = {name: each.default for name, each in inspect.signature(train).parameters.items() if hasattr(run_config, name)}
+    assert {"seed", "num_evals", "num_eval_envs", "deterministic_eval", "checkpoint_interval"} <= keywords.keys()
+    for name in keywords.keys() - {"environment", "num_timesteps"}:  # train has no defaults for these two
+        assert keywords[name] == getattr(run_config, name), name
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])

@@ -28,7 +28,7 @@ from trpo_jax.training.memory import check_training
 from trpo_jax.training.pipeline import Pipeline, to_host
 from trpo_jax.training.program import Program, side_by_side
 from trpo_jax.training.progress import ProgressLines, compilations_told
-from trpo_jax.training.run_config import shipped_config
+from trpo_jax.training.run_config import RunConfig, shipped_config
 from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
 from trpo_jax.training.trpo import TRPO, make_trpo, with_time_limit
@@ -39,8 +39,8 @@ def train(
     environment: Any,
     num_timesteps: int | float,
     *,
-    suite: str = "brax",
-    backend: str = "auto",
+    suite: str = RunConfig.suite,
+    backend: str = RunConfig.backend,
     config: TRPOConfig | None = None,
     networks: Networks | None = None,
     network_factory: Callable[..., Any] | None = None,
@@ -49,11 +49,11 @@ def train(
     wrap_env_fn: Callable[..., Any] | None = None,
     randomization_fn: Callable[..., Any] | None = None,
     num_resets_per_eval: int = 0,
-    seed: int = 0,
-    num_evals: int = 1,
+    seed: int = RunConfig.seed,
+    num_evals: int = RunConfig.num_evals,
     eval_env: Any = None,
-    num_eval_envs: int = 128,
-    deterministic_eval: bool = False,
+    num_eval_envs: int = RunConfig.num_eval_envs,
+    deterministic_eval: bool = RunConfig.deterministic_eval,
     run_evals: bool = True,
     log_training_metrics: bool = False,
     training_metrics_steps: int | None = None,
@@ -62,8 +62,8 @@ def train(
     iteration_fn: ProgressFn | None = None,
     policy_params_fn: Callable[[int, Callable[..., Policy], Params], None] | None = None,
     save_checkpoint_path: str | Path | None = None,
-    checkpoint_interval: int = 10,
-    keep_checkpoints: int = 3,
+    checkpoint_interval: int = RunConfig.checkpoint_interval,
+    keep_checkpoints: int = RunConfig.keep_checkpoints,
     resume: bool = False,
     restore_checkpoint_path: str | Path | None = None,
     restore_params: Params | None = None,
@@ -93,7 +93,7 @@ def train(
         num_evals: evaluations, evenly spread; with more than one the first comes before training, the last after it.
         eval_env: an environment for evaluations only.
         num_eval_envs: episodes an evaluation plays; 0 evaluates nothing.
-        deterministic_eval: evaluate the distribution's mode instead of samples.
+        deterministic_eval: evaluate the distribution's mode, not samples.
         run_evals: False evaluates nothing, but calls back all the same.
         log_training_metrics: call progress_fn also with training metrics, every `training_metrics_steps`.
         training_metrics_steps: environment steps between such calls; None for each iteration.
