@@ -15,8 +15,8 @@ import tyro
 
 import report
 from trpo_jax import make_trpo
+from trpo_jax.execution.pipeline import Pipeline
 from trpo_jax.training.loop import Callbacks, Loop, Milestones
-from trpo_jax.training.pipeline import Pipeline
 from trpo_jax.training.run_config import starting_config
 from trpo_jax.training.store import Progress, Store
 

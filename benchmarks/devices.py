@@ -22,7 +22,7 @@ import tyro
 import report
 from throughput import Training
 from trpo_jax import make_trpo
-from trpo_jax.training.devices import show_cpu_devices
+from trpo_jax.execution.devices import show_cpu_devices
 from trpo_jax.training.run_config import starting_config
 
 

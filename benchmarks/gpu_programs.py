@@ -32,13 +32,13 @@ import trpo_jax
 from brax_ppo import PUBLISHED, train_ppo
 from throughput import random_unroll
 from trpo_jax import GaussianPolicy, TrustRegionConfig, make_trpo
+from trpo_jax.agent.evaluate import make_evaluator
+from trpo_jax.agent.state import inference_params
 from trpo_jax.environments.brax import load_environment
 from trpo_jax.environments.checked import strong
-from trpo_jax.training.devices import compiler_options
-from trpo_jax.training.evaluate import make_evaluator
-from trpo_jax.training.pipeline import Pipeline
+from trpo_jax.execution.devices import compiler_options
+from trpo_jax.execution.pipeline import Pipeline
 from trpo_jax.training.run_config import starting_config
-from trpo_jax.training.state import inference_params
 
 Row = dict[str, Any]
 

@@ -16,8 +16,8 @@ from brax_ppo import Settings, train_ppo
 from time_to_return import Course
 from trpo_jax import make_trpo
 from trpo_jax.environments.brax import resolve_backend
+from trpo_jax.files import write_whole
 from trpo_jax.sweep.report.scores import ScoredRun
-from trpo_jax.training.files import write_whole
 
 
 class PPORun(NamedTuple):

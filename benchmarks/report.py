@@ -14,7 +14,7 @@ import jax
 import rich.console
 import rich.table
 
-from trpo_jax.training.files import write_whole
+from trpo_jax.files import write_whole
 from trpo_jax.versions import version_of
 
 UNKNOWN = "unknown"

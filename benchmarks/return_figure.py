@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from trpo_jax.training.plot import COLOURS, STEPS, finish_axis, new_figure
+from trpo_jax.runs.plot import COLOURS, STEPS, finish_axis, new_figure
 
 Row = dict[str, Any]
 

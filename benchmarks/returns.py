@@ -153,10 +153,10 @@ def measure(run: Run, arguments: Arguments, cores: tuple[int, ...]) -> Row:
     import jax
 
     from trpo_jax import make_trpo, train
+    from trpo_jax.agent.evaluate import make_evaluator
     from trpo_jax.cli.startup import configure_process
     from trpo_jax.environments.registry import as_environment
-    from trpo_jax.training.devices import show_cores_as_devices
-    from trpo_jax.training.evaluate import make_evaluator
+    from trpo_jax.execution.devices import show_cores_as_devices
     from trpo_jax.training.run_config import starting_config
 
     configure_process()

@@ -22,10 +22,10 @@ from brax_ppo import ONE_SETTING, Settings
 from ppo_runs import PPORun, train_all
 from suite import train_ours
 from time_to_return import OURS, PPO
+from trpo_jax.runs.plot import COLOURS, finish_axis
 from trpo_jax.sweep.plan import Run, plan_file
 from trpo_jax.sweep.report.figures import panels
 from trpo_jax.sweep.report.scores import ScoredRun
-from trpo_jax.training.plot import COLOURS, finish_axis
 
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "scale_study.toml"
 

@@ -81,8 +81,8 @@ def split_of_a_start(environment: str) -> dict[str, float]:
     start = time.perf_counter()
     import jax
 
-    from trpo_jax.training.devices import show_cores_as_devices
-    from trpo_jax.training.run import resolve, run_environment
+    from trpo_jax.execution.devices import show_cores_as_devices
+    from trpo_jax.runs.run import resolve, run_environment
     from trpo_jax.training.run_config import starting_config
     from trpo_jax.training.train import train
 

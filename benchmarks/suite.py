@@ -26,16 +26,16 @@ import report
 from brax_ppo import ONE_SETTING, Settings, Stopwatch, steady_stretch
 from ppo_runs import PPORun, train_all
 from time_to_return import OURS, PPO, take
-from trpo_jax.config import ConfigError
 from trpo_jax.environments.brax import resolve_backend
+from trpo_jax.errors import ConfigError
+from trpo_jax.execution.devices import num_cores_to_use, show_cpu_devices
+from trpo_jax.files import write_whole
+from trpo_jax.runs.fields import fields_of
 from trpo_jax.sweep.plan import Run, plan_file
 from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.scores import ScoredRun, gather, read_scores
 from trpo_jax.sweep.report.statistics import estimate, mean, probability_of_improvement
 from trpo_jax.sweep.report.tables import show
-from trpo_jax.training.devices import num_cores_to_use, show_cpu_devices
-from trpo_jax.training.fields import fields_of
-from trpo_jax.training.files import write_whole
 
 SAME_STEPS, SAME_TIME = f"{PPO}, same steps", f"{PPO}, same time"
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "one_setting.toml"

@@ -19,8 +19,8 @@ import report
 from trpo_jax import TRPOConfig, make_trpo
 from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.registry import as_environment
-from trpo_jax.training.devices import show_cpu_devices
-from trpo_jax.training.pipeline import Pipeline
+from trpo_jax.execution.devices import show_cpu_devices
+from trpo_jax.execution.pipeline import Pipeline
 from trpo_jax.training.run_config import starting_config
 
 

@@ -22,9 +22,9 @@ import tyro
 import report
 from brax_ppo import SMALL_SCALE, Settings, Stopwatch, steady_stretch, train_ppo
 from trpo_jax import TRPOConfig, make_trpo, train
+from trpo_jax.agent.evaluate import make_evaluator
 from trpo_jax.environments.brax import load_environment
-from trpo_jax.training.devices import num_cores_to_use, show_cpu_devices
-from trpo_jax.training.evaluate import make_evaluator
+from trpo_jax.execution.devices import num_cores_to_use, show_cpu_devices
 from trpo_jax.training.run_config import starting_config
 
 OURS, PPO = "trpo_jax", "Brax PPO"

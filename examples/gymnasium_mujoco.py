@@ -26,14 +26,14 @@ import tyro
 
 import trpo_jax
 from trpo_jax import Batch, CriticConfig, GaussianPolicy, StepOutcome, TrustRegionConfig, ValueNetwork
-from trpo_jax.training.critic import (
+from trpo_jax.agent.critic import (
     CriticState,
     Regression,
     explained_variance,
     fit_critic,
     init_critic,
 )
-from trpo_jax.training.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
+from trpo_jax.policy.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
 
 TRUST_REGION = TrustRegionConfig(max_kl=0.02)
 CRITIC = CriticConfig(learning_rate=1e-3, num_epochs=10, num_minibatches=16)

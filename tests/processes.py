@@ -11,8 +11,8 @@ from pathlib import Path
 import trpo_jax
 from probes import Target
 from trainings import SMALL
-from trpo_jax.training.checkpoint import CheckpointError
-from trpo_jax.training.run_folder import MetricsLog
+from trpo_jax.errors import CheckpointError
+from trpo_jax.runs.run_folder import MetricsLog
 
 
 def forbid_files_beyond(size):

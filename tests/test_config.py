@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from trpo_jax import TrustRegionConfig
-from trpo_jax.config import ConfigError, MissingPackageError, check, config, from_mapping, setting, to_mapping, unknown_name
+from trpo_jax.config import check, config, from_mapping, setting, to_mapping, unknown_name
+from trpo_jax.errors import ConfigError, MissingPackageError
 
 
 @config

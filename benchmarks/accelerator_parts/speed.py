@@ -17,12 +17,12 @@ from accelerator_parts import kernels
 from accelerator_parts.unit import Context
 from throughput import Simulator, Training
 from trpo_jax import TRPOConfig, make_trpo
+from trpo_jax.agent.stages import Stages, run_stages
 from trpo_jax.environments.registry import as_environment
+from trpo_jax.execution.program import side_by_side
+from trpo_jax.runs.fields import with_fields
 from trpo_jax.training import pipeline as pipelines
-from trpo_jax.training.fields import with_fields
-from trpo_jax.training.program import side_by_side
 from trpo_jax.training.run_config import starting_config
-from trpo_jax.training.stages import Stages, run_stages
 
 Row = dict[str, Any]
 

@@ -12,10 +12,10 @@ from accelerator_parts.speed import our_config
 from accelerator_parts.unit import Context, LeftOut
 from brax_ppo import PUBLISHED, Stopwatch, steady_stretch, train_ppo
 from trpo_jax import make_trpo, train
+from trpo_jax.agent.evaluate import make_evaluator
 from trpo_jax.environments.brax import load_environment, resolve_backend
-from trpo_jax.sweep.population import Population
-from trpo_jax.training.devices import compiler_options
-from trpo_jax.training.evaluate import make_evaluator
+from trpo_jax.execution.devices import compiler_options
+from trpo_jax.execution.population import Population
 from trpo_jax.training.loop import Callbacks, Loop
 from trpo_jax.training.store import Progress
 from trpo_jax.training.train import make_milestones

@@ -3,8 +3,15 @@
 Importing the package imports no simulator and starts no device.
 """
 
-from trpo_jax.config import ConfigError, MissingPackageError
+from trpo_jax.agent.critic import CriticConfig
+from trpo_jax.agent.inference import Params
+from trpo_jax.agent.schedule import ScheduleConfig
+from trpo_jax.agent.state import TrainState, inference_params
+from trpo_jax.agent.trpo import TRPO, make_trpo
+from trpo_jax.agent.trpo_config import TRPOConfig
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
+from trpo_jax.errors import CheckpointError, ConfigError, FileError, MissingPackageError
+from trpo_jax.execution.compilation_cache import enable_compilation_cache
 from trpo_jax.objective.advantages import generalized_advantage_estimation
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.objective.update import stateful_trust_region_update, trust_region_update
@@ -19,26 +26,17 @@ from trpo_jax.policy.distributions import (
     TanhGaussian,
 )
 from trpo_jax.policy.networks import CategoricalPolicy, GaussianPolicy, Networks, PolicyConfig, ValueNetwork
+from trpo_jax.runs.run import LoadedRun, load_run
 from trpo_jax.solver.conjugate_gradient import CGInfo, conjugate_gradient
 from trpo_jax.solver.curvature import fisher_vector_product, hessian_vector_product
 from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
 from trpo_jax.solver.optax import trust_region
 from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
-from trpo_jax.solver.tree import MatVec
 from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_region_step
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
-from trpo_jax.training.checkpoint import CheckpointError
-from trpo_jax.training.compilation_cache import enable_compilation_cache
-from trpo_jax.training.critic import CriticConfig
-from trpo_jax.training.files import FileError
-from trpo_jax.training.inference import Params
-from trpo_jax.training.run import LoadedRun, load_run
 from trpo_jax.training.run_config import RunConfig, shipped_config
-from trpo_jax.training.schedule import ScheduleConfig
-from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.train import train
-from trpo_jax.training.trpo import TRPO, make_trpo
-from trpo_jax.training.trpo_config import TRPOConfig
+from trpo_jax.tree import MatVec
 from trpo_jax.versions import version_of
 
 __version__ = version_of("trpo-jax")

@@ -4,55 +4,22 @@ A configuration is a frozen dataclass and a pytree at once: its float fields are
 by `vmap` or swept in one program; every other field is static and selects a program of its own.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
 
+from trpo_jax.errors import ConfigError
+
 ConfigT = TypeVar("ConfigT")
 
 LARGEST_SEED = 2**32 - 1
 """`jax.random.key` makes the same key of a larger seed as of a smaller one."""
-
-
-class ConfigError(ValueError):
-    """Report a configuration value that cannot be used: the field, what came, what is allowed."""
-
-    def __init__(self, field: str, got: Any, allowed: str):
-        super().__init__(f"{field}: got {got!r}, allowed: {allowed}")
-        self.field, self.got, self.allowed = field, got, allowed
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ConfigError, (self.field, self.got, self.allowed)
-
-    def within(self, prefix: str) -> "ConfigError":
-        """Return the same error with the field named from one level further out."""
-        return ConfigError(f"{prefix}.{self.field}", self.got, self.allowed)
-
-
-class MissingPackageError(ImportError):
-    """Report that something needs a package that is not installed, and which extra brings it."""
-
-    @classmethod
-    def of(cls, what: str, package: str, extra: str) -> "MissingPackageError":
-        """Return the error in words."""
-        return cls(f'{what} needs {package}, which is not installed: pip install "trpo-jax[{extra}]"')
-
-
-@contextlib.contextmanager
-def errors_in(path: Path | str) -> Iterator[None]:
-    """Have a ConfigError name the file that it is about."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error.field}", error.got, error.allowed) from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from accelerator_parts.unit import Context, LeftOut
 from probes import Counter
 from trpo_jax.environments.brax import resolve_backend
 from trpo_jax.environments.wrappers import EpisodeLimit
-from trpo_jax.sweep.population import Population
+from trpo_jax.execution.population import Population
 
 BENCHMARKS = Path(accelerator.__file__).parent
 

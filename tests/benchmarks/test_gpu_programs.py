@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import gpu_target
-from trpo_jax.training.program import Program
+from trpo_jax.execution.program import Program
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
 

@@ -12,9 +12,9 @@ import ppo_runs
 import ppo_search
 import suite
 from trpo_jax import ConfigError, TRPOConfig
+from trpo_jax.runs.fields import setting_in_words
 from trpo_jax.sweep.plan import plan_file
 from trpo_jax.sweep.report.scores import ScoredRun
-from trpo_jax.training.fields import setting_in_words
 
 SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks"

@@ -8,9 +8,9 @@ import jax
 import pytest
 
 from trpo_jax.cli import main, train
-from trpo_jax.config import ConfigError
+from trpo_jax.errors import ConfigError
+from trpo_jax.runs.run_folder import RunFolder, create_run_folder
 from trpo_jax.training.run_config import RunConfig, write_run_config
-from trpo_jax.training.run_folder import RunFolder, create_run_folder
 
 SWEEPS = {
     "good": "num_timesteps = 1",
@@ -62,7 +62,7 @@ def test_a_device_without_enough_memory_is_one_clear_line_and_leaves_no_folder(t
     def exhausted(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99999999999 bytes.")
 
-    monkeypatch.setattr("trpo_jax.training.run.train", exhausted)
+    monkeypatch.setattr("trpo_jax.runs.run.train", exhausted)
     assert main.run(["train", "fast", "--run-dir", "run"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("trpo-jax train: error: the device is out of memory; fewer environments (--num-envs)")

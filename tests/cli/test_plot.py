@@ -1,8 +1,8 @@
 import pytest
 
 from trpo_jax.cli import main
+from trpo_jax.runs.run_folder import create_run_folder
 from trpo_jax.training.run_config import RunConfig
-from trpo_jax.training.run_folder import create_run_folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from trpo_jax.cli import console, startup
-from trpo_jax.training.compilation_cache import default_cache_dir
+from trpo_jax.execution.compilation_cache import default_cache_dir
 
 
 class Full(io.StringIO):

@@ -9,8 +9,8 @@ import pytest
 
 import trpo_jax
 from probes import ConstantReward
+from trpo_jax.agent.evaluate import make_evaluator
 from trpo_jax.environments.registry import wrapped_environment
-from trpo_jax.training.evaluate import make_evaluator
 
 CONFIG = trpo_jax.TRPOConfig(num_envs=4, unroll_length=8, episode_length=8, critic=trpo_jax.CriticConfig(num_minibatches=2))
 

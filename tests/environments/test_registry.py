@@ -6,8 +6,8 @@ import pytest
 from probes import Counter
 from processes import several_processes
 from trpo_jax import ConfigError
-from trpo_jax.config import MissingPackageError
 from trpo_jax.environments.registry import as_environment, environment_names, resolve_backend
+from trpo_jax.errors import MissingPackageError
 
 
 def test_an_object_behind_the_protocol_passes_as_it_is():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from trpo_jax.config import ConfigError
+from trpo_jax.errors import ConfigError
 from trpo_jax.objective.partition import curvature_indices
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.objective.update import stateful_trust_region_update, trust_region_update

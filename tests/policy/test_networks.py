@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trpo_jax.config import ConfigError
+from trpo_jax.errors import ConfigError
 from trpo_jax.policy.distributions import Categorical, DiagonalGaussian
 from trpo_jax.policy.networks import CategoricalPolicy, GaussianPolicy, PolicyConfig, ValueNetwork, policy_distribution
 

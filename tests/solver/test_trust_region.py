@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trpo_jax.config import ConfigError
+from trpo_jax.errors import ConfigError
 from trpo_jax.solver.outcome import StepOutcome
 from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_region_step
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state

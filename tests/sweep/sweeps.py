@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from trpo_jax.agent.inference import Params
 from trpo_jax.sweep.executor import LocalExecutor, choose_devices
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.plan import make_plan
@@ -12,7 +13,6 @@ from trpo_jax.sweep.programs import plan_programs
 from trpo_jax.sweep.running import run_sweep
 from trpo_jax.sweep.spec import sweep_from_mapping
 from trpo_jax.sweep.training import Trained
-from trpo_jax.training.inference import Params
 
 TINY = {
     "num_timesteps": 96,

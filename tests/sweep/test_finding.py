@@ -6,10 +6,10 @@ import pytest
 
 from sweep.sweeps import SIX_RUNS, TINY, pretend_finished, runs_of
 from trpo_jax import ConfigError
+from trpo_jax.runs.run_folder import create_run_folder
 from trpo_jax.sweep.finding import FoundRun, best_run, find_runs
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.training.run_config import RunConfig
-from trpo_jax.training.run_folder import create_run_folder
 
 RECORDS = [{"step": 32, "eval/episode_reward": 3.0}]
 

@@ -10,11 +10,11 @@ import pytest
 
 from sweep.sweeps import SIX_RUNS, pretend_finished, runs_of
 from trpo_jax import ConfigError
+from trpo_jax.agent.inference import Params
+from trpo_jax.errors import CheckpointError, FileError
+from trpo_jax.runs.run_folder import locked, open_run_folder, read_metrics
 from trpo_jax.sweep.folder import SweepFolder, begin_together
-from trpo_jax.training.checkpoint import CheckpointError, load_params
-from trpo_jax.training.files import FileError
-from trpo_jax.training.inference import Params
-from trpo_jax.training.run_folder import locked, open_run_folder, read_metrics
+from trpo_jax.training.checkpoint import load_params
 
 RECORDS = [{"step": 16, "training/kl": 0.5}, {"step": 32, "eval/episode_reward": 3.0}]
 

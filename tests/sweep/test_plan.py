@@ -4,10 +4,10 @@ import pytest
 
 from sweep.sweeps import SIX_RUNS, TINY, TWO_CELLS, plan, runs_of
 from trpo_jax import ConfigError, TRPOConfig
+from trpo_jax.execution.memory import free_bytes_of_host
+from trpo_jax.runs.fields import fields_of, traced_fields
 from trpo_jax.sweep.plan import cells_of
 from trpo_jax.sweep.programs import bytes_of_run
-from trpo_jax.training.fields import fields_of, traced_fields
-from trpo_jax.training.memory import free_bytes_of_host
 from trpo_jax.training.run_config import RunConfig
 
 

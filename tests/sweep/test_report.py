@@ -15,14 +15,14 @@ from matplotlib import cbook
 
 from sweep.sweeps import TINY, pretend_finished, runs_of
 from trpo_jax import ConfigError
+from trpo_jax.errors import FileError
+from trpo_jax.runs.fields import short_names
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.page import write_report
 from trpo_jax.sweep.report.scores import read_scores
 from trpo_jax.sweep.report.statistics import Estimate
 from trpo_jax.sweep.report.tables import make_tables, show
-from trpo_jax.training.fields import short_names
-from trpo_jax.training.files import FileError
 
 MAPPING = TINY | {
     "environments": ["fast", "inverted_pendulum"],

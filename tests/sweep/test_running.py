@@ -12,10 +12,10 @@ import pytest
 
 from sweep.sweeps import SIX_RUNS, TWO_CELLS, Silent, plan, records, runs_of, sweep, sweep_slowly
 from trpo_jax import ConfigError
+from trpo_jax.errors import CheckpointError
 from trpo_jax.sweep import executor
 from trpo_jax.sweep.folder import SweepFolder, begin_together
 from trpo_jax.sweep.running import jobs_left
-from trpo_jax.training.checkpoint import CheckpointError
 
 
 @pytest.fixture(scope="module")

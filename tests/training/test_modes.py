@@ -12,7 +12,7 @@ import pytest
 import trpo_jax
 from probes import Bandit, Counter, Target
 from trainings import SMALL, one_device_train
-from trpo_jax.training.metrics import without_unknown
+from trpo_jax.agent.metrics import without_unknown
 
 MODES = ("jax_enable_x64", "jax_debug_nans", "jax_debug_infs", "jax_disable_jit")
 

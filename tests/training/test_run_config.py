@@ -8,7 +8,8 @@ import pytest
 from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig, shipped_config, train
 from trpo_jax.cli import main
 from trpo_jax.cli.train import parse_arguments
-from trpo_jax.training.files import FileError
+from trpo_jax.errors import FileError
+from trpo_jax.runs.run_folder import MetricsLog, create_run_folder, open_run_folder
 from trpo_jax.training.run_config import (
     RunConfig,
     read_run_config,
@@ -17,7 +18,6 @@ from trpo_jax.training.run_config import (
     starting_config,
     write_run_config,
 )
-from trpo_jax.training.run_folder import MetricsLog, create_run_folder, open_run_folder
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "brax").glob("*.toml"))
 
@@ -206,7 +206,7 @@ def test_the_default_device_decides_which_settings_a_name_means_in_python_and_on
         seen.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trpo_jax.training.run.train", record)
+    monkeypatch.setattr("trpo_jax.runs.run.train", record)
     monkeypatch.chdir(tmp_path)
     assert main.run(["train", "hopper"]) == main.INTERRUPTED
     monkeypatch.setattr("trpo_jax.training.train.make_trpo", lambda environment, config, networks: record(config=config))

@@ -19,10 +19,10 @@ from probes import Target
 from trainings import SMALL
 from trainings import one_device_train as train
 from trpo_jax import ConfigError, TrustRegionConfig
+from trpo_jax.execution.pipeline import Pipeline
 from trpo_jax.training import loop, program
 from trpo_jax.training.checkpoint import load_params
 from trpo_jax.training.loop import WINDOW, Loop, Pace
-from trpo_jax.training.pipeline import Pipeline
 from trpo_jax.training.store import Store
 from trpo_jax.training.train import with_options
 

@@ -33,11 +33,11 @@ def evaluate_command(arguments: list[str]) -> int:
 
     import jax
 
+    from trpo_jax.agent.evaluate import confidence_interval, summarize
+    from trpo_jax.runs.fields import setting_in_words, short_names
+    from trpo_jax.runs.run import evaluate_runs
+    from trpo_jax.runs.run_folder import open_run_folder
     from trpo_jax.sweep.finding import find_runs
-    from trpo_jax.training.evaluate import confidence_interval, summarize
-    from trpo_jax.training.fields import setting_in_words, short_names
-    from trpo_jax.training.run import evaluate_runs
-    from trpo_jax.training.run_folder import open_run_folder
 
     found = find_runs(parsed.run)
     runs = [open_run_folder(run.path) for run in found]

@@ -112,7 +112,8 @@ def run(arguments: list[str]) -> int:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     """Return a command by name; its module is imported only now."""
-    from trpo_jax.config import ConfigError, unknown_name
+    from trpo_jax.config import unknown_name
+    from trpo_jax.errors import ConfigError
 
     if name not in COMMANDS:
         raise ConfigError("command", name, unknown_name("command", name, list(COMMANDS)))
@@ -141,8 +142,6 @@ def _device_trouble(error: Exception) -> str | None:
 
 def _bad_input() -> tuple[type[Exception], ...]:
     from trpo_jax.cli.arguments import ArgumentError
-    from trpo_jax.config import ConfigError, MissingPackageError
-    from trpo_jax.training.checkpoint import CheckpointError
-    from trpo_jax.training.files import FileError
+    from trpo_jax.errors import CheckpointError, ConfigError, FileError, MissingPackageError
 
     return ConfigError, MissingPackageError, ArgumentError, CheckpointError, FileError

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from trpo_jax.cli.arguments import parse
-from trpo_jax.config import ConfigError
+from trpo_jax.errors import ConfigError
 
 DESCRIPTION = (
     "Draw the learning curves of runs into one picture: return in training and evaluation, mean KL and its bound, the "
@@ -34,8 +34,8 @@ def plot_command(arguments: list[str]) -> int:
     if not parsed.runs:
         raise ConfigError("RUN", "", "one or more folders that a training wrote")
 
+    from trpo_jax.runs.plot import plot_runs
     from trpo_jax.sweep.finding import find_runs
-    from trpo_jax.training.plot import plot_runs
 
     paths = list(dict.fromkeys(run.path for each in parsed.runs for run in find_runs(each)))
     only = Path(parsed.runs[0]) if len(parsed.runs) == 1 else Path()

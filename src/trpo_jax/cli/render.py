@@ -10,7 +10,8 @@ import tyro
 
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.startup import complain
-from trpo_jax.config import LARGEST_SEED, ConfigError, config, setting
+from trpo_jax.config import LARGEST_SEED, config, setting
+from trpo_jax.errors import ConfigError
 
 DESCRIPTION = (
     "Play one episode with the newest policy of a run folder, acting with the policy's mean, and write RUN/render.html (to "
@@ -45,15 +46,15 @@ def render_command(arguments: list[str]) -> int:
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a screen; read when mujoco is imported
 
+    from trpo_jax.runs.run_folder import open_run_folder
     from trpo_jax.sweep.finding import best_run
-    from trpo_jax.training.run_folder import open_run_folder
 
     folder, run_config = open_run_folder(best_run(parsed.run))
     import jax
 
     jax.devices()  # a device that cannot start is told of in one line here, and only here
     from trpo_jax.environments.rendering import View  # imports simulators, for which a wrong RUN need not wait
-    from trpo_jax.training.render import render_run
+    from trpo_jax.runs.render import render_run
 
     rendering = render_run(
         run_config, folder, max_steps=parsed.max_steps, seed=parsed.seed, output=parsed.format, view=View(*size, parsed.camera)

@@ -33,7 +33,7 @@ def complain(line: str, command: str = "") -> None:
 def configure_process() -> None:
     """Switch on JAX's persistent compilation cache and quiet the libraries underneath."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks on cached CPU code; read when jax is imported
-    from trpo_jax.training.compilation_cache import enable_compilation_cache
+    from trpo_jax.execution.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
     warnings.showwarning = _one_line
@@ -42,7 +42,7 @@ def configure_process() -> None:
 
 def end_at_once(code: int) -> NoReturn:
     """End the process without waiting for the threads that compile, and leave no program of theirs half written."""
-    from trpo_jax.training.compilation_cache import drop_newest_programs
+    from trpo_jax.execution.compilation_cache import drop_newest_programs
 
     drop_newest_programs()
     os._exit(code)

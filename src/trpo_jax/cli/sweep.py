@@ -18,7 +18,7 @@ import tyro
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import say
 from trpo_jax.cli.startup import complain, ended_by_ctrl_c, raised_by_ctrl_c
-from trpo_jax.config import ConfigError
+from trpo_jax.errors import ConfigError
 from trpo_jax.training.progress import compilations_told, format_seconds
 
 DESCRIPTION = (

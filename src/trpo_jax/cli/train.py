@@ -11,12 +11,12 @@ import tyro
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import make_console
 from trpo_jax.cli.startup import ended_by_ctrl_c, raised_by_ctrl_c
-from trpo_jax.config import ConfigError, MissingPackageError, to_mapping
-from trpo_jax.training.checkpoint import CheckpointError
-from trpo_jax.training.files import write_whole
-from trpo_jax.training.loggers import Logger, TensorBoardLogger, WandbLogger
+from trpo_jax.config import to_mapping
+from trpo_jax.errors import CheckpointError, ConfigError, MissingPackageError
+from trpo_jax.files import write_whole
+from trpo_jax.runs.loggers import Logger, TensorBoardLogger, WandbLogger
+from trpo_jax.runs.run_folder import MetricsLog, RunFolder, create_run_folder, open_run_folder
 from trpo_jax.training.run_config import BESIDE_TRAINING, RunConfig, starting_config, write_run_config
-from trpo_jax.training.run_folder import MetricsLog, RunFolder, create_run_folder, open_run_folder
 
 DESCRIPTION = (
     "Train a policy by Trust Region Policy Optimization. The first argument names an environment or a TOML file; "
@@ -65,10 +65,10 @@ def train_command(arguments: list[str]) -> int:
     parsed = parse_arguments(arguments, accelerator=bool(accelerator))
     _join_others(parsed)
 
-    from trpo_jax.training.devices import all_devices, is_accelerated, show_cores_as_devices
-    from trpo_jax.training.pipeline import Pipeline
-    from trpo_jax.training.run import resolve, run_environment
-    from trpo_jax.training.trpo import make_trpo
+    from trpo_jax.agent.trpo import make_trpo
+    from trpo_jax.execution.devices import all_devices, is_accelerated, show_cores_as_devices
+    from trpo_jax.execution.pipeline import Pipeline
+    from trpo_jax.runs.run import resolve, run_environment
 
     if not parsed.distributed:  # several processes on one machine have a core each
         show_cores_as_devices(parsed.run.trpo.num_envs, parsed.max_devices_per_host)
@@ -165,7 +165,7 @@ def _join_others(arguments: TrainArguments) -> None:
 def _train(arguments: TrainArguments, run_config: RunConfig, environment: Any) -> int:
     import jax
 
-    from trpo_jax.training.run import run_training
+    from trpo_jax.runs.run import run_training
 
     resumed = arguments.resume is not None
     if jax.process_index() > 0:
@@ -197,7 +197,7 @@ def _train(arguments: TrainArguments, run_config: RunConfig, environment: Any) -
 
 def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfig, environment: Any, console: Any) -> Any:
     """Train in a folder that is locked; return the last metrics. If it cannot begin, a new run leaves no folder."""
-    from trpo_jax.training.run import run_training
+    from trpo_jax.runs.run import run_training
 
     resumed = arguments.resume is not None
     before = folder.config.read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Floor 4: any simulator behind one small protocol."""
+"""Any simulator behind one small protocol."""

@@ -4,10 +4,11 @@ import importlib.util
 
 import jax.numpy as jnp
 
-from trpo_jax.config import ConfigError, unknown_name
+from trpo_jax.config import unknown_name
 from trpo_jax.environments.loading import loading, quiet_import
 from trpo_jax.environments.randomization import RandomizationFn
 from trpo_jax.environments.vectorized import VectorizedEnvironment
+from trpo_jax.errors import ConfigError
 
 with quiet_import():
     import brax.envs

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
-from trpo_jax.solver.tree import upcast
+from trpo_jax.tree import upcast
 
 
 def checked_reset(environment: Environment, keys: Key[Array, "N"]) -> EnvironmentState:

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from trpo_jax.config import ConfigError, unknown_name
+from trpo_jax.config import unknown_name
 from trpo_jax.environments.loading import loading, quiet_import
 from trpo_jax.environments.protocol import EnvironmentState
 from trpo_jax.environments.randomization import RandomizationFn
 from trpo_jax.environments.vectorized import VectorizedEnvironment
+from trpo_jax.errors import ConfigError
 
 with quiet_import():
     import mujoco_playground

@@ -4,12 +4,12 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from trpo_jax.config import ConfigError, MissingPackageError
 from trpo_jax.environments.checked import check_action_space
 from trpo_jax.environments.protocol import Environment
 from trpo_jax.environments.randomization import RandomizationFn
 from trpo_jax.environments.vectorized import VectorizedEnvironment
 from trpo_jax.environments.wrapped import WrapEnvFn, WrappedEnvironment, wrap_environment
+from trpo_jax.errors import ConfigError, MissingPackageError
 
 SUITES = ("brax", "playground")
 """Libraries whose environments have names."""

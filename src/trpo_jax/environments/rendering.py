@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from trpo_jax.config import ConfigError
 from trpo_jax.environments.loading import quiet_import
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.randomization import Randomized
 from trpo_jax.environments.wrappers import EpisodeLimit
+from trpo_jax.errors import ConfigError
 
 with quiet_import():
     import mujoco

@@ -8,7 +8,7 @@ from jaxtyping import Array, Key
 
 from trpo_jax.environments.protocol import Box, EnvironmentState
 from trpo_jax.environments.randomization import Randomization, RandomizationFn, Randomized
-from trpo_jax.solver.tree import upcast
+from trpo_jax.tree import upcast
 
 
 class VectorizedEnvironment:

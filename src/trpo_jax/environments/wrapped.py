@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from trpo_jax.environments.protocol import Box, EnvironmentState
 from trpo_jax.environments.randomization import RandomizationFn
 from trpo_jax.environments.wrappers import select
-from trpo_jax.solver.tree import upcast
+from trpo_jax.tree import upcast
 
 WrapEnvFn = Callable[..., Any]
 """Brax's signature: (environment, episode_length=…, action_repeat=…, randomization_fn=…) -> wrapped environment."""

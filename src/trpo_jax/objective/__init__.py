@@ -1,1 +1,1 @@
-"""Floor 3: what a batch of experience says about a policy."""
+"""What a batch of experience says about a policy."""

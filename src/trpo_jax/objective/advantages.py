@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from trpo_jax.solver.tree import upcast
+from trpo_jax.tree import upcast
 
 
 def generalized_advantage_estimation(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from trpo_jax.solver.tree import upcast
+from trpo_jax.tree import upcast
 from trpo_jax.weights import AxisName
 
 

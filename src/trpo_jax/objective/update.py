@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from trpo_jax.config import ConfigError
+from trpo_jax.errors import ConfigError
 from trpo_jax.objective.partition import Partition, curvature_indices, local, map_parts, mean_and_max, partition
 from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.solver.curvature import curvature_of_states, unit_fisher_vector_product
 from trpo_jax.solver.outcome import TrustRegionInfo
-from trpo_jax.solver.tree import MatVec, Params, cast_like, check_floating
 from trpo_jax.solver.trust_region import step_along_gradient
 from trpo_jax.solver.trust_region_config import (
     TrustRegionConfig,
@@ -22,6 +21,7 @@ from trpo_jax.solver.trust_region_config import (
     init_trust_region_state,
 )
 from trpo_jax.solver.vector_step import Evaluation, Problem
+from trpo_jax.tree import MatVec, Params, cast_like, check_floating
 from trpo_jax.weights import AxisName, average, unit_weight
 
 PolicyFn = Callable[[Params, Any], Distribution]

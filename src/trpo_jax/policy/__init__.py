@@ -1,1 +1,1 @@
-"""Floor 2: what a policy is."""
+"""What a policy is."""

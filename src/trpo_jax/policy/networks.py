@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from trpo_jax.config import ConfigError, config, setting
+from trpo_jax.config import config, setting
+from trpo_jax.errors import ConfigError
 from trpo_jax.policy.distributions import Categorical, DiagonalGaussian, Distribution, TanhGaussian
 
 Activation = Literal["tanh", "relu", "elu", "swish"]

@@ -1,1 +1,1 @@
-"""Floor 1: mathematics on pytrees; knows vectors and functions, not reinforcement learning."""
+"""Mathematics on pytrees; knows vectors and functions, not reinforcement learning."""

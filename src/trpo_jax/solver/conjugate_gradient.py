@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from trpo_jax.solver.tree import MatVec, Params, add_scaled, cast_like, check_floating, max_abs, scaled, upcast, vdot
+from trpo_jax.tree import MatVec, Params, add_scaled, cast_like, check_floating, max_abs, scaled, upcast, vdot
 from trpo_jax.weights import power_of_two
 
 

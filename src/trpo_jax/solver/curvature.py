@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from trpo_jax.solver.tree import MatVec, Params, cast_like, check_floating, upcast
+from trpo_jax.tree import MatVec, Params, cast_like, check_floating, upcast
 from trpo_jax.weights import average, unit_weight
 
 

@@ -9,9 +9,9 @@ import optax
 from jaxtyping import Array, Float
 
 from trpo_jax.solver.outcome import TrustRegionInfo
-from trpo_jax.solver.tree import MatVec, Params, check_floating, upcast, vdot
 from trpo_jax.solver.trust_region import bare_problem, step_along_gradient
 from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
+from trpo_jax.tree import MatVec, Params, check_floating, upcast, vdot
 
 
 class TrustRegionOptState(NamedTuple):

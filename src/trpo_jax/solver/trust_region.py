@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 
 from trpo_jax.solver.damping import average_squares, damping_diagonal
 from trpo_jax.solver.outcome import TrustRegionInfo
-from trpo_jax.solver.tree import MatVec, Params, check_floating, structure_and_shapes, upcast, where_finite
 from trpo_jax.solver.trust_region_config import (
     TrustRegionConfig,
     TrustRegionState,
@@ -18,6 +17,7 @@ from trpo_jax.solver.trust_region_config import (
     init_trust_region_state,
 )
 from trpo_jax.solver.vector_step import Evaluation, Problem, step_on_vectors
+from trpo_jax.tree import MatVec, Params, check_floating, structure_and_shapes, upcast, where_finite
 
 
 def trust_region_step(

@@ -5,8 +5,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trpo_jax.config import ConfigError, config, setting
-from trpo_jax.solver.tree import Params, check_floating, structure_and_shapes, upcast
+from trpo_jax.config import config, setting
+from trpo_jax.errors import ConfigError
+from trpo_jax.tree import Params, check_floating, structure_and_shapes, upcast
 
 
 @config

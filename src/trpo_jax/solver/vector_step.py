@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from trpo_jax.solver.conjugate_gradient import solve_with_residual
 from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
 from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
-from trpo_jax.solver.tree import MatVec, Params, add_scaled, all_finite, cast_like, max_abs, scaled, upcast, vdot
 from trpo_jax.solver.trust_region_config import TrustRegionConfig
+from trpo_jax.tree import MatVec, Params, add_scaled, all_finite, cast_like, max_abs, scaled, upcast, vdot
 from trpo_jax.weights import power_of_two
 
 LONGEST = 5.0

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
-from trpo_jax.config import ConfigError
+from trpo_jax.errors import CheckpointError, ConfigError
+from trpo_jax.execution.devices import show_cores_as_devices
+from trpo_jax.runs.run_folder import locked
 from trpo_jax.sweep.folder import PATIENCE, begin_together
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.programs import free_bytes
 from trpo_jax.sweep.training import Trained, train_together
-from trpo_jax.training.checkpoint import CheckpointError
-from trpo_jax.training.devices import show_cores_as_devices
 from trpo_jax.training.loop import ProgressFn
-from trpo_jax.training.run_folder import locked
 from trpo_jax.versions import version_of
 
 VERSIONS = ("trpo-jax", "jax", "jaxlib", "flax", "brax", "mujoco")

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trpo_jax.config import ConfigError
+from trpo_jax.errors import ConfigError
+from trpo_jax.runs.run_folder import RunFolder
 from trpo_jax.sweep.folder import SweepFolder
-from trpo_jax.training.run_folder import RunFolder
 
 
 class FoundRun(NamedTuple):

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trpo_jax.config import ConfigError
+from trpo_jax.errors import ConfigError, FileError
+from trpo_jax.files import NEW, write_whole
+from trpo_jax.runs.fields import fields_of
+from trpo_jax.runs.run_folder import LOCK, RunFolder, locked
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.training import Records, Trained
 from trpo_jax.training.checkpoint import has_checkpoints, save_params
-from trpo_jax.training.fields import fields_of
-from trpo_jax.training.files import NEW, FileError, write_whole
 from trpo_jax.training.run_config import write_run_config
-from trpo_jax.training.run_folder import LOCK, RunFolder, locked
 
 PATIENCE = 120.0
 """Seconds to wait for a worker of a sweep that was killed to let go of its runs."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trpo_jax.config import ConfigError, errors_in
+from trpo_jax.errors import ConfigError, errors_in
+from trpo_jax.runs.fields import fields_of, with_fields
+from trpo_jax.runs.run import resolve
 from trpo_jax.sweep.spec import Sweep, read_sweep
-from trpo_jax.training.fields import fields_of, with_fields
-from trpo_jax.training.run import resolve
 from trpo_jax.training.run_config import RunConfig, program_of, starting_config
 
 

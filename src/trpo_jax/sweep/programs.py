@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import jax
 
-from trpo_jax.config import ConfigError
+from trpo_jax.agent.trpo import make_trpo
+from trpo_jax.errors import ConfigError
+from trpo_jax.execution.memory import free_bytes_of_host, size_of
+from trpo_jax.runs.run import run_environment
 from trpo_jax.sweep.plan import Run, cells_of
-from trpo_jax.training.memory import free_bytes_of_host, size_of
-from trpo_jax.training.run import run_environment
-from trpo_jax.training.trpo import make_trpo
 
 COPIES_OF_STATE = 3
 """Before, after and during an iteration."""

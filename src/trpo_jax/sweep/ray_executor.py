@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trpo_jax.config import ConfigError, MissingPackageError
+from trpo_jax.errors import ConfigError, MissingPackageError
 from trpo_jax.sweep.executor import Job, Listener, Outcome, choose_devices, train_job
 from trpo_jax.sweep.programs import share_of_host
 from trpo_jax.sweep.training import last_record

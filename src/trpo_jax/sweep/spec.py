@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from trpo_jax.config import ConfigError, as_integers, config, errors_in, from_mapping, setting, unknown_name
-from trpo_jax.training.fields import check_known, fields_of, flat_fields, traced_fields
+from trpo_jax.config import as_integers, config, from_mapping, setting, unknown_name
+from trpo_jax.errors import ConfigError, errors_in
+from trpo_jax.runs.fields import check_known, fields_of, flat_fields, traced_fields
 from trpo_jax.training.run_config import RunConfig, read_toml
 
 KEYS = ("environments", "seeds", "num_timesteps", "config", "grid", "random", "traced")

@@ -12,22 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.config import ConfigError
+from trpo_jax.agent.evaluate import Episodes, make_evaluator
+from trpo_jax.agent.inference import Params
+from trpo_jax.agent.state import TrainState, inference_params
+from trpo_jax.agent.trpo import TRPO, make_trpo
+from trpo_jax.errors import CheckpointError, ConfigError
+from trpo_jax.execution.pipeline import to_host
+from trpo_jax.execution.population import Population
+from trpo_jax.runs.loggers import finite
+from trpo_jax.runs.run import run_environment
+from trpo_jax.runs.run_folder import MetricsLog, metrics_record
 from trpo_jax.sweep.plan import Run
-from trpo_jax.sweep.population import Population
-from trpo_jax.training.checkpoint import CheckpointError
-from trpo_jax.training.evaluate import Episodes, make_evaluator
-from trpo_jax.training.inference import Params
-from trpo_jax.training.loggers import finite
 from trpo_jax.training.loop import Callbacks, Loop, ProgressFn
-from trpo_jax.training.pipeline import to_host
-from trpo_jax.training.run import run_environment
 from trpo_jax.training.run_config import RunConfig
-from trpo_jax.training.run_folder import MetricsLog, metrics_record
-from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
 from trpo_jax.training.train import make_milestones
-from trpo_jax.training.trpo import TRPO, make_trpo
 
 RETURN, TRAINING_RETURN = "eval/episode_reward", "training/episode_reward"
 """The metric that a run is judged by, and its substitute in runs without evaluations."""

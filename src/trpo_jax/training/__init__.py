@@ -1,1 +1,1 @@
-"""Floor 5: the training loop."""
+"""The training loop."""

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trpo_jax.config import ConfigError
+from trpo_jax.errors import ConfigError
 from trpo_jax.policy.distributions import DiagonalGaussian, TanhGaussian
 from trpo_jax.policy.networks import Networks
-from trpo_jax.training.normalization import init_normalizer
+from trpo_jax.policy.normalization import init_normalizer
 
 RENAMED = {"normalize_advantage": "normalize_advantages"}
 """Keywords of `brax.training.agents.ppo.train` that have another name here."""

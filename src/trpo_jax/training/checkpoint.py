@@ -14,12 +14,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from trpo_jax.training.inference import Params
+from trpo_jax.agent.inference import Params
+from trpo_jax.errors import CheckpointError
 from trpo_jax.training.packing import Packed
-
-
-class CheckpointError(Exception):
-    """Report a checkpoint that is missing, damaged, cannot be written, or was made for something else."""
 
 
 class Checkpoint(NamedTuple):

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from trpo_jax.training.evaluate import Episodes, summarize
-from trpo_jax.training.inference import Params, Policy
+from trpo_jax.agent.evaluate import Episodes, summarize
+from trpo_jax.agent.inference import Params, Policy
+from trpo_jax.agent.metrics import Metrics, without_unknown
+from trpo_jax.agent.state import TrainState, inference_params
+from trpo_jax.agent.trpo import TRPO
+from trpo_jax.execution.pipeline import Iterations, to_host
+from trpo_jax.execution.processes import any_process
 from trpo_jax.training.interrupts import deferred_interrupts
-from trpo_jax.training.metrics import Metrics, without_unknown
-from trpo_jax.training.pipeline import Iterations, to_host
-from trpo_jax.training.processes import any_process
-from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
-from trpo_jax.training.trpo import TRPO
 
 ProgressFn = Callable[[int, dict[str, float]], None]
 """(environment steps so far, metrics) -> None."""

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-from trpo_jax.training.program import COMPILATIONS
+from trpo_jax.execution.program import COMPILATIONS
 
 LINES_A_RUN = 20
 """Progress is printed about so often."""

@@ -9,20 +9,11 @@ import jax
 import tomli_w
 import tyro
 
-from trpo_jax.config import (
-    LARGEST_SEED,
-    ConfigError,
-    config,
-    errors_in,
-    flatten,
-    from_mapping,
-    setting,
-    to_mapping,
-    unknown_name,
-)
-from trpo_jax.training.devices import is_accelerated
-from trpo_jax.training.files import write_whole
-from trpo_jax.training.trpo_config import TRPOConfig
+from trpo_jax.agent.trpo_config import TRPOConfig
+from trpo_jax.config import LARGEST_SEED, config, flatten, from_mapping, setting, to_mapping, unknown_name
+from trpo_jax.errors import ConfigError, errors_in
+from trpo_jax.execution.devices import is_accelerated
+from trpo_jax.files import write_whole
 
 
 @config

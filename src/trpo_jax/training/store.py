@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from trpo_jax.config import ConfigError, flatten
-from trpo_jax.training.checkpoint import Checkpoint, CheckpointError, Checkpoints, has_checkpoints, load_checkpoint, read_record
-from trpo_jax.training.pipeline import Iterations, host_like, to_host
-from trpo_jax.training.processes import any_process, from_first_process
-from trpo_jax.training.state import TrainState, inference_params
+from trpo_jax.agent.state import TrainState, inference_params
+from trpo_jax.config import flatten
+from trpo_jax.errors import CheckpointError, ConfigError
+from trpo_jax.execution.pipeline import Iterations, host_like, to_host
+from trpo_jax.execution.processes import any_process, from_first_process
+from trpo_jax.training.checkpoint import Checkpoint, Checkpoints, has_checkpoints, load_checkpoint, read_record
 
 
 class Progress(NamedTuple):

@@ -14,25 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from trpo_jax.config import LARGEST_SEED, Allowed, ConfigError, as_integers, flatten, from_mapping, to_mapping, unknown_name
+from trpo_jax.agent.evaluate import make_evaluator
+from trpo_jax.agent.inference import Params, Policy, PolicyMaker
+from trpo_jax.agent.state import TrainState, inference_params
+from trpo_jax.agent.trpo import TRPO, make_trpo, with_time_limit
+from trpo_jax.agent.trpo_config import TRPOConfig
+from trpo_jax.config import LARGEST_SEED, Allowed, as_integers, flatten, from_mapping, to_mapping, unknown_name
 from trpo_jax.environments.protocol import Box, Environment
 from trpo_jax.environments.registry import as_environment, wrapped_environment
+from trpo_jax.errors import ConfigError
+from trpo_jax.execution.devices import all_devices, compiler_options, put
+from trpo_jax.execution.memory import check_training
+from trpo_jax.execution.pipeline import Pipeline, to_host
+from trpo_jax.execution.program import Program, side_by_side
 from trpo_jax.policy.networks import Networks
 from trpo_jax.training.brax_names import networks_from_brax, translate
 from trpo_jax.training.checkpoint import load_params
-from trpo_jax.training.devices import all_devices, compiler_options, put
-from trpo_jax.training.evaluate import make_evaluator
-from trpo_jax.training.inference import Params, Policy, PolicyMaker
 from trpo_jax.training.loop import Callbacks, Loop, Milestones, ProgressFn, local_params
-from trpo_jax.training.memory import check_training
-from trpo_jax.training.pipeline import Pipeline, to_host
-from trpo_jax.training.program import Program, side_by_side
 from trpo_jax.training.progress import ProgressLines, compilations_told
 from trpo_jax.training.run_config import RunConfig, shipped_config
-from trpo_jax.training.state import TrainState, inference_params
 from trpo_jax.training.store import Progress, Store
-from trpo_jax.training.trpo import TRPO, make_trpo, with_time_limit
-from trpo_jax.training.trpo_config import TRPOConfig
 
 
 def train(

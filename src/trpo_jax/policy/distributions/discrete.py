@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from trpo_jax.policy.distributions.base import expm1_minus_identity, sum_of
-from trpo_jax.solver.tree import pytree_dataclass, upcast
+from trpo_jax.tree import pytree_dataclass, upcast
 
 
 @pytree_dataclass

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from trpo_jax.policy.distributions.base import expm1_minus_identity
-from trpo_jax.solver.tree import pytree_dataclass, upcast
+from trpo_jax.tree import pytree_dataclass, upcast
 
 
 @pytree_dataclass

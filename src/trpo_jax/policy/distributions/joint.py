@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from trpo_jax.policy.distributions.base import Action, Distribution, sum_of
-from trpo_jax.solver.tree import pytree_dataclass
+from trpo_jax.tree import pytree_dataclass
 
 
 @pytree_dataclass

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trpo_jax.errors import FileError
 from trpo_jax.sweep.report.figures import make_figures
 from trpo_jax.sweep.report.scores import SweepScores, read_scores
 from trpo_jax.sweep.report.tables import Table, make_tables, show
-from trpo_jax.training.files import FileError
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; }

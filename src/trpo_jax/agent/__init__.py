@@ -1,0 +1,1 @@
+"""One iteration of on-policy learning, as pure functions."""

@@ -1,0 +1,150 @@
+"""The value function: its parameters, what they predict, and how they are fitted."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key
+
+from trpo_jax.config import config, setting
+from trpo_jax.policy.networks import Activation, Network
+from trpo_jax.tree import where_finite
+from trpo_jax.weights import unit_weight, variance, weighted_mean
+
+
+@config
+class CriticConfig:
+    """The value network and its regression on λ-returns, by Adam over minibatches."""
+
+    hidden_sizes: tuple[int, ...] = setting(default=(64, 64), at_least=1)
+    """Units of each hidden layer."""
+    activation: Activation = setting(default="tanh")
+    """Nonlinearity between layers."""
+    learning_rate: float = setting(default=3e-3, above=0.0)
+    """Adam's step size."""
+    num_epochs: int = setting(default=4, at_least=1)
+    """Passes over the batch in each iteration."""
+    num_minibatches: int = setting(default=32, at_least=1)
+    """Gradient steps a pass; at most num_envs times unroll_length, and best a power of two, as they are."""
+    observation_key: str = setting(default="state")
+    """Entry that the critic sees where observations are a dict; it may hold what the policy is not to know."""
+
+
+class CriticParams(NamedTuple):
+    """A value network's parameters, and the units of what they predict."""
+
+    params: Any
+    reward_scaling: Float[Array, ""]
+    """The network predicts the discounted sum of rewards times this."""
+
+
+class CriticState(NamedTuple):
+    critic: CriticParams
+    optimizer: optax.OptState
+    """Of all parameters as one vector."""
+
+
+_adam = optax.scale_by_adam()
+
+
+def init_critic(
+    network: Network, key: Key[Array, ""], observation: Any, reward_scaling: float | Float[Array, ""]
+) -> CriticState:
+    """Draw a critic's parameters; `observation` is one observation, or zeros like it."""
+    params = network.init(key, observation)
+    critic = CriticParams(params, jnp.asarray(reward_scaling, jnp.float32))
+    return CriticState(critic, _adam.init(ravel_pytree(params)[0]))
+
+
+class Regression(NamedTuple):
+    """What the critic is fitted to: T steps of N environments."""
+
+    observation: Any
+    """Pytree of `[T, N, *]`, normalized; finite, also where the weight is zero."""
+    target: Float[Array, "T N"]
+    """λ-returns in units of the scaled reward; finite."""
+    weight: Float[Array, "T N"]
+    """Of each sample's squared error."""
+
+
+def fit_critic(
+    network: Network, state: CriticState, regression: Regression, key: Key[Array, ""], config: CriticConfig
+) -> tuple[CriticState, Float[Array, ""]]:
+    """Regress values on targets by least squares: `num_epochs` passes of Adam over shuffled minibatches.
+
+    Args:
+        network: the critic's; apply(params, normalized observation) -> value in units of the scaled reward.
+        state: critic and optimizer.
+        regression: what it is fitted to.
+        key: consumed, for the shuffles.
+        config: CriticConfig. What does not fill a last minibatch sits out a pass.
+
+    Returns:
+        (state, mean squared error during the last pass, in squared units of the scaled reward). Should numbers overflow,
+        the state is the one passed in.
+    """
+    vector, unravel = ravel_pytree(state.critic.params)
+
+    def loss_fn(vector: Float[Array, "P"], batch: Regression) -> Float[Array, ""]:
+        error = network.apply(unravel(vector), batch.observation) - batch.target
+        return jnp.sum(batch.weight * jnp.where(batch.weight > 0, error**2, 0.0))
+
+    def descend(carry, batch):
+        vector, optimizer = carry
+        loss, gradient = jax.value_and_grad(loss_fn)(vector, batch)
+        updates, optimizer = _adam.update(gradient, optimizer)
+        return (vector - config.learning_rate * updates, optimizer), loss
+
+    def pass_over(carry, key):
+        batches = _minibatches(regression, key, config.num_minibatches)
+        within = tuple(range(1, batches.weight.ndim))
+        # Scaled before the loop, since every sum over devices in it is waited for.
+        carry, losses = jax.lax.scan(descend, carry, batches._replace(weight=unit_weight(batches.weight, within)))
+        return carry, weighted_mean(losses, jnp.sum(batches.weight, within))
+
+    start = (vector, state.optimizer)
+    (vector, optimizer), losses = jax.lax.scan(pass_over, start, jax.random.split(key, config.num_epochs))
+    params, optimizer = where_finite((unravel(vector), optimizer), (state.critic.params, state.optimizer))
+    return CriticState(state.critic._replace(params=params), optimizer), losses[-1]
+
+
+def _minibatches(samples: Regression, key: Key[Array, ""], count: int) -> Any:
+    """Shuffle the steps of each environment and cut the batch into `count` minibatches, in front.
+
+    Each is a share of the steps, and where they are too few for that, of every b-th environment: so it has its part on
+    every device that environments are spread over, and no sample moves between them. Numbers that do not divide so give
+    minibatches of any samples.
+    """
+    num_steps, num_envs = samples.target.shape
+    order = jnp.argsort(jax.random.bits(key, (num_steps, num_envs)), axis=0)
+    by_steps = math.gcd(num_steps, count)
+    by_envs = count // by_steps
+    size = num_steps * num_envs // count
+
+    def cut(leaf: Array) -> Array:
+        shuffled = jnp.take_along_axis(leaf, order.reshape(order.shape + (1,) * (leaf.ndim - 2)), axis=0)
+        rest = leaf.shape[2:]
+        if num_envs % by_envs:
+            return shuffled.reshape(-1, *rest)[: count * size].reshape(count, size, *rest)
+        parts = shuffled.reshape(by_steps, num_steps // by_steps, num_envs // by_envs, by_envs, *rest)
+        return jnp.moveaxis(parts, 3, 1).reshape(count, num_steps // by_steps, num_envs // by_envs, *rest)
+
+    return jax.tree.map(cut, samples)
+
+
+def explained_variance(
+    error: Float[Array, "..."], target: Float[Array, "..."], weight: Float[Array, "..."] | None = None
+) -> Float[Array, ""]:
+    """Return 1 - Var[error] / Var[target] for error = target - value: 1 is perfect, 0 no better than a constant.
+
+    Weights have a sum of 1; None weighs all alike.
+    """
+    return 1.0 - variance(error, weight) / jnp.maximum(variance(target, weight), 1e-12)
+
+
+ValueFn = Callable[[Any], Float[Array, "..."]]
+"""Observations `[..., *]`, as the environment gives them -> values `[...]`, in units of unscaled reward."""

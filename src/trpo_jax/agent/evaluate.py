@@ -1,0 +1,99 @@
+"""How well a policy does: whole episodes from fresh starts."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from trpo_jax.agent.inference import Policy
+from trpo_jax.agent.keys import as_typed_key
+from trpo_jax.environments.checked import checked_reset, checked_step
+from trpo_jax.environments.protocol import Environment, EnvironmentState
+from trpo_jax.environments.wrappers import is_faulty
+
+
+class Episodes(NamedTuple):
+    """Return (sum of unscaled rewards) and length (environment steps) of each of E episodes."""
+
+    episode_return: Float[Array, "E"]
+    episode_length: Int[Array, "E"]
+
+
+class _Progress(NamedTuple):
+    state: EnvironmentState
+    key: Key[Array, ""]
+    active: Bool[Array, "E"]
+    episodes: Episodes
+
+
+def make_evaluator(
+    environment: Environment,
+    make_policy: Callable[..., Policy],
+    *,
+    num_episodes: int,
+    deterministic: bool,
+) -> Callable[[Any, Any], Episodes]:
+    """Return a jitted function (params, key) -> `Episodes` that plays `num_episodes` episodes side by side to their end.
+
+    An episode in which the simulator loses the environment (`wrappers.is_faulty`) ends before that step.
+
+    Args:
+        environment: with a time limit, without resets (`TRPO.environment`); every episode must end.
+        make_policy: (params, deterministic) -> policy(observation, key) -> (action, extras).
+        num_episodes: E, static.
+        deterministic: act with the distribution's mode instead of a sample.
+
+    Raises:
+        ValueError: num_episodes < 1.
+    """
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes: got {num_episodes}, allowed: an integer >= 1")
+
+    def evaluate(params: Any, key: Any) -> Episodes:
+        policy = make_policy(params, deterministic)
+
+        def play(progress: _Progress) -> _Progress:
+            key, action_key = jax.random.split(progress.key)
+            action, _ = policy(progress.state.observation, action_key)
+            state = checked_step(environment, progress.state, action)
+            counted = progress.active & ~is_faulty(state)
+            episodes = Episodes(
+                progress.episodes.episode_return + jnp.where(counted, state.reward, 0.0),
+                progress.episodes.episode_length + counted,
+            )
+            return _Progress(state, key, counted & ~(state.terminated | state.truncated), episodes)
+
+        reset_key, key = jax.random.split(as_typed_key(key))
+        state = checked_reset(environment, jax.random.split(reset_key, num_episodes))
+        nothing = Episodes(jnp.zeros_like(state.reward), jnp.zeros(num_episodes, jnp.int32))
+        start = _Progress(state, key, jnp.ones(num_episodes, bool), nothing)
+        return jax.lax.while_loop(lambda progress: jnp.any(progress.active), play, start).episodes
+
+    return jax.jit(evaluate)
+
+
+def summarize(episodes: Episodes, action_repeat: int = 1) -> dict[str, Any]:
+    """Return mean and standard deviation of episode return and length (simulator steps), under Brax's metric names.
+
+    Numbers; lists of them, one a run, where the episodes of several runs are `[R, E]`.
+    """
+    episode_return, length = (np.asarray(leaf, np.float32) for leaf in episodes)
+    length = length * action_repeat
+    return {
+        "eval/episode_reward": np.mean(episode_return, axis=-1).tolist(),
+        "eval/episode_reward_std": np.std(episode_return, axis=-1).tolist(),
+        "eval/avg_episode_length": np.mean(length, axis=-1).tolist(),
+        "eval/std_episode_length": np.std(length, axis=-1).tolist(),
+    }
+
+
+def confidence_interval(episodes: Episodes) -> tuple[float, float]:
+    """Return the 95 % interval of the mean return, by Student's t over the episodes; needs two of them."""
+    returns = np.asarray(episodes.episode_return, np.float64)
+    from scipy import stats  # slow to import, and no training needs it
+
+    half = stats.t.ppf(0.975, len(returns) - 1) * stats.sem(returns)
+    return float(returns.mean() - half), float(returns.mean() + half)

@@ -1,0 +1,83 @@
+"""The order of an iteration's stages, whatever runs them: one program, or one for each."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int, Key
+
+from trpo_jax.agent.schedule import progress_of
+from trpo_jax.agent.state import TrainState
+
+
+class Stages(NamedTuple):
+    """What an iteration does: draw its keys and initial states, collect experience, improve the policy, fit the critic."""
+
+    advance: Callable[..., Any]
+    draw: Callable[..., Any]
+    collect: Callable[..., Any]
+    improve: Callable[..., Any]
+    fit: Callable[..., Any]
+
+
+def run_stages(
+    stages: Stages, state: TrainState, watch: Callable[[str, Any], Any] = lambda name, result: result
+) -> tuple[TrainState, dict[str, Any]]:
+    """Run one iteration; return state and metrics. Where stages describe arrays instead of computing them, so does this.
+
+    `watch(name, result) -> result` sees each stage's result before the next stage starts.
+    """
+    keys, iteration, progress = stages.advance(state.key, state.iteration, state.num_iterations)
+    hyperparameters = state.hyperparameters
+    starts = stages.draw(keys.starts)
+    rollout, transition, metrics = watch("rollout", stages.collect(state.learner, state.rollout, starts, keys.rollout))
+    improved = stages.improve(state.learner, state.critic, transition, hyperparameters, keys.curvature, progress)
+    learner, regression, policy_metrics = watch("policy", improved)
+    fitted = stages.fit(state.critic, regression, hyperparameters, keys.critic, progress)
+    critic, critic_metrics = watch("critic", fitted)
+    new = TrainState(learner, critic, rollout, hyperparameters, keys.next, iteration, state.num_iterations)
+    return new, metrics | policy_metrics | critic_metrics
+
+
+def timed_stages(stages: Stages, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, float]]:
+    """Do as `run_stages`, but wait for each stage; return also each one's part of the time, as metrics."""
+    stopwatch = _Stopwatch()
+    stopwatch("keys", state)
+    new, metrics = run_stages(stages, state, stopwatch)
+    return new, metrics, stopwatch.shares()
+
+
+class Keys(NamedTuple):
+    """One for each purpose."""
+
+    starts: Key[Array, ""]
+    rollout: Key[Array, ""]
+    curvature: Key[Array, ""]
+    critic: Key[Array, ""]
+    next: Key[Array, ""]
+
+
+def advance(
+    key: Key[Array, ""], iteration: Int[Array, ""], num_iterations: Int[Array, ""]
+) -> tuple[Keys, Int[Array, ""], Float[Array, ""]]:
+    """Return the keys of an iteration, the count with it, and the share of the training that lies before it."""
+    return Keys(*jax.random.split(key, 5)), iteration + 1, progress_of(iteration, num_iterations)
+
+
+class _Stopwatch:
+    """Waits for each result and takes the time since the last."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._last = 0.0
+
+    def __call__(self, name: str, result: Any) -> Any:
+        jax.block_until_ready(result)
+        now = time.perf_counter()
+        self._seconds[name], self._last = now - self._last, now
+        return result
+
+    def shares(self) -> dict[str, float]:
+        seconds = {name: self._seconds[name] for name in ("rollout", "policy", "critic")}
+        return {f"training/time_share_{name}": value / sum(seconds.values()) for name, value in seconds.items()}

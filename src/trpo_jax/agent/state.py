@@ -1,0 +1,40 @@
+"""What a training carries from one iteration to the next."""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Int, Key
+
+from trpo_jax.agent.critic import CriticState
+from trpo_jax.agent.inference import Params
+from trpo_jax.agent.rollout import RolloutState
+from trpo_jax.agent.trpo_config import TRPOConfig
+from trpo_jax.policy.normalization import NormalizerState
+from trpo_jax.solver.trust_region_config import TrustRegionState
+
+
+class Learner(NamedTuple):
+    """What the policy step changes."""
+
+    policy: Any
+    trust_region: TrustRegionState
+    normalizer: NormalizerState | None
+    outcomes: Int[Array, "6"]
+    """How often policy steps have ended in each `StepOutcome`."""
+
+
+class TrainState(NamedTuple):
+    """All that one iteration hands to the next."""
+
+    learner: Learner
+    critic: CriticState
+    rollout: RolloutState
+    hyperparameters: TRPOConfig
+    key: Key[Array, ""]
+    iteration: Int[Array, ""]
+    num_iterations: Int[Array, ""]
+    """Iterations of the whole training, over which its schedule falls; 0 where it has no end."""
+
+
+def inference_params(state: TrainState) -> Params:
+    """Return the part of a training state that acts and predicts."""
+    return Params(state.learner.normalizer, state.learner.policy, state.critic.critic)

@@ -1,0 +1,109 @@
+"""A program that is compiled ahead of its first call, beside others."""
+
+import concurrent.futures
+import contextlib
+import functools
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from trpo_jax.agent.stages import Stages, run_stages
+from trpo_jax.agent.state import TrainState
+from trpo_jax.execution.devices import put
+from trpo_jax.execution.memory import check_program
+
+COMPILATIONS = logging.getLogger(__name__)
+"""Is told, at level INFO, of every program that was compiled ahead and took TOLD_FROM seconds or more."""
+
+TOLD_FROM = 0.5
+
+
+class Program:
+    """A jitted function, whose compilation can be begun ahead of its first call.
+
+    Args:
+        name: what it is, for people.
+        function: jitted.
+        thread: that starts it; None for the caller's.
+        move: positions of arguments, and where those arguments are to be put.
+        available_memory: bytes that it may use on each device; None for any number.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Any,
+        thread: concurrent.futures.Executor | None = None,
+        move: Mapping[int, jax.sharding.Sharding] | None = None,
+        available_memory: int | None = None,
+    ):
+        self._name, self._function, self._thread, self._move = name, function, thread, move or {}
+        self._available_memory = available_memory
+        self._compiled: concurrent.futures.Future[Any] | None = None
+        self._described: Any = None
+
+    def compile(self, compilers: concurrent.futures.Executor, *arguments: Any) -> Any:
+        """Trace it, unless it was, and let one of the compilers go on; return what it returns, as `jax.ShapeDtypeStruct`.
+
+        The caller's thread traces, since that is the one that JAX's settings are made for, such as
+        `with jax.default_matmul_precision(…)`. Under `jax.disable_jit` nothing is compiled.
+        """
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            return self.describe(*arguments)
+        if self._compiled is None:
+            started = time.perf_counter()
+            lowered = self._function.lower(*self._moved(arguments))
+            tracing = time.perf_counter() - started
+            self._compiled, self._described = compilers.submit(self._finish, lowered, tracing), lowered.out_info
+        return self._described
+
+    def _finish(self, lowered: Any, tracing: float) -> Any:
+        """Compile what was traced, and tell how long both took."""
+        started = time.perf_counter()
+        compiled = lowered.compile()
+        took = tracing + time.perf_counter() - started
+        if took >= TOLD_FROM:
+            COMPILATIONS.info("compiled the %s in %.1f s", self._name, took)
+        return compiled
+
+    def describe(self, *arguments: Any) -> Any:
+        """Return what it returns, as `jax.ShapeDtypeStruct`, without compiling it."""
+        return jax.eval_shape(self._function, *self._moved(arguments))
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Start it. Raises ConfigError if it was compiled ahead and needs more memory than there is."""
+        arguments = self._moved(arguments)
+        run = self._function if self._compiled is None else self._compiled.result()
+        if self._compiled is not None and self._available_memory is not None:
+            check_program(_needed_memory(run), self._available_memory)
+            self._available_memory = None  # checked once
+        if self._thread is None:
+            return run(*arguments)
+        return self._thread.submit(run, *arguments).result()
+
+    def _moved(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(put(each, self._move[i]) if i in self._move else each for i, each in enumerate(arguments))
+
+
+def _needed_memory(compiled: Any) -> int:
+    """Return the bytes that a compiled program needs on each device, for arguments and results too."""
+    memory = compiled.memory_analysis()
+    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return arrays + memory.temp_size_in_bytes
+
+
+def compile_stages(stages: Any, compilers: concurrent.futures.Executor, state_like: TrainState) -> None:
+    """Trace an iteration's stages, each a `Program`, and let compilers go on; `state_like` describes what the first takes."""
+    run_stages(Stages(*(functools.partial(stage.compile, compilers) for stage in stages)), state_like)
+
+
+@contextlib.contextmanager
+def side_by_side() -> Iterator[concurrent.futures.Executor]:
+    """Give compilers, as many as there are processors, and do not wait for them. A process that ends does."""
+    compilers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    yield compilers
+    compilers.shutdown(wait=False)

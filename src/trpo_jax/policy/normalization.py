@@ -1,0 +1,76 @@
+"""Running mean and standard deviation of observations."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from trpo_jax.tree import upcast, where_finite
+
+MAX_ABS = 10.0
+"""Normalized observations are clipped to ±10: a feature seen rarely must not saturate a network."""
+STD_EPS = 1e-6
+"""Added to the variance, so that a feature that has not varied (std 0) does not turn a change of 0.001 into 1000 σ."""
+
+
+class NormalizerState(NamedTuple):
+    """Statistics of all observations so far; `mean`, `summed_variance` and `std` are pytrees like one observation."""
+
+    count: Float[Array, ""]  # type: ignore[assignment]  # tuples have a method of that name
+    mean: Any
+    summed_variance: Any
+    std: Any
+
+
+def init_normalizer(observation: Any) -> NormalizerState:
+    """Start from mean 0 and standard deviation 1 for observations shaped like `observation` (one, unbatched).
+
+    Statistics have at least the precision of the observations and of float32.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, upcast(observation))
+    ones = jax.tree.map(jnp.ones_like, zeros)
+    return NormalizerState(jnp.zeros((), jnp.float32), zeros, zeros, ones)
+
+
+def update_normalizer(state: NormalizerState, observation: Any, weight: Float[Array, "..."] | None = None) -> NormalizerState:
+    """Take a batch of observations `[..., *]` into the statistics.
+
+    Args:
+        state: statistics so far.
+        observation: pytree of `[..., *]`; finite, also where the weight is zero.
+        weight: `[...]`, how often each counts; None counts each once.
+
+    Returns:
+        The new statistics; the old ones where numbers overflow or nothing counts.
+
+    Reference:
+        Chan, Golub and LeVeque 1979, the parallel form of Welford's algorithm.
+    """
+    mean_leaf, observation_leaf = jax.tree.leaves(state.mean)[0], jax.tree.leaves(observation)[0]
+    batch_shape = observation_leaf.shape[: observation_leaf.ndim - mean_leaf.ndim]
+    axes = tuple(range(len(batch_shape)))
+    weight = jnp.ones(batch_shape, jnp.float32) if weight is None else weight
+    batch_count = jnp.sum(weight)
+    count = state.count + batch_count
+
+    def merge(mean, summed_variance, batch):
+        times = weight.reshape(batch_shape + (1,) * mean.ndim)
+        batch_mean = jnp.sum(times * batch, axes) / batch_count
+        batch_summed_variance = jnp.sum(times * (batch - batch_mean) ** 2, axes)
+        shift = batch_mean - mean
+        summed = summed_variance + batch_summed_variance + shift**2 * (state.count * batch_count / count)
+        return mean + shift * (batch_count / count), summed
+
+    merged = jax.tree.map(merge, state.mean, state.summed_variance, observation)
+    mean = jax.tree.map(lambda _, pair: pair[0], state.mean, merged)
+    summed_variance = jax.tree.map(lambda _, pair: pair[1], state.mean, merged)
+    std = jax.tree.map(lambda summed: jnp.sqrt(summed / count + STD_EPS), summed_variance)
+    return where_finite(NormalizerState(count, mean, summed_variance, std), state)
+
+
+def normalize(state: NormalizerState | None, observation: Any) -> Any:
+    """Return (observation - mean) / std, clipped to ±MAX_ABS; with no normalizer, the observation as it is."""
+    if state is None:
+        return observation
+    return jax.tree.map(lambda x, mean, std: jnp.clip((x - mean) / std, -MAX_ABS, MAX_ABS), observation, state.mean, state.std)

@@ -1,0 +1,1 @@
+"""A training on disk, and how it is shown."""

@@ -1,0 +1,196 @@
+"""An episode to look at: play it, then write a page for a browser and an animation."""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key, UInt8
+from PIL import Image
+
+from trpo_jax.agent.inference import Policy
+from trpo_jax.environments.checked import checked_reset, checked_step
+from trpo_jax.environments.protocol import Environment, EnvironmentState
+from trpo_jax.environments.rendering import DrawingError, Scene, View, make_scene
+from trpo_jax.environments.wrappers import is_faulty
+from trpo_jax.errors import ConfigError, FileError, MissingPackageError
+from trpo_jax.runs.run import load_policy
+from trpo_jax.runs.run_folder import RunFolder
+from trpo_jax.training.run_config import RunConfig
+
+Format = Literal["gif", "mp4", "html"]
+MIN_FRAME_SECONDS = 0.04
+"""Frames come no quicker: an eye is content with 25 a second, and without a GPU each takes a twentieth of one to draw."""
+
+
+class Step(NamedTuple):
+    """A step of an episode as it was played; stacked to `[K, …]` for K steps."""
+
+    pose: Any
+    """Where the step led, as the environment's `Scene` keeps it."""
+    reward: Float[Array, "..."]
+    ended: Bool[Array, "..."]
+    """By a termination or the time limit."""
+    faulty: Bool[Array, "..."]
+    """The simulator lost the environment; such a step is not part of the episode."""
+
+
+class Episode(NamedTuple):
+    """One episode, or its beginning, on the host."""
+
+    poses: list[Any]
+    """Where it started and where each of its steps led."""
+    episode_return: float
+    """Sum of unscaled rewards."""
+    ended: bool
+    """False if there was more to come."""
+
+
+class Rendering(NamedTuple):
+    """What `render_run` did."""
+
+    step: int
+    """Environment steps for which the policy was trained."""
+    episode: Episode
+    files: list[Path]
+    """What was written."""
+    missing: list[str]
+    """Why what is missing is missing, a line each."""
+
+
+def render_run(
+    run_config: RunConfig,
+    folder: RunFolder,
+    *,
+    max_steps: int,
+    seed: int,
+    output: Format,
+    view: View = View(),  # noqa: B008
+) -> Rendering:
+    """Play one episode with a run's newest policy, deterministically, and write what shows it into the run's folder.
+
+    Args:
+        run_config: the run's configuration.
+        folder: the run's folder; render.html and render.gif or render.mp4 in it are overwritten.
+        max_steps: actions after which to stop, at least 1.
+        seed: of the initial state.
+        output: "gif" or "mp4" for the page and an animation, "html" for the page alone.
+        view: size and camera of the animation.
+
+    Raises:
+        ConfigError: an environment that cannot be drawn, no such camera, or an episode that cannot be drawn.
+        MissingPackageError: "mp4" without the package for it.
+        FileError: a folder that cannot be written.
+        CheckpointError: as `load_policy`.
+    """
+    encode = _video_encoder() if output == "mp4" else write_gif
+    trpo, step, params = load_policy(run_config, folder)
+    scene = make_scene(trpo.environment)
+    scene.camera(view.camera)  # before anything is compiled
+    record = jax.jit(functools.partial(_record, trpo.environment, trpo.make_policy, scene.pose, max_steps))
+    episode = cut_episode(*jax.device_get(record(params, jax.random.key(seed))))
+    writers = {"html": _write_page}
+    if output != "html":
+        writers[output] = functools.partial(_write_animation, encode, view)
+    files, missing = [], []
+    for ending, write in writers.items():
+        path = folder.path / f"render.{ending}"
+        try:
+            write(path, scene, episode.poses)
+            files.append(path)
+        except DrawingError as error:
+            missing.append(str(error))
+        except OSError as error:
+            raise FileError.unwritable(path, error) from None
+    if not files:
+        raise ConfigError("run", str(folder.path), f"one that can be shown here ({'; '.join(missing)})")
+    return Rendering(step, episode, files, missing)
+
+
+def _record(
+    environment: Environment,
+    make_policy: Callable[..., Policy],
+    pose: Callable[[EnvironmentState], Any],
+    num_steps: int,
+    params: Any,
+    key: Key[Array, ""],
+) -> tuple[Any, Step]:
+    """Play `num_steps` steps: (the first pose, `Step` of `[num_steps, …]`). What follows an episode's end is noise."""
+    policy = make_policy(params, True)
+
+    def play(state: EnvironmentState, _: None) -> tuple[EnvironmentState, Step]:
+        action = policy(state.observation)[0]
+        state = checked_step(environment, state, action)
+        step = Step(pose(state), state.reward, state.terminated | state.truncated, is_faulty(state))
+        return state, jax.tree.map(lambda leaf: leaf[0], step)  # of the only environment
+
+    start = checked_reset(environment, jax.random.split(key, 1))
+    _, steps = jax.lax.scan(play, start, None, length=num_steps)
+    return jax.tree.map(lambda leaf: leaf[0], pose(start)), steps
+
+
+def cut_episode(start: Any, steps: Step) -> Episode:
+    """Keep of recorded steps those of the first episode: through its end, or up to where the simulator lost it."""
+    num_steps = len(steps.reward)
+    end = int(np.argmax(steps.ended)) + 1 if steps.ended.any() else num_steps
+    lost = int(np.argmax(steps.faulty)) if steps.faulty.any() else num_steps
+    length = min(end, lost)
+    poses = [start, *(jax.tree.map(lambda leaf, k=k: leaf[k], steps.pose) for k in range(length))]
+    return Episode(poses, float(steps.reward[:length].sum()), length < num_steps or bool(steps.ended.any()))
+
+
+def _write_page(path: Path, scene: Scene, poses: list[Any]) -> None:
+    path.write_text(scene.page(poses), encoding="utf-8")
+
+
+Encoder = Callable[[Path, Iterable[UInt8[np.ndarray, "height width 3"]], float], None]
+"""(file, frames, seconds a frame) -> None."""
+
+
+def _write_animation(encode: Encoder, view: View, path: Path, scene: Scene, poses: list[Any]) -> None:
+    """Draw poses in real time; raises DrawingError, and leaves an earlier file alone, where nothing can draw."""
+    stride = max(1, math.ceil(MIN_FRAME_SECONDS / scene.seconds_per_step - 1e-6))
+    frames: Iterator[Any] = scene.frames(poses[::stride], view)
+    first = next(frames)  # fails here or not at all, before the file is opened
+    encode(path, itertools.chain([first], frames), scene.seconds_per_step * stride)
+
+
+def write_gif(path: Path, frames: Iterable[UInt8[np.ndarray, "height width 3"]], seconds_per_frame: float) -> None:
+    """Write an animated GIF that repeats for ever; its clock counts in hundredths of a second."""
+    images = iter(_with_one_palette(frames))
+    milliseconds = max(10, 10 * round(100 * seconds_per_frame))
+    next(images).save(path, save_all=True, append_images=images, duration=milliseconds, loop=0, optimize=False)
+
+
+def _with_one_palette(frames: Iterable[UInt8[np.ndarray, "height width 3"]]) -> Iterator[Image.Image]:
+    """Reduce frames to the first one's 256 colours: with a palette each, and with dithering, still parts would flicker."""
+    palette = None
+    for frame in frames:
+        image = Image.fromarray(frame)
+        palette = palette or image.quantize(256)
+        yield image.quantize(palette=palette, dither=Image.Dither.NONE)
+
+
+def _video_encoder() -> Encoder:
+    try:
+        import av
+    except ImportError:
+        raise MissingPackageError.of("--format mp4", "av", "video") from None
+    return functools.partial(_write_mp4, av)
+
+
+def _write_mp4(av: Any, path: Path, frames: Iterable[UInt8[np.ndarray, "height width 3"]], seconds_per_frame: float) -> None:
+    """Write H.264 with the chroma that every browser plays."""
+    images = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames)
+    first = next(images)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=Fraction(1 / seconds_per_frame).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = first.width, first.height, "yuv420p"
+        for image in itertools.chain([first], images):
+            container.mux(stream.encode(image))
+        container.mux(stream.encode())  # what the encoder has held back

@@ -1,0 +1,57 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trpo_jax import CriticConfig, ValueNetwork
+from trpo_jax.agent.critic import Regression, _minibatches, explained_variance, fit_critic, init_critic
+
+CONFIG = CriticConfig(hidden_sizes=(32,), num_epochs=20, num_minibatches=4, learning_rate=0.01)
+
+
+def test_the_fit_reaches_a_function_of_the_observation():
+    observation = jax.random.uniform(jax.random.key(0), (64, 4, 2), minval=-1, maxval=1)
+    target = 3.0 + observation[..., 0] - 2 * observation[..., 1]
+    regression = Regression(observation, target, jnp.ones((64, 4)))
+    network = ValueNetwork((32,))
+    state = init_critic(network, jax.random.key(1), observation[0, 0], 1.0)
+    error_before = jnp.mean((network.apply(state.critic.params, observation) - target) ** 2)
+    fit = jax.jit(lambda state, key: fit_critic(network, state, regression, key, CONFIG))
+    for seed in range(10):
+        state, loss = fit(state, jax.random.key(seed))
+    assert loss < 0.02 < 1.0 < error_before
+    np.testing.assert_allclose(network.apply(state.critic.params, observation), target, atol=0.5)
+
+
+def test_one_pass_of_one_minibatch_is_one_adam_step():
+    """The first step of Adam moves every parameter by the learning rate against the sign of its gradient."""
+    observation, target = jnp.ones((4, 2, 2)), jnp.full((4, 2), 10.0)
+    config = CriticConfig(num_epochs=1, num_minibatches=1, learning_rate=0.125)
+    network = ValueNetwork(())
+    state = init_critic(network, jax.random.key(1), observation[0, 0], 1.0)
+    after, loss = fit_critic(network, state, Regression(observation, target, jnp.ones((4, 2))), jax.random.key(0), config)
+    moved = jax.tree.map(lambda a, b: a - b, after.critic.params, state.critic.params)
+    jax.tree.map(lambda x: np.testing.assert_allclose(x, 0.125, rtol=1e-4), moved)
+    np.testing.assert_allclose(loss, jnp.mean((network.apply(state.critic.params, observation) - target) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("num_steps", "num_envs", "count"), [(8, 4, 4), (4, 8, 16), (6, 4, 4), (6, 3, 4)])
+def test_minibatches_hold_each_sample_once_and_spread_over_environments(num_steps, num_envs, count):
+    time, env = jnp.meshgrid(jnp.arange(num_steps), jnp.arange(num_envs), indexing="ij")
+    samples = Regression((time, env), time * num_envs + env, jnp.ones(time.shape))
+    batches = _minibatches(samples, jax.random.key(0), count)
+    assert batches.target.shape[0] == count
+    held = np.ravel(batches.target)
+    assert len(np.unique(held)) == held.size == num_steps * num_envs // count * count
+    np.testing.assert_array_equal(np.ravel(batches.observation[0] * num_envs + batches.observation[1]), held)
+    if num_steps * num_envs % count == 0:
+        halves = np.asarray(batches.observation[1]).reshape(count, -1) < num_envs / 2
+        np.testing.assert_array_equal(halves.mean(axis=1), 0.5)
+    assert (np.diff(np.asarray(batches.observation[0]).reshape(count, -1)) < 0).any(), "not shuffled"
+
+
+def test_explained_variance_of_perfect_constant_and_opposite_predictions():
+    target = jnp.asarray([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(explained_variance(-7 * jnp.ones(3), target), 1.0)
+    np.testing.assert_allclose(explained_variance(target, target), 0.0, atol=1e-6)
+    np.testing.assert_allclose(explained_variance(2 * target, target), -3.0, rtol=1e-5)
