@@ -15,7 +15,8 @@ import tyro
 
 import report
 from trpo_jax import make_trpo
-from trpo_jax.execution.pipeline import Pipeline
+from trpo_jax.execution.placement import OneTraining
+from trpo_jax.execution.runner import Runner
 from trpo_jax.training.loop import Callbacks, Loop, Milestones
 from trpo_jax.training.run_config import starting_config
 from trpo_jax.training.store import Progress, Store
@@ -43,7 +44,7 @@ def main(arguments: Arguments) -> None:
 
 
 def measure(name: str, arguments: Arguments) -> dict:
-    trpo = make_trpo(name, starting_config(name).trpo)
+    trpo = make_trpo(name, starting_config(name).agent)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), resume=False, keep=3, origin={})
         runs = {
@@ -66,13 +67,13 @@ class Run:
 
     def __init__(self, trpo, iterations: int, interval: int, store: Store | None):
         self.trpo, self.iterations, self.interval, self.store = trpo, iterations, interval, store
-        self.pipeline = Pipeline(trpo.iteration, jax.devices()[:1])
-        self.state, self.progress = self.pipeline.init(jax.random.key(0)), Progress(iteration=self.iterations)
+        self.runner = Runner(trpo, OneTraining(trpo.config.num_envs, jax.devices()[:1]))
+        self.state, self.progress = self.runner.init(jax.random.key(0)), Progress(iteration=self.iterations)
 
     def __call__(self):
         end = self.progress.iteration + self.iterations
         milestones = Milestones(end, (), checkpoint_interval=self.interval)
-        loop = Loop(self.trpo, self.pipeline, milestones, Callbacks(), store=self.store)
+        loop = Loop(self.trpo, self.runner, milestones, Callbacks(), store=self.store)
         self.state = loop.run(self.state, self.progress)
         self.progress = self.progress._replace(iteration=end)
         return loop.metrics["training/kl"]

@@ -84,7 +84,7 @@ def worker(name: str, devices: int, arguments: Arguments) -> Iterator:
 
 def serve(arguments: Arguments) -> None:
     name = arguments.environments[0]
-    trpo = make_trpo(name, starting_config(name).trpo)
+    trpo = make_trpo(name, starting_config(name).agent)
     training = Training(trpo, arguments.iterations, jax.devices()[: arguments.devices])
     for _ in sys.stdin:
         start = time.perf_counter()

@@ -37,7 +37,8 @@ from trpo_jax.agent.state import inference_params
 from trpo_jax.environments.brax import load_environment
 from trpo_jax.environments.checked import strong
 from trpo_jax.execution.devices import compiler_options
-from trpo_jax.execution.pipeline import Pipeline
+from trpo_jax.execution.placement import OneTraining
+from trpo_jax.execution.runner import Runner
 from trpo_jax.training.run_config import starting_config
 
 Row = dict[str, Any]
@@ -96,27 +97,27 @@ def described_row(name: str, measured: gpu_target.Measured, trace: float) -> Row
 def iteration(arguments: Arguments, device: jax.Device) -> Iterator[Row]:
     """Compile what one training of the environment runs."""
     start = time.process_time()
-    trpo, pipeline = agent_for(arguments, device)
+    trpo, runner = agent_for(arguments, device)
     yield {"program": "environment and agent, nothing compiled", "trace, s": time.process_time() - start}
     recorder = gpu_target.Recorder()
-    pipeline.compile(recorder)
+    runner.compile(recorder)
     names = ("draw", "begin", "advance", "rollout", "policy step", "critic fit")
     for name, (measured, trace) in zip(names, recorder.measured, strict=True):
         yield described_row(name, measured, trace)
     evaluate = make_evaluator(
         trpo.environment, trpo.make_policy, num_episodes=arguments.num_evaluation_episodes, deterministic=True
     )
-    yield compiled("evaluator", device, evaluate, inference_params(pipeline.state_like), pipeline.state_like.key)
+    yield compiled("evaluator", device, evaluate, inference_params(runner.state_like), runner.state_like.key)
 
 
-def agent_for(arguments: Arguments, device: jax.Device) -> tuple[Any, Pipeline]:
-    config = starting_config(arguments.environment, accelerator=True).trpo
+def agent_for(arguments: Arguments, device: jax.Device) -> tuple[Any, Runner]:
+    config = starting_config(arguments.environment, accelerator=True).agent
     trpo = make_trpo(load_environment(arguments.environment, "spring"), config)
-    return trpo, Pipeline(trpo.iteration, [device])
+    return trpo, Runner(trpo, OneTraining(config.num_envs, [device]))
 
 
 def simulator(arguments: Arguments, device: jax.Device) -> Iterator[Row]:
-    config = starting_config(arguments.environment, accelerator=True).trpo
+    config = starting_config(arguments.environment, accelerator=True).agent
     environment = load_environment(arguments.environment, "spring")
     state = jax.eval_shape(lambda key: strong(environment.reset(jax.random.split(key, config.num_envs))), jax.random.key(0))
     yield compiled("simulator", device, random_unroll(environment, config), state, jax.eval_shape(jax.random.key, 0))

@@ -16,9 +16,9 @@ import tyro
 import report
 from brax_ppo import SMALL_SCALE, Settings
 from ppo_runs import PPORun, train_all
-from trpo_jax.runs.fields import setting_in_words
 from trpo_jax.sweep.report.scores import SweepScores, gather
 from trpo_jax.sweep.report.statistics import mean
+from trpo_jax.training.fields import setting_in_words
 
 AROUND: Settings = {
     **SMALL_SCALE,

@@ -161,9 +161,9 @@ def measure(run: Run, arguments: Arguments, cores: tuple[int, ...]) -> Row:
 
     configure_process()
     config = starting_config(run.environment, accelerator=arguments.accelerator)
-    show_cores_as_devices(config.trpo.num_envs)
+    show_cores_as_devices(config.agent.num_envs)
     environment = as_environment(run.environment)
-    limited = make_trpo(environment, config.trpo).environment
+    limited = make_trpo(environment, config.agent).environment
     num_timesteps = config.num_timesteps if arguments.num_timesteps is None else arguments.num_timesteps
     curve: list[tuple[int, float, float]] = []
     start = time.perf_counter()
@@ -183,7 +183,7 @@ def measure(run: Run, arguments: Arguments, cores: tuple[int, ...]) -> Row:
 
         train_ppo(run.environment, num_timesteps, PUBLISHED[run.environment], **options)
     else:
-        train(environment, num_timesteps, config=config.trpo, num_eval_envs=0, **options)
+        train(environment, num_timesteps, config=config.agent, num_eval_envs=0, **options)
     steps, seconds, mean = curve[-1]
     return {**dataclasses.asdict(run), "steps": steps, "return": mean, "seconds": seconds, "curve": curve}
 

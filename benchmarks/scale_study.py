@@ -60,10 +60,10 @@ def main(arguments: Arguments) -> None:
 
 def ppo_runs(plan: Sequence[Run]) -> list[PPORun]:
     """Return PPO's trainings beside ours at the smallest and the largest number of environments, with the same seeds."""
-    sizes = [run.config.trpo.num_envs for run in plan]
+    sizes = [run.config.agent.num_envs for run in plan]
     runs = []
     for config in (run.config for run in plan):
-        num_envs = config.trpo.num_envs
+        num_envs = config.agent.num_envs
         if num_envs not in (min(sizes), max(sizes)):
             continue
         rest = config.seed, config.num_timesteps, config.num_evals, config.num_eval_envs

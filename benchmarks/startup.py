@@ -96,12 +96,12 @@ def split_of_a_start(environment: str) -> dict[str, float]:
     jax.monitoring.register_event_duration_secs_listener(listen)
     imported = time.perf_counter()
     config = starting_config(environment)
-    show_cores_as_devices(config.trpo.num_envs)
+    show_cores_as_devices(config.agent.num_envs)
     config = resolve(config)
     simulator = run_environment(config)
     loaded = time.perf_counter()
     with contextlib.suppress(_FirstUpdate):
-        train(simulator, config.num_timesteps, config=config.trpo, num_eval_envs=0, iteration_fn=_stop)
+        train(simulator, config.num_timesteps, config=config.agent, num_eval_envs=0, iteration_fn=_stop)
     total = time.perf_counter() - start
     later = {name: [span for span in each if span[0] >= loaded] for name, each in spans.items()}
     trace = covered(later["trace"])

@@ -30,12 +30,12 @@ from trpo_jax.environments.brax import resolve_backend
 from trpo_jax.errors import ConfigError
 from trpo_jax.execution.devices import num_cores_to_use, show_cpu_devices
 from trpo_jax.files import write_whole
-from trpo_jax.runs.fields import fields_of
 from trpo_jax.sweep.plan import Run, plan_file
 from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.scores import ScoredRun, gather, read_scores
 from trpo_jax.sweep.report.statistics import estimate, mean, probability_of_improvement
 from trpo_jax.sweep.report.tables import show
+from trpo_jax.training.fields import fields_of
 
 SAME_STEPS, SAME_TIME = f"{PPO}, same steps", f"{PPO}, same time"
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "one_setting.toml"
@@ -82,7 +82,7 @@ def main(arguments: Arguments, ppo_settings: Settings = ONE_SETTING) -> None:
 def check_comparable(plan: Sequence[Run]) -> None:
     """Raise ConfigError for a sweep of several settings, or on other physics than PPO's runs have."""
     environments = {run.config.environment for run in plan}
-    settings = {(run.config.environment, repr(run.config.trpo)) for run in plan}
+    settings = {(run.config.environment, repr(run.config.agent)) for run in plan}
     if len(settings) > len(environments):
         raise ConfigError("sweep", f"{len(settings)} settings of {len(environments)} environments", "one of each")
     if len({(run.config.environment, run.config.num_timesteps) for run in plan}) > len(environments):
@@ -102,7 +102,7 @@ def as_ppo_trains(run: Run) -> dict[str, Any]:
 
 def known_speeds(folder: Path, run: Run, ppo_settings: Settings, num_stretches: int) -> dict[str, float]:
     """Return what the folder holds of the speeds of these settings on an environment, or measure them and keep them there."""
-    settings = hashlib.sha256(repr((run.config.trpo, sorted(ppo_settings.items()))).encode()).hexdigest()[:12]
+    settings = hashlib.sha256(repr((run.config.agent, sorted(ppo_settings.items()))).encode()).hexdigest()[:12]
     file = folder / f"speeds-{run.config.environment}-{settings}.json"
     if not file.is_file():
         write_whole(file, json.dumps(measure_speeds(run, ppo_settings, num_stretches)) + "\n")
@@ -118,10 +118,10 @@ def measure_speeds(run: Run, ppo_settings: Settings, num_stretches: int) -> dict
     speeds = {}
     for name, settings in ways.items():
         stopwatch = Stopwatch()
-        num_envs = config.trpo.num_envs if settings is None else settings["num_envs"]
+        num_envs = config.agent.num_envs if settings is None else settings["num_envs"]
         options = {"num_timesteps": stretch * num_stretches, "num_evals": num_stretches + 1, "seed": 0}
         num_devices = num_cores_to_use(num_envs, os.cpu_count() or 1)
-        take(stopwatch, config.environment, config.backend, config.trpo, settings, num_devices=num_devices, **options)
+        take(stopwatch, config.environment, config.backend, config.agent, settings, num_devices=num_devices, **options)
         speeds[name] = stretch / steady_stretch(stopwatch.stretches)
     print(config.environment, {name: f"{speed:,.0f} steps/s" for name, speed in speeds.items()}, flush=True)
     return speeds

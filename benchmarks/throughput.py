@@ -20,7 +20,8 @@ from trpo_jax import TRPOConfig, make_trpo
 from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.registry import as_environment
 from trpo_jax.execution.devices import show_cpu_devices
-from trpo_jax.execution.pipeline import Pipeline
+from trpo_jax.execution.placement import OneTraining
+from trpo_jax.execution.runner import Runner
 from trpo_jax.training.run_config import starting_config
 
 
@@ -47,7 +48,7 @@ def main(arguments: Arguments) -> None:
 
 
 def measure(name: str, arguments: Arguments) -> dict:
-    config = starting_config(name).trpo
+    config = starting_config(name).agent
     trpo = make_trpo(name, config)
     training = Training(trpo, arguments.iterations, jax.devices()[: arguments.devices])
     simulator = Simulator(name, config, arguments.iterations, arguments.devices)
@@ -70,14 +71,14 @@ class Training:
     """Training iterations, one after another, from where the last call stopped; as `train` runs them."""
 
     def __init__(self, trpo, iterations: int, devices=None):
-        self.pipeline = Pipeline(trpo.iteration, devices)
-        self.state = self.pipeline.init(jax.random.key(0))
+        self.runner = Runner(trpo, OneTraining(trpo.config.num_envs, devices))
+        self.state = self.runner.init(jax.random.key(0))
         self.iterations = iterations
 
     def __call__(self):
         before = None
         for _ in range(self.iterations):
-            self.state, metrics = self.pipeline.update(self.state)
+            self.state, metrics = self.runner.update(self.state)
             jax.device_get(before)  # as the loop does: metrics of one iteration are read while the next one runs
             before = metrics
         return before

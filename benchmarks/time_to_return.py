@@ -120,7 +120,7 @@ def main(arguments: Arguments) -> None:
 
 def run(name: str, arguments: Arguments, seed: int) -> Course:
     """Train once, from the start to the target or the end."""
-    config = starting_config(arguments.environment).trpo
+    config = starting_config(arguments.environment).agent
     environment = make_trpo(arguments.environment, config).environment
     course = Course(environment, target=arguments.target, episodes=arguments.episodes)
     num_timesteps = arguments.stretch * arguments.num_stretches

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from trpo_jax import TRPO, Environment, TRPOConfig, make_trpo
+from trpo_jax import Agent, Environment, TRPOConfig, make_trpo
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Arguments:
     """Environments side by side in each run."""
 
 
-def train_population(trpo: TRPO, max_kls: jax.Array, keys: jax.Array, iterations: int):
+def train_population(trpo: Agent, max_kls: jax.Array, keys: jax.Array, iterations: int):
     """Train one member for each of P values and keys -> (state of [P, …], metrics: name -> [iterations, P])."""
 
     def init(max_kl, key):

@@ -3,7 +3,7 @@
 import functools
 
 import trpo_jax
-from trpo_jax import CriticConfig, PolicyConfig, ScheduleConfig, TRPOConfig, TrustRegionConfig
+from trpo_jax import CriticConfig, PolicyConfig, TRPOConfig, TRPOScheduleConfig, TrustRegionConfig
 
 SMALL = TRPOConfig(
     num_envs=4,
@@ -11,7 +11,7 @@ SMALL = TRPOConfig(
     episode_length=5,
     critic=CriticConfig(hidden_sizes=(8,), num_minibatches=1, num_epochs=1),
     policy=PolicyConfig(hidden_sizes=(8,)),
-    schedule=ScheduleConfig(max_kl_at_end=1.0, learning_rate_at_end=1.0),
+    schedule=TRPOScheduleConfig(max_kl_at_end=1.0, learning_rate_at_end=1.0),
 )
 """Four environments, iterations of 16 steps; nothing falls, so that a run may be lengthened."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.special
 
 from trpo_jax.objective.surrogate import Batch
-from trpo_jax.objective.update import trust_region_update
+from trpo_jax.objective.trust_region_update import trust_region_update
 from trpo_jax.policy.distributions import Categorical, DiagonalGaussian
 from trpo_jax.solver.trust_region_config import TrustRegionConfig
 

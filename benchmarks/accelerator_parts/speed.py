@@ -19,9 +19,10 @@ from throughput import Simulator, Training
 from trpo_jax import TRPOConfig, make_trpo
 from trpo_jax.agent.stages import Stages, run_stages
 from trpo_jax.environments.registry import as_environment
+from trpo_jax.execution import placement
 from trpo_jax.execution.program import side_by_side
-from trpo_jax.runs.fields import with_fields
-from trpo_jax.training import pipeline as pipelines
+from trpo_jax.execution.runner import Runner
+from trpo_jax.training.fields import with_fields
 from trpo_jax.training.run_config import starting_config
 
 Row = dict[str, Any]
@@ -32,7 +33,7 @@ LARGEST_TRACE = 15_000_000
 
 def our_config(environment: str, *, suite: str = "brax", **changed: Any) -> TRPOConfig:
     """Return the settings that ship for an accelerator, some of them changed: fields by their dotted names."""
-    return with_fields(starting_config(environment, suite, accelerator=True), changed).trpo
+    return with_fields(starting_config(environment, suite, accelerator=True), changed).agent
 
 
 class Started(Training):
@@ -46,16 +47,16 @@ class Started(Training):
     """
 
     def __init__(self, environment: Any, config: TRPOConfig, *, iterations: int, options: Mapping[str, Any] | None = None):
-        shipped = pipelines.compiler_options  # not through super(), which compiles the programs one after another
+        shipped = placement.compiler_options  # not through super(), which compiles the programs one after another
         choose = functools.partial(options_for, shipped, options or {})
-        with mock.patch.object(pipelines, "compiler_options", choose):
+        with mock.patch.object(placement, "compiler_options", choose):
             self.trpo = make_trpo(environment, config)
-            self.pipeline = pipelines.Pipeline(self.trpo.iteration, jax.devices()[:1])
+            self.runner = Runner(self.trpo, placement.OneTraining(config.num_envs, jax.devices()[:1]))
         self.iterations = iterations
         began = time.perf_counter()
         with side_by_side() as compilers:
-            self.pipeline.compile(compilers)
-        self.state, metrics = self.pipeline.update(self.pipeline.init(jax.random.key(0)))
+            self.runner.compile(compilers)
+        self.state, metrics = self.runner.update(self.runner.init(jax.random.key(0)))
         jax.block_until_ready(metrics)
         self.seconds = time.perf_counter() - began
         """From the first program's trace to the end of the first iteration."""
@@ -67,7 +68,7 @@ class Started(Training):
 
     def stages(self, rounds: int) -> "dict[str, Stage]":
         """Run some iterations, waiting for each stage."""
-        stages = [Stage(name, stage) for name, stage in self.pipeline.stages._asdict().items()]
+        stages = [Stage(name, stage) for name, stage in self.runner.stages._asdict().items()]
         for _ in range(rounds):
             self.state, _ = run_stages(Stages(*stages), self.state)
         return {stage.name: stage for stage in stages}

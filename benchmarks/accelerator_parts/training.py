@@ -15,7 +15,9 @@ from trpo_jax import make_trpo, train
 from trpo_jax.agent.evaluate import make_evaluator
 from trpo_jax.environments.brax import load_environment, resolve_backend
 from trpo_jax.execution.devices import compiler_options
-from trpo_jax.execution.population import Population
+from trpo_jax.execution.placement import ManyTrainings
+from trpo_jax.execution.program import side_by_side
+from trpo_jax.execution.runner import Runner
 from trpo_jax.training.loop import Callbacks, Loop
 from trpo_jax.training.store import Progress
 from trpo_jax.training.train import make_milestones
@@ -118,12 +120,13 @@ def together(
     keys = jnp.stack([jax.random.key(seed) for _ in rules for seed in seeds])
     configs = [our_config(environment, **settings, **rule) for rule in rules]
     hyperparameters = jax.tree.map(lambda *values: np.repeat(np.array(values, np.float32), len(seeds)), *configs)
-    population = Population(trpo.iteration, keys, hyperparameters=hyperparameters, devices=jax.devices()[:1])
+    runner = Runner(trpo, ManyTrainings(len(keys), jax.devices()[:1]), hyperparameters=hyperparameters)
     milestones = make_milestones(trpo, num_timesteps, num_evals)
     callbacks = Callbacks(iteration_fn=keeper.iteration, policy_params_fn=keeper)
     with contextlib.suppress(OutOfTime):
-        population.compile(to_init=True)
-        Loop(trpo, population, milestones, callbacks).run(population.init(), Progress())
+        with side_by_side() as compilers:
+            runner.compile(compilers)
+        Loop(trpo, runner, milestones, callbacks).run(runner.init(keys), Progress())
     row = {"algorithm": "trpo_jax", "environment": environment, "seeds": seeds, "rules": rules, "settings": settings}
     row |= summary(keeper, trpo.environment, context, episodes=episodes, together=True)
     each = np.reshape(row["each run"], (len(rules), len(seeds)))

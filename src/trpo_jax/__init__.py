@@ -3,18 +3,26 @@
 Importing the package imports no simulator and starts no device.
 """
 
+from trpo_jax.agent.agent import Agent
+from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.critic import CriticConfig
 from trpo_jax.agent.inference import Params
+from trpo_jax.agent.policy_update import PolicyUpdate
 from trpo_jax.agent.schedule import ScheduleConfig
 from trpo_jax.agent.state import TrainState, inference_params
-from trpo_jax.agent.trpo import TRPO, make_trpo
-from trpo_jax.agent.trpo_config import TRPOConfig
+from trpo_jax.algorithms.natural_gradient import NaturalGradientConfig
+from trpo_jax.algorithms.penalty import PenaltyConfig
+from trpo_jax.algorithms.penalty_adam import PenaltyAdamConfig
+from trpo_jax.algorithms.policy_gradient import PolicyGradientConfig
+from trpo_jax.algorithms.ppo import PPOConfig
+from trpo_jax.algorithms.registry import make_agent, make_trpo, register_algorithm
+from trpo_jax.algorithms.trpo import TRPOConfig, TRPOScheduleConfig
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
 from trpo_jax.errors import CheckpointError, ConfigError, FileError, MissingPackageError
 from trpo_jax.execution.compilation_cache import enable_compilation_cache
 from trpo_jax.objective.advantages import generalized_advantage_estimation
 from trpo_jax.objective.surrogate import Batch
-from trpo_jax.objective.update import stateful_trust_region_update, trust_region_update
+from trpo_jax.objective.trust_region_update import stateful_trust_region_update, trust_region_update
 from trpo_jax.policy.distributions import (
     Bernoulli,
     Categorical,
@@ -42,7 +50,8 @@ from trpo_jax.versions import version_of
 __version__ = version_of("trpo-jax")
 
 __all__ = [
-    "TRPO",
+    "Agent",
+    "AgentConfig",
     "Batch",
     "Bernoulli",
     "Box",
@@ -66,13 +75,20 @@ __all__ = [
     "MissingPackageError",
     "MultiCategorical",
     "MultivariateGaussian",
+    "NaturalGradientConfig",
     "Networks",
+    "PPOConfig",
     "Params",
+    "PenaltyAdamConfig",
+    "PenaltyConfig",
     "PolicyConfig",
+    "PolicyGradientConfig",
+    "PolicyUpdate",
     "RunConfig",
     "ScheduleConfig",
     "StepOutcome",
     "TRPOConfig",
+    "TRPOScheduleConfig",
     "TanhGaussian",
     "TrainState",
     "TrustRegionConfig",
@@ -88,7 +104,9 @@ __all__ = [
     "inference_params",
     "init_trust_region_state",
     "load_run",
+    "make_agent",
     "make_trpo",
+    "register_algorithm",
     "shipped_config",
     "stateful_trust_region_step",
     "stateful_trust_region_update",

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from trpo_jax import CriticConfig, ValueNetwork
-from trpo_jax.agent.critic import Regression, _minibatches, explained_variance, fit_critic, init_critic
+from trpo_jax.agent.critic import Regression, explained_variance, fit_critic, init_critic
+from trpo_jax.agent.minibatches import minibatches
 
 CONFIG = CriticConfig(hidden_sizes=(32,), num_epochs=20, num_minibatches=4, learning_rate=0.01)
 
@@ -39,7 +40,7 @@ def test_one_pass_of_one_minibatch_is_one_adam_step():
 def test_minibatches_hold_each_sample_once_and_spread_over_environments(num_steps, num_envs, count):
     time, env = jnp.meshgrid(jnp.arange(num_steps), jnp.arange(num_envs), indexing="ij")
     samples = Regression((time, env), time * num_envs + env, jnp.ones(time.shape))
-    batches = _minibatches(samples, jax.random.key(0), count)
+    batches = minibatches(samples, jax.random.key(0), count)
     assert batches.target.shape[0] == count
     held = np.ravel(batches.target)
     assert len(np.unique(held)) == held.size == num_steps * num_envs // count * count

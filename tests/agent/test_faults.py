@@ -84,8 +84,8 @@ def test_a_lost_environment_is_restarted():
 def test_a_nan_that_no_one_has_seen_costs_the_environment_its_rollout():
     trpo = make_trpo(Flaky(0.05, ("simulator",)), dataclasses.replace(SMALL, episode_length=1000))
     state = trpo.init(jax.random.key(0))
-    starts = trpo.iteration.draw(jax.random.key(1))
-    rollout, transition, metrics = jax.jit(trpo.iteration.collect)(state.learner, state.rollout, starts, jax.random.key(2))
+    starts = trpo.draw(jax.random.key(1))
+    rollout, transition, metrics = jax.jit(trpo.collect)(state.learner, state.rollout, starts, jax.random.key(2))
     lost = np.asarray(transition.fault[0])
     assert 0 < lost.sum() < lost.size
     np.testing.assert_array_equal(transition.fault, np.broadcast_to(lost, transition.fault.shape))
@@ -135,16 +135,15 @@ def test_a_lost_step_weighs_nothing_and_the_one_before_is_bootstrapped():
     config = dataclasses.replace(config, critic=SMALL.critic, policy=SMALL.policy)
     trpo = make_trpo(Scripted(), config)
     state = trpo.init(jax.random.key(0))
-    iteration = trpo.iteration
-    starts = iteration.draw(jax.random.key(5))
-    _, transition, metrics = jax.jit(iteration.collect)(state.learner, state.rollout, starts, jax.random.key(1))
+    starts = trpo.draw(jax.random.key(5))
+    _, transition, metrics = jax.jit(trpo.collect)(state.learner, state.rollout, starts, jax.random.key(1))
     np.testing.assert_array_equal(transition.fault.astype(int), np.repeat([[0], [0], [1], [0]], 4, 1))
     assert metrics["training/num_faults"] == 4
     args = (state.hyperparameters, jax.random.key(2), jnp.float32(0))
-    improve = jax.jit(iteration.improve)
+    improve = jax.jit(trpo.improve)
     learner, regression, _ = improve(state.learner, state.critic, transition, *args)
     np.testing.assert_array_equal(regression.weight, np.repeat([[1.0], [1.0], [0.0], [1.0]], 4, 1))
-    value = lambda observation: trpo.iteration.networks.critic.apply(state.critic.critic.params, observation)  # noqa: E731
+    value = lambda observation: trpo.networks.critic.apply(state.critic.critic.params, observation)  # noqa: E731
     np.testing.assert_allclose(regression.target[1], 1 + 0.5 * value(transition.next_observation[1]), rtol=1e-5)
     np.testing.assert_allclose(regression.target[3], 1 + 0.5 * value(transition.next_observation[3]), rtol=1e-5)
     garbage = jax.tree.map(lambda leaf: leaf.at[2].set(7.0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, transition)

@@ -9,11 +9,10 @@ import pytest
 
 from probes import Target
 from trainings import SMALL, one_device_train
-from trpo_jax import ConfigError, ScheduleConfig, make_trpo
+from trpo_jax import ConfigError, TRPOScheduleConfig, make_trpo
 from trpo_jax.agent.schedule import progress_of, share_left
-from trpo_jax.agent.trpo_config import scheduled
 
-FALLING = dataclasses.replace(SMALL, schedule=ScheduleConfig(max_kl_at_end=0.2, learning_rate_at_end=0.5))
+FALLING = dataclasses.replace(SMALL, schedule=TRPOScheduleConfig(max_kl_at_end=0.2, learning_rate_at_end=0.5))
 STEPS = 16
 """Of an iteration."""
 
@@ -43,7 +42,7 @@ def test_what_is_left_falls_by_equal_parts():
 
 
 def test_the_bound_and_the_learning_rate_fall_and_nothing_else_changes():
-    late = scheduled(FALLING, jnp.float32(1))
+    late = FALLING.at(jnp.float32(1))
     np.testing.assert_allclose(late.trust_region.max_kl, 0.2 * SMALL.trust_region.max_kl, rtol=1e-6)
     np.testing.assert_allclose(late.critic.learning_rate, 0.5 * SMALL.critic.learning_rate, rtol=1e-6)
     changed = {"max_kl": SMALL.trust_region.max_kl}
@@ -75,7 +74,7 @@ def test_a_population_has_a_schedule_for_each_member():
     trpo = make_trpo(Target(), SMALL)
 
     def bound_of(at_end):
-        config = dataclasses.replace(SMALL, schedule=ScheduleConfig(max_kl_at_end=at_end))
+        config = dataclasses.replace(SMALL, schedule=TRPOScheduleConfig(max_kl_at_end=at_end))
         state = trpo.init(jax.random.key(0), config, 2)
         return trpo.update(trpo.update(state)[0])[1]["training/kl_bound"]
 
@@ -103,7 +102,7 @@ def test_a_training_that_is_resumed_goes_on_as_if_nothing_had_happened(tmp_path)
 
 def test_a_training_that_is_lengthened_says_so_and_continues_as_the_longer_one(tmp_path):
     train(2, save_checkpoint_path=tmp_path)
-    with pytest.warns(UserWarning, match="schedule: this training of 2 iterations is to end after 4; max_kl and the critic's"):
+    with pytest.warns(UserWarning, match="schedule: this training of 2 iterations is to end after 4; what falls over"):
         _, bound, _ = train(4, save_checkpoint_path=tmp_path, resume=True)
     np.testing.assert_allclose(bound, SMALL.trust_region.max_kl * (1 - 0.8 * np.array([2, 3]) / 4), rtol=1e-6)
 
@@ -117,4 +116,4 @@ def test_a_training_without_a_schedule_is_lengthened_without_a_word(tmp_path):
 @pytest.mark.parametrize(("field", "value"), [("max_kl_at_end", 0.0), ("max_kl_at_end", 1.5), ("learning_rate_at_end", -0.1)])
 def test_shares_out_of_range_are_refused(field, value):
     with pytest.raises(ConfigError, match=rf"{field}: got {value}, allowed: a number"):
-        ScheduleConfig(**{field: value})
+        TRPOScheduleConfig(**{field: value})

@@ -149,7 +149,7 @@ def test_an_iteration_reports_every_metric_and_keeps_the_kl_bound(small):
 
 def test_the_policy_step_starts_at_ratio_one_and_the_normalizer_moves_after_it(monkeypatch, small):
     """Bug 9: recompute log_prob of the rollout's actions under the old policy, on the batch that the update sees."""
-    from trpo_jax.training import iteration as module
+    from trpo_jax.algorithms import trpo as module
 
     seen = {}
 
@@ -169,7 +169,7 @@ def test_the_policy_step_starts_at_ratio_one_and_the_normalizer_moves_after_it(m
 
 def test_the_critic_fit_leaves_the_policy_as_the_trust_region_left_it_bug_13(monkeypatch):
     """The KL between the policies before and after a whole iteration is the one that was checked."""
-    from trpo_jax.training import iteration as module
+    from trpo_jax.algorithms import trpo as module
 
     seen = {}
 
@@ -198,7 +198,7 @@ def test_options_that_carry_a_state_or_draw_by_chance_work_in_training():
     state, metrics = iterate(trpo, trpo.init(jax.random.key(0)), 3)
     assert metrics["training/accepted"] == 1
     assert 0 < metrics["training/max_kl"] <= trust_region.max_kl
-    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(state.learner.trust_region))
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(state.learner.update.trust_region))
 
 
 def test_a_policy_learns_the_target():
@@ -263,7 +263,7 @@ def test_where_episodes_end_early_only_those_count_that_were_played_from_their_s
     record = jax.jit(lambda state, key: play(trpo, state, key))
     for count in range(1, 70):
         rollout, metrics = record(rollout, jax.random.key(count))
-        length, known = float(metrics["training/episode_length"]), int(metrics["training/num_episodes"])
+        length, known = float(metrics["episode_length"]), int(metrics["num_episodes"])
         assert (known > 0) == (count >= when)
         if known:
             assert length == pytest.approx(lifetime)
@@ -271,7 +271,7 @@ def test_where_episodes_end_early_only_those_count_that_were_played_from_their_s
 
 def play(trpo, rollout, key):
     """Let environments be for the steps of a rollout, whatever is done in them; return also what is reported of episodes."""
-    environment, action = trpo.iteration.environment, jnp.zeros((trpo.config.num_envs, 2))
+    environment, action = trpo._resetting, jnp.zeros((trpo.config.num_envs, 2))
     starts = environment.reset(jax.random.split(key, trpo.config.num_envs))
 
     def step(state, _):
@@ -332,7 +332,7 @@ def test_without_normalization_observations_reach_the_networks_as_they_are():
     assert state.learner.normalizer is None
     params = inference_params(state)
     far = jnp.asarray([[100.0, 200.0]])
-    expected = trpo.iteration.networks.critic.apply(params.value.params, far)
+    expected = trpo.networks.critic.apply(params.value.params, far)
     np.testing.assert_array_equal(trpo.make_policy.value_fn(params)(far), expected)
 
 

@@ -24,7 +24,7 @@ from accelerator_parts.unit import Context, LeftOut
 from probes import Counter
 from trpo_jax.environments.brax import resolve_backend
 from trpo_jax.environments.wrappers import EpisodeLimit
-from trpo_jax.execution.population import Population
+from trpo_jax.execution.runner import Runner
 
 BENCHMARKS = Path(accelerator.__file__).parent
 
@@ -320,11 +320,16 @@ def test_several_rules_are_trained_in_one_program(monkeypatch):
 
     made = []
 
-    def population(*given, hyperparameters, **options):
-        made.append((given[1], hyperparameters))
-        return Population(*given, hyperparameters=hyperparameters, **options)
+    class Watched(Runner):
+        def __init__(self, *given, hyperparameters):
+            super().__init__(*given, hyperparameters=hyperparameters)
+            made.append(hyperparameters)
 
-    monkeypatch.setattr(training, "Population", population)
+        def init(self, keys):
+            made.append(keys)
+            return super().init(keys)
+
+    monkeypatch.setattr(training, "Runner", Watched)
     context = Context(float("inf"), imports=1.0, small=True, path=Path(), at_once=True)
     sizes = {"num_envs": 16, "unroll_length": 16, "num_timesteps": 512, "num_evals": 2, "episodes": 2}
     rules = ({"discounting": 0.5}, {"discounting": 0.75})
@@ -332,7 +337,7 @@ def test_several_rules_are_trained_in_one_program(monkeypatch):
     assert np.shape(row["each run"]) == (2, 3)
     assert row["final"] == [np.mean(each) for each in row["each run"]]
     assert [(steps, len(returns)) for steps, returns in row["curve"]] == [(0, 6), (512, 6)]
-    ((keys, hyperparameters),) = made
+    hyperparameters, keys = made
     assert hyperparameters.discounting.tolist() == [0.5, 0.5, 0.5, 0.75, 0.75, 0.75]
     assert (keys == jnp.stack([jax.random.key(seed) for seed in (0, 1, 2, 0, 1, 2)])).all()
 

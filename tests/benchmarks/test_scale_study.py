@@ -15,12 +15,12 @@ def scored(num_envs, seed, score):
 
 
 def test_ours_has_the_settings_for_an_accelerator_at_every_size():
-    assert {run.config.trpo.num_envs for run in PLAN} == {64, 256, 1024, 4096}
-    assert len({repr(run.config.trpo) for run in PLAN}) == 4
-    shipped = shipped_config("ant", accelerator=True).trpo
-    assert all(run.config.trpo == shipped for run in PLAN if run.config.trpo.num_envs == 4096)
+    assert {run.config.agent.num_envs for run in PLAN} == {64, 256, 1024, 4096}
+    assert len({repr(run.config.agent) for run in PLAN}) == 4
+    shipped = shipped_config("ant", accelerator=True).agent
+    assert all(run.config.agent == shipped for run in PLAN if run.config.agent.num_envs == 4096)
     assert len({run.config.num_timesteps for run in PLAN}) == 1
-    assert all(run.config.num_timesteps % (run.config.trpo.num_envs * run.config.trpo.unroll_length) == 0 for run in PLAN)
+    assert all(run.config.num_timesteps % (run.config.agent.num_envs * run.config.agent.unroll_length) == 0 for run in PLAN)
 
 
 def test_ppo_is_trained_at_both_ends_with_the_same_seeds_and_steps():

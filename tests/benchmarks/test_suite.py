@@ -12,9 +12,9 @@ import ppo_runs
 import ppo_search
 import suite
 from trpo_jax import ConfigError, TRPOConfig
-from trpo_jax.runs.fields import setting_in_words
 from trpo_jax.sweep.plan import plan_file
 from trpo_jax.sweep.report.scores import ScoredRun
+from trpo_jax.training.fields import setting_in_words
 
 SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks"
@@ -67,7 +67,7 @@ def test_our_one_setting_is_the_defaults_whatever_an_environment_ships_with():
     runs = plan_file(SWEEPS / "one_setting.toml")
     assert len({run.config.environment for run in runs}) == 7
     assert {run.config.seed for run in runs} == set(range(20, 30))
-    assert {repr(run.config.trpo) for run in runs} == {repr(TRPOConfig())}
+    assert {repr(run.config.agent) for run in runs} == {repr(TRPOConfig())}
     assert all(run.config.num_timesteps <= 1_000_000 for run in runs)
 
 
@@ -75,7 +75,7 @@ def test_both_were_searched_on_the_same_environments():
     ours = [run.config for number in ("", "_2", "_3") for run in plan_file(SWEEPS / f"one_setting_search{number}.toml")]
     assert set(ppo_search.Arguments().environments) == {run.environment for run in ours}
     assert {seed for one in ppo_search.ROUNDS for seed in one.seeds} <= {run.seed for run in ours}
-    assert any(run.trpo == TRPOConfig() for run in ours)
+    assert any(run.agent == TRPOConfig() for run in ours)
 
 
 def test_ppos_one_setting_is_the_best_of_its_search():
@@ -112,11 +112,11 @@ def test_what_cannot_be_compared_is_refused():
     run, same, *_ = plan_file(SWEEPS / "one_setting.toml")
     with pytest.raises(ConfigError, match="num_timesteps: got 'several', allowed: one an environment"):
         suite.check_comparable([run, same._replace(config=dataclasses.replace(run.config, num_timesteps=100))])
-    short = dataclasses.replace(run.config.trpo, episode_length=500)
+    short = dataclasses.replace(run.config.agent, episode_length=500)
     for change, message in (
         ({"backend": "generalized"}, "backend: got 'generalized', allowed: spring, with which PPO trains"),
         ({"deterministic_eval": False}, "deterministic_eval: got False, allowed: True, with which PPO"),
-        ({"trpo": short}, "episode_length: got 500, allowed: 1000, with which PPO"),
+        ({"agent": short}, "episode_length: got 500, allowed: 1000, with which PPO"),
     ):
         with pytest.raises(ConfigError, match=message):
             suite.check_comparable([run._replace(config=dataclasses.replace(run.config, **change))])

@@ -238,4 +238,4 @@ def test_a_lock_in_an_empty_folder_is_no_run(tmp_path):
 def test_integers_are_read_as_people_write_them():
     options = ["--num-timesteps", "1e6", "--num-envs", "1_000", "--critic.hidden-sizes", "1e2", "32", "--seed", "7"]
     run = train.parse_arguments(["ant", *options]).run
-    assert (run.num_timesteps, run.trpo.num_envs, run.trpo.critic.hidden_sizes, run.seed) == (1_000_000, 1000, (100, 32), 7)
+    assert (run.num_timesteps, run.agent.num_envs, run.agent.critic.hidden_sizes, run.seed) == (1_000_000, 1000, (100, 32), 7)

@@ -154,3 +154,34 @@ def test_they_do_where_loading_an_environment_asks_jax_for_its_devices():
     printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     (row, _) = (line.split("│") for line in printed.splitlines() if "inverted_pendulum" in line)
     assert int(row[7]) == min(len(os.sched_getaffinity(0)), 4)  # of four runs
+
+
+SMALL = """
+environment = "fast"
+num_timesteps = 64
+num_envs = 4
+unroll_length = 4
+num_eval_envs = 2
+critic = { num_minibatches = 1, num_epochs = 1, hidden_sizes = [8] }
+policy.hidden_sizes = [8]
+[trpo]
+trust_region.cg_iterations = 2
+[ppo]
+clipped = { num_minibatches = 2, num_epochs = 1 }
+"""
+
+
+def test_compare_trains_by_each_algorithm_and_reports(capsys):
+    Path("small.toml").write_text(SMALL)
+    assert main.run(["compare", "small.toml", "--algorithms", "trpo,ppo", "--seeds", "2", "--sweep-dir", "both"]) == 0
+    printed = capsys.readouterr().out
+    assert "4 finished, 4 of 4 in all" not in printed  # algorithms share no program
+    assert "| fast | algorithm trpo | 2 |" in printed
+    assert "| fast | algorithm ppo | 2 |" in printed
+    assert printed.endswith("wrote both/report/report.html\n")
+    rows = list(csv.DictReader(Path("both/results.csv").read_text().splitlines()))
+    assert [(row["config.algorithm"], row["config.trust_region.cg_iterations"]) for row in rows] == [("trpo", "2")] * 2 + [
+        ("ppo", "")
+    ] * 2
+    assert main.run(["compare", "small.toml", "--algorithms", "trpo,dqn"]) == 2
+    assert "algorithm: got 'dqn', allowed: one of trpo, ppo" in capsys.readouterr().err

@@ -8,6 +8,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from trpo_jax.algorithms.registry import ALGORITHMS
+
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -39,8 +41,14 @@ def every_step_kept_its_bound(number, names):
         assert jnp.all(jnp.asarray(names["metrics"]["training/kl"]) <= jnp.asarray(names["metrics"]["training/kl_bound"]))
 
 
+def the_algorithm_of_ones_own_has_trained(number, names):
+    assert names["metrics"]["training/gradient_size"] > 0
+    del ALGORITHMS["sign"]
+
+
 # A page and what must hold after each of its blocks: called with the block's number and the names defined so far.
 PAGES = {
+    "docs/algorithms.md": the_algorithm_of_ones_own_has_trained,
     "README.md": every_step_kept_its_bound,
     "docs/environments.md": the_mass_has_learned_to_come_to_its_goal,
     "docs/policies.md": each_block_after_the_setup_ends_in_an_accepted_update,

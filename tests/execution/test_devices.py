@@ -12,7 +12,8 @@ from probes import Target
 from trainings import SHARDED
 from trpo_jax import ConfigError, make_trpo
 from trpo_jax.execution.devices import all_devices, num_cores, num_cores_to_use, put
-from trpo_jax.execution.pipeline import Pipeline
+from trpo_jax.execution.placement import OneTraining
+from trpo_jax.execution.runner import Runner
 
 
 @pytest.mark.parametrize(
@@ -116,8 +117,8 @@ def test_one_device_takes_its_copy_of_what_is_on_all_and_gives_it_back():
 
 
 def test_cores_of_one_processor_share_the_rollout_and_leave_learning_to_the_first():
-    pipeline = Pipeline(make_trpo(Target(), SHARDED).iteration, jax.devices()[:4])
-    state, metrics = pipeline.update(pipeline.init(jax.random.key(0)))
+    runner = Runner(make_trpo(Target(), SHARDED), OneTraining(SHARDED.num_envs, jax.devices()[:4]))
+    state, metrics = runner.update(runner.init(jax.random.key(0)))
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     assert {leaf.sharding for leaf in jax.tree.leaves((state.learner, state.critic))} == {first}
     assert metrics["training/kl"].sharding == first

@@ -11,6 +11,8 @@ from probes import Target
 from processes import several_processes
 from trainings import SHARDED
 from trpo_jax import ConfigError
+from trpo_jax.execution.placement import OneTraining
+from trpo_jax.execution.runner import Runner
 
 STEPS = 5 * SHARDED.num_envs * SHARDED.unroll_length
 
@@ -42,7 +44,7 @@ def assert_same(a, b):
 @pytest.mark.parametrize("learning", ["on the first", "on all, as accelerators do"])
 def test_eight_devices_compute_what_one_does(alone, learning, monkeypatch):
     if learning != "on the first":
-        monkeypatch.setattr(trpo_jax.execution.pipeline, "are_cores_of_one_processor", lambda devices: False)
+        monkeypatch.setattr(trpo_jax.execution.placement, "are_cores_of_one_processor", lambda devices: False)
     params, rows, metrics = run(8)
     assert_same(params, alone[0])
     np.testing.assert_allclose(rows, alone[1], rtol=1e-4)
@@ -50,12 +52,12 @@ def test_eight_devices_compute_what_one_does(alone, learning, monkeypatch):
 
 
 def test_environments_are_spread_and_stay_where_they_are(monkeypatch):
-    monkeypatch.setattr(trpo_jax.execution.pipeline, "are_cores_of_one_processor", lambda devices: False)
+    monkeypatch.setattr(trpo_jax.execution.placement, "are_cores_of_one_processor", lambda devices: False)
     trpo = trpo_jax.make_trpo(Target(), SHARDED)
-    pipeline = trpo_jax.execution.pipeline.Pipeline(trpo.iteration, jax.devices()[:8])
-    state = pipeline.init(jax.random.PRNGKey(0))
+    runner = Runner(trpo, OneTraining(SHARDED.num_envs, jax.devices()[:8]))
+    state = runner.init(jax.random.PRNGKey(0))
     before = [(x.aval, x.sharding) for x in jax.tree.leaves(state)]
-    state, _ = pipeline.update(state)
+    state, _ = runner.update(state)
     assert [(x.aval, x.sharding) for x in jax.tree.leaves(state)] == before
     observation = state.rollout.environments.observation
     assert [shard.data.shape for shard in observation.addressable_shards] == [(2, 2)] * 8

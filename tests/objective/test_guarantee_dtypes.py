@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trpo_jax.objective.surrogate import Batch
-from trpo_jax.objective.update import trust_region_update
+from trpo_jax.objective.trust_region_update import trust_region_update
 from trpo_jax.solver.trust_region_config import TrustRegionConfig
 from update_problems import A, H, O, gaussian_fn, numpy_kl, same_bits
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trpo_jax.objective.surrogate import Batch
-from trpo_jax.objective.update import stateful_trust_region_update
+from trpo_jax.objective.trust_region_update import stateful_trust_region_update
 from trpo_jax.policy.distributions import (
     Bernoulli,
     Categorical,

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from trpo_jax.errors import ConfigError
 from trpo_jax.objective.partition import curvature_indices
 from trpo_jax.objective.surrogate import Batch
-from trpo_jax.objective.update import stateful_trust_region_update, trust_region_update
+from trpo_jax.objective.trust_region_update import stateful_trust_region_update, trust_region_update
 from trpo_jax.policy.distributions import DiagonalGaussian
 from trpo_jax.solver.curvature import fisher_vector_product
 from trpo_jax.solver.trust_region_config import init_trust_region_state

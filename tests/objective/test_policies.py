@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from trpo_jax.objective.surrogate import Batch
-from trpo_jax.objective.update import trust_region_update
+from trpo_jax.objective.trust_region_update import trust_region_update
 from trpo_jax.policy.distributions import DiagonalGaussian, Joint
 from update_problems import CONFIG, A, H, O, draw, gaussian_fn, update
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from trpo_jax.errors import MissingPackageError
+from trpo_jax.runs import loggers
 from trpo_jax.runs.loggers import STEP_METRIC, TensorBoardLogger, WandbLogger
-from trpo_jax.training import loggers
 
 EXTRAS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
@@ -74,7 +74,7 @@ def test_tensorboard_goes_on_in_a_folder_that_was_used_and_is_told_what_is_repla
 
 PROGRAM = """
 import math, sys
-from trpo_jax.training import loggers
+from trpo_jax.runs import loggers
 from trpo_jax.runs.loggers import WandbLogger
 
 folder, step = sys.argv[1], int(sys.argv[2])

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 
@@ -7,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig
+from trpo_jax import ConfigError, PPOConfig, TRPOConfig, TrustRegionConfig
 from trpo_jax.errors import FileError, MissingPackageError
+from trpo_jax.runs import plot
 from trpo_jax.runs.run_folder import create_run_folder
-from trpo_jax.training import plot
 from trpo_jax.training.run_config import RunConfig
 
 RECORDS = [
@@ -21,7 +22,7 @@ RECORDS = [
 
 
 def make_run(path, records=RECORDS, max_kl=0.02, **fields):
-    config = RunConfig(trpo=TRPOConfig(trust_region=TrustRegionConfig(max_kl=max_kl)), **fields)
+    config = RunConfig(agent=TRPOConfig(trust_region=TrustRegionConfig(max_kl=max_kl)), **fields)
     folder = create_run_folder(path, config)
     bound = {"training/kl_bound": max_kl}
     lines = [{"step": step} | metrics | (bound if "training/kl" in metrics else {}) for step, metrics in records]
@@ -166,6 +167,14 @@ def test_each_environment_has_panels_of_its_own_and_a_setting_one_colour_in_all(
 def test_what_only_environments_differ_in_is_no_setting(tmp_path):
     runs = make_run(tmp_path / "a", environment="ant"), make_run(tmp_path / "h", max_kl=0.05, environment="hopper")
     assert legend(draw(*runs)) == []
+
+
+def test_runs_of_two_algorithms_are_named_by_what_both_have(tmp_path):
+    ours = make_run(tmp_path / "a", seed=1)
+    other = create_run_folder(tmp_path / "b", RunConfig(agent=dataclasses.replace(PPOConfig(), gae_lambda=0.99), seed=1))
+    other.metrics.write_text(ours.metrics.read_text())
+    figure = plot.draw([plot.read_run(folder.path, folder.path.name) for folder in (ours, other)])
+    assert legend(figure) == ["algorithm trpo", "algorithm ppo"]
 
 
 def test_two_runs_of_one_setting_and_seed_are_told_apart_by_their_folders(tmp_path):

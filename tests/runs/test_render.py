@@ -10,8 +10,8 @@ from probes import Counter
 from trpo_jax import ConfigError, TRPOConfig, make_trpo, train
 from trpo_jax.environments.rendering import DrawingError, Scene
 from trpo_jax.errors import FileError, MissingPackageError
+from trpo_jax.runs import render
 from trpo_jax.runs.run_folder import create_run_folder
-from trpo_jax.training import render
 from trpo_jax.training.run_config import RunConfig
 
 

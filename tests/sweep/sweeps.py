@@ -12,7 +12,7 @@ from trpo_jax.sweep.plan import make_plan
 from trpo_jax.sweep.programs import plan_programs
 from trpo_jax.sweep.running import run_sweep
 from trpo_jax.sweep.spec import sweep_from_mapping
-from trpo_jax.sweep.training import Trained
+from trpo_jax.sweep.train_together import Trained
 
 TINY = {
     "num_timesteps": 96,

@@ -5,10 +5,9 @@ import pytest
 from sweep.sweeps import SIX_RUNS, TINY, TWO_CELLS, plan, runs_of
 from trpo_jax import ConfigError, TRPOConfig
 from trpo_jax.execution.memory import free_bytes_of_host
-from trpo_jax.runs.fields import fields_of, traced_fields
 from trpo_jax.sweep.plan import cells_of
 from trpo_jax.sweep.programs import bytes_of_run
-from trpo_jax.training.run_config import RunConfig
+from trpo_jax.training.fields import all_fields, traced_fields
 
 
 def cells(mapping):
@@ -17,11 +16,11 @@ def cells(mapping):
 
 def test_runs_that_differ_in_traced_values_share_a_program_and_others_do_not():
     (one,) = cells(SIX_RUNS)
-    assert [(run.config.seed, run.config.trpo.gae_lambda) for run in one.runs] == [
+    assert [(run.config.seed, run.config.agent.gae_lambda) for run in one.runs] == [
         (seed, value) for value in (0.8, 0.9, 1.0) for seed in (0, 1)
     ]
     two = cells(TWO_CELLS)
-    assert [{run.config.trpo.critic.num_epochs for run in cell.runs} for cell in two] == [{1}, {2}]
+    assert [{run.config.agent.critic.num_epochs for run in cell.runs} for cell in two] == [{1}, {2}]
     assert [len(cell.runs) for cell in two] == [4, 4]
     several = cells(TINY | {"environments": ["fast", "inverted_pendulum"]})
     assert [cell.config.environment for cell in several] == ["fast", "inverted_pendulum"]
@@ -43,15 +42,61 @@ def test_the_traced_fields_are_the_leaves_of_the_config_and_the_seed():
     traced = traced_fields()
     assert {"seed", "gae_lambda", "discounting", "trust_region.max_kl", "critic.learning_rate"} <= traced
     assert not {"num_envs", "trust_region.curvature_fraction", "policy.init_log_std", "critic.num_epochs"} & traced
-    assert traced <= fields_of(RunConfig()).keys()
+    assert {"clipped.learning_rate", "natural.step_kl"} <= traced  # of other algorithms
+    assert traced <= all_fields().keys()
+
+
+def test_runs_are_named_as_they_were_before_there_were_several_algorithms():
+    (program,) = plan({"environments": ["fast"], "seeds": 1, "grid": {"gae_lambda": [0.5]}})
+    assert program.runs[0].name == "fast-a6696e0d9b3e-seed0"
+
+
+BOTH = {
+    "environments": ["fast"],
+    "seeds": 1,
+    "config": {"num_envs": 4, "trpo": {"trust_region.max_kl": 0.03}, "ppo": {"clipped": {"num_epochs": 3}}},
+    "grid": {"algorithm": ["trpo", "ppo"], "discounting": [0.5, 0.9]},
+}
+
+
+def test_a_sweep_over_algorithms_has_settings_for_all_and_for_one():
+    runs = runs_of(BOTH)
+    assert [(run.config.algorithm, run.config.agent.discounting) for run in runs] == [
+        ("trpo", 0.5), ("trpo", 0.9), ("ppo", 0.5), ("ppo", 0.9)
+    ]  # fmt: skip
+    assert {run.config.agent.num_envs for run in runs} == {4}
+    assert runs[0].config.agent.trust_region.max_kl == 0.03
+    assert runs[2].config.agent.clipped.num_epochs == 3
+    assert len(cells_of(runs)) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"trust_region.max_kl": 0.03}, "trust_region: got .*, allowed: a field of ppo; this one is of trpo"),
+        ({"ppo": {"trust_region.max_kl": 0.03}}, "trust_region: got .*, allowed: a field of ppo; this one is of trpo"),
+        ({"ppo": {"epochs": 3}}, r"config.ppo.epochs: got 3, allowed: a known field"),
+        ({"ppo": {"algorithm": "trpo"}}, r"config.ppo.algorithm: got 'trpo', allowed: other fields; this one is given under"),
+        ({"ppo": 3}, r"config.ppo: got 3, allowed: a table"),
+    ],
+)
+def test_fields_of_another_algorithm_are_named(config, message):
+    with pytest.raises(ConfigError, match=message):
+        runs_of(BOTH | {"config": config})
+
+
+def test_an_algorithm_that_does_not_exist_is_named():
+    for name in ("dqn", ["ppo"]):
+        with pytest.raises(ConfigError, match=r"algorithm: got .*, allowed: one of trpo, ppo"):
+            runs_of(BOTH | {"grid": {"algorithm": [name]}})
 
 
 def test_a_configuration_file_is_an_environment_too(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('environment = "fast"\ndiscounting = 0.5\n')
     (mine, shipped) = (cells(TINY | {"environments": [source]})[0].runs[0] for source in (str(path), "fast"))
-    assert (mine.config.trpo.discounting, mine.source) == (0.5, str(path))
-    assert shipped.config.trpo.discounting == TRPOConfig().discounting
+    assert (mine.config.agent.discounting, mine.source) == (0.5, str(path))
+    assert shipped.config.agent.discounting == TRPOConfig().discounting
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from matplotlib import cbook
 from sweep.sweeps import TINY, pretend_finished, runs_of
 from trpo_jax import ConfigError
 from trpo_jax.errors import FileError
-from trpo_jax.runs.fields import short_names
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.page import write_report
 from trpo_jax.sweep.report.scores import read_scores
 from trpo_jax.sweep.report.statistics import Estimate
 from trpo_jax.sweep.report.tables import make_tables, show
+from trpo_jax.training.fields import short_names
 
 MAPPING = TINY | {
     "environments": ["fast", "inverted_pendulum"],
@@ -34,7 +34,7 @@ MAPPING = TINY | {
 def score(run):
     """Return what a run is made to score: tanh and a large max_kl are better, by far more than seeds differ."""
     scale = {"fast": 1.0, "inverted_pendulum": 100.0}[run.config.environment]
-    better = 4 * (run.config.trpo.trust_region.max_kl > 0.01) + 2 * (run.config.trpo.policy.activation == "tanh")
+    better = 4 * (run.config.agent.trust_region.max_kl > 0.01) + 2 * (run.config.agent.policy.activation == "tanh")
     return scale * (better + 0.1 * run.config.seed)
 
 
@@ -186,7 +186,7 @@ def test_a_single_run_is_reported_without_comparisons(tmp_path):
 
 def test_settings_of_one_seed_each_are_drawn_and_have_no_intervals(tmp_path):
     mapping = TINY | {"environments": ["fast"], "grid": {"discounting": [0.8, 0.9, 1.0]}}
-    path = pretend(tmp_path / "sweep", mapping, lambda run: [{"step": 96, "eval/episode_reward": run.config.trpo.discounting}])
+    path = pretend(tmp_path / "sweep", mapping, lambda run: [{"step": 96, "eval/episode_reward": run.config.agent.discounting}])
     assert write_report(path).is_file()
     words = (path / "report" / "report.md").read_text()
     assert "0.95" not in words

@@ -76,7 +76,7 @@ def test_a_program_that_fails_keeps_no_other_from_being_trained(tmp_path, monkey
             told.append((len(job.runs), str(error)))
 
     def train_or_fail(runs, *arguments, **options):
-        if runs[0].config.trpo.critic.num_epochs == 1:
+        if runs[0].config.agent.critic.num_epochs == 1:
             raise RuntimeError("RESOURCE_EXHAUSTED")
         return train(runs, *arguments, **options)
 

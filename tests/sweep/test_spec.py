@@ -141,7 +141,7 @@ def drawn(field=KL, **interval):
         ({"grid": {KL: [0.1]}, "random": {"fields": {KL: [0.2]}}}, f"random.fields.{KL}: got .* do not stand under grid"),
         (
             {"grid": {"num_envs": [8, 16]}, "traced": ["num_envs"]},
-            "traced: got 'num_envs', allowed: fields that one program may hold many values of: critic.learning_rate, disc",
+            "traced: got 'num_envs', allowed: fields that one program may hold many values of: clipped.*gae_lambda",
         ),
         ({"traced": ["gae_lambda"]}, "traced: got 'gae_lambda', allowed: fields that stand under grid or random.fields"),
         ({"traced": ["gae_lambad"]}, "gae_lambad: got 'gae_lambad', allowed: .* did you mean gae_lambda"),
@@ -170,6 +170,6 @@ def test_whole_numbers_may_be_written_as_floats(tmp_path):
     runs = plan.plan_file(written(tmp_path, text))
     assert {run.config.seed for run in runs} == {10, 2}
     assert {run.config.num_timesteps for run in runs} == {1_000_000}
-    assert {run.config.trpo.num_envs for run in runs} == {100, 64}
-    assert all(type(run.config.trpo.num_envs) is int for run in runs)
+    assert {run.config.agent.num_envs for run in runs} == {100, 64}
+    assert all(type(run.config.agent.num_envs) is int for run in runs)
     assert sweep_from_mapping({"environments": ["hopper"], "seeds": 2.0}).seeds == (0, 1)

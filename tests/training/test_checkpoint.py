@@ -10,7 +10,7 @@ import pytest
 from probes import Target
 from trpo_jax import CriticConfig, PolicyConfig, TRPOConfig, inference_params, make_trpo
 from trpo_jax.errors import CheckpointError
-from trpo_jax.execution.pipeline import to_host
+from trpo_jax.execution.host_arrays import to_host
 from trpo_jax.training.checkpoint import Checkpoint, Checkpoints, load_checkpoint, load_params
 
 

@@ -15,8 +15,11 @@ import trpo_jax
 from environments.falling import Falling, brax, random_gravity
 from probes import Counter, Target
 from trainings import SMALL, one_device_train
-from trpo_jax import ConfigError, TRPOConfig, inference_params, make_trpo
+from trpo_jax import AgentConfig, ConfigError, PPOConfig, TRPOConfig, inference_params, make_trpo
+from trpo_jax.algorithms.registry import ALGORITHMS, Algorithm
+from trpo_jax.config import config, setting
 from trpo_jax.training.brax_names import PPO_ONLY, RENAMED, UNSUPPORTED, translate
+from trpo_jax.training.train import with_options
 
 with warnings.catch_warnings(action="ignore"):  # what Brax imports
     from brax.io import model
@@ -66,7 +69,7 @@ def test_a_script_written_for_brax_ppo_runs_with_its_import_changed():
     changed = SCRIPT.replace("from brax.training.agents.ppo import train as ppo", "import trpo_jax as ppo")
     assert changed != SCRIPT
     names = {}
-    with pytest.warns(UserWarning, match="batch_size, entropy_cost, learning_rate, num_minibatches.*: of PPO only"):
+    with pytest.warns(UserWarning, match="batch_size, entropy_cost, learning_rate, num_minibatches.*: of Brax's PPO only"):
         exec(compile(changed, "script", "exec"), names)
     assert names["xdata"][0] == 0
     assert names["xdata"][-1] >= 2_000
@@ -93,7 +96,30 @@ def test_what_does_not_exist_here_is_refused():
 
 def test_keywords_with_another_name_here_get_it():
     with warnings.catch_warnings(action="error"):
-        assert translate({"normalize_advantage": False, "num_envs": 3}) == {"normalize_advantages": False, "num_envs": 3}
+        assert translate({"normalize_advantage": False, "num_envs": 3}, "trpo") == {
+            "normalize_advantages": False,
+            "num_envs": 3,
+        }
+
+
+def test_keywords_of_braxs_ppo_set_the_fields_of_ours():
+    options = {"learning_rate": 0.5, "num_updates_per_batch": 3, "num_minibatches": 2, "entropy_cost": 0.1, "batch_size": 8}
+    with pytest.warns(UserWarning, match="^batch_size: of Brax's PPO only, and without effect here; see PPOConfig"):
+        translated = translate(options, "ppo")
+    both = {"learning_rate": 0.5, "num_epochs": 3, "num_minibatches": 2}
+    assert translated == {"clipped": both | {"entropy_cost": 0.1}, "critic": both}
+    config = with_options(PPOConfig(), translated)
+    assert (config.clipped.num_epochs, config.critic.num_epochs) == (3, 3)
+
+
+def test_a_field_of_an_algorithm_may_have_the_name_of_a_keyword_of_braxs_ppo(monkeypatch):
+    @config
+    class BonusConfig(AgentConfig):
+        entropy_cost: float = setting(default=0.0)
+
+    monkeypatch.setitem(ALGORITHMS, "bonus", Algorithm(BonusConfig, ALGORITHMS["ppo"].policy_update))
+    with warnings.catch_warnings(action="error"):
+        assert translate({"entropy_cost": 0.5}, "bonus") == {"entropy_cost": 0.5}
 
 
 @pytest.mark.parametrize("kind", ["normal", "tanh_normal"])

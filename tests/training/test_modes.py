@@ -13,6 +13,7 @@ import trpo_jax
 from probes import Bandit, Counter, Target
 from trainings import SMALL, one_device_train
 from trpo_jax.agent.metrics import without_unknown
+from trpo_jax.algorithms.trpo import TRPO
 
 MODES = ("jax_enable_x64", "jax_debug_nans", "jax_debug_infs", "jax_disable_jit")
 
@@ -96,11 +97,11 @@ def test_an_average_over_nothing_is_no_number():
         "training/num_faults": 16.0,
         "training/num_episodes": 2.0,
     }
-    known = without_unknown(metrics, 16)
+    known = without_unknown(metrics, 16, TRPO.sample_means)
     assert known["training/episode_reward"] == 0.0
     assert np.isnan(known["training/entropy"])
     several = {name: np.asarray([value, value]) for name, value in metrics.items()}
     several["training/num_faults"], several["training/num_episodes"] = np.asarray([0.0, 16.0]), np.asarray([0.0, 1.0])
-    known = without_unknown(several, 16)
+    known = without_unknown(several, 16, TRPO.sample_means)
     np.testing.assert_array_equal(np.isnan(known["training/entropy"]), [False, True])
     np.testing.assert_array_equal(np.isnan(known["training/episode_reward"]), [True, False])

@@ -12,7 +12,8 @@ import processes
 import trpo_jax
 from probes import Target
 from trainings import SMALL, one_device_train, without_clocks
-from trpo_jax import ConfigError, TrustRegionConfig
+from trpo_jax import CheckpointError, ConfigError, PPOConfig, TrustRegionConfig
+from trpo_jax.training import store
 from trpo_jax.training.checkpoint import load_params
 
 FULL = 25 * 16
@@ -96,6 +97,7 @@ def test_a_training_that_is_done_is_only_evaluated_again(tmp_path):
         ({"discounting": 0.9}, r"discounting: got 0.9, allowed: 0.995, with which the training in .* began"),
         ({"trust_region": TrustRegionConfig(max_kl=0.5)}, r"trust_region.\w+: got .*, with which the training"),
         ({"seed": 1}, r"seed: got 1, allowed: 0, with which the training in .* began"),
+        ({"config": PPOConfig(num_envs=4, unroll_length=4, critic=SMALL.critic)}, r"algorithm: got 'ppo', allowed: 'trpo'"),
     ],
 )
 def test_a_checkpoint_of_another_config_is_refused_by_field_name(tmp_path, change, message):
@@ -116,6 +118,16 @@ def test_of_a_torn_checkpoint_it_is_said_that_an_older_one_is_used(tmp_path, und
         params, _, rows = run(tmp_path, resume=True)
     assert rows == undisturbed[2][12:]
     chex.assert_trees_all_equal(params, undisturbed[0])
+
+
+def test_a_training_of_another_version_is_not_gone_on_with_but_its_parameters_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "LAYOUT", 1)
+    params, _, _ = run(tmp_path, 16)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"was written by another version of trpo_jax. .*restore_checkpoint_path"):
+        run(tmp_path, resume=True)
+    _, restored, _ = one_device_train(Target(), 0, config=SMALL, num_eval_envs=0, restore_checkpoint_path=tmp_path)
+    chex.assert_trees_all_equal(restored, params)
 
 
 def test_resume_needs_a_folder():

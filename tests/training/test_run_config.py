@@ -5,8 +5,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from trpo_jax import ConfigError, TRPOConfig, TrustRegionConfig, shipped_config, train
+from trpo_jax import ConfigError, PPOConfig, TRPOConfig, TrustRegionConfig, shipped_config, train
+from trpo_jax.algorithms.ppo import ClippedConfig
+from trpo_jax.algorithms.registry import ALGORITHMS, default_config
 from trpo_jax.cli import main
+from trpo_jax.cli.arguments import ArgumentError
 from trpo_jax.cli.train import parse_arguments
 from trpo_jax.errors import FileError
 from trpo_jax.runs.run_folder import MetricsLog, create_run_folder, open_run_folder
@@ -22,8 +25,85 @@ from trpo_jax.training.run_config import (
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "brax").glob("*.toml"))
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_configuration_of_each_algorithm_survives_the_way_to_toml_and_back(tmp_path, algorithm):
+    config = RunConfig(agent=default_config(algorithm))
+    write_run_config(tmp_path / "config.toml", config)
+    assert f'algorithm = "{algorithm}"' in (tmp_path / "config.toml").read_text()
+    assert read_run_config(tmp_path / "config.toml") == config
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_what_ships_for_an_environment_can_be_used_by_each_algorithm(algorithm, accelerator):
+    for path in CONFIGS:
+        config = starting_config(path.stem, algorithm=algorithm, accelerator=accelerator)
+        assert (config.environment, config.algorithm) == (path.stem, algorithm)
+        assert config.num_timesteps == (50_000_000 if accelerator else 1_000_000)
+
+
+MIXED = """
+environment = "hopper"
+num_envs = 16
+[ppo]
+num_envs = 32
+clipped.num_epochs = 3
+[trpo]
+trust_region.max_kl = 0.07
+[accelerator]
+unroll_length = 5
+[accelerator.ppo]
+discounting = 0.5
+"""
+
+
+def test_a_table_named_after_an_algorithm_is_for_that_alone(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(MIXED)
+    trpo, ppo = (read_run_config(path, algorithm).agent for algorithm in (None, "ppo"))
+    assert (trpo.num_envs, trpo.trust_region.max_kl, type(trpo)) == (16, 0.07, TRPOConfig)
+    assert (ppo.num_envs, ppo.clipped.num_epochs, type(ppo)) == (32, 3, PPOConfig)
+    accelerated = read_run_config(path, "ppo", accelerator=True).agent
+    assert (accelerated.unroll_length, accelerated.discounting, accelerated.num_envs) == (5, 0.5, 32)
+    assert read_run_config(path, accelerator=True).agent.discounting == TRPOConfig().discounting
+    path.write_text('algorithm = "ppo"\n' + MIXED)
+    assert read_run_config(path).agent == ppo
+    assert read_run_config(path, "trpo").agent == trpo
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[ppo]\nclipped.epsilon = 1", "ppo.clipped.epsilon: got 1, allowed: a known field"),
+        ("[ppo]\ntrust_region.max_kl = 1", "ppo.trust_region: got .*, allowed: a field of ppo; this one is of trpo"),
+        ("ppo = 3", "ppo: got 3, allowed: a table of fields of that algorithm"),
+        ('[ppo]\nalgorithm = "trpo"', "ppo: got .*, allowed: a table of fields of that algorithm"),
+        ('[accelerator]\nalgorithm = "ppo"', "accelerator.algorithm: got 'ppo', allowed: nothing here; it stands at the top"),
+        ('algorithm = ["ppo"]', r"algorithm: got \['ppo'\], allowed: one of trpo, ppo"),
+        ('algorithm = "dqn"', "algorithm: got 'dqn', allowed: one of trpo, ppo"),
+        ('algorithm = "ppo"\ntrust_region.max_kl = 0.1', "trust_region: got .*, allowed: a field of ppo; this one is of trpo"),
+    ],
+)
+def test_what_an_algorithm_does_not_know_is_named(tmp_path, line, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'environment = "hopper"\n{line}\n')
+    with pytest.raises(ConfigError, match=message):
+        read_run_config(path)
+
+
+def test_the_command_line_takes_the_options_of_the_algorithm_that_it_names():
+    parsed = parse_arguments(["hopper", "--algorithm", "ppo", "--clipped.num-epochs", "3"])
+    assert parsed.run.agent == dataclasses.replace(PPOConfig(), clipped=ClippedConfig(num_epochs=3))
+    parsed = parse_arguments(["hopper", "--algorithm", "trpo", "--algorithm", "ppo"])  # the last one counts
+    assert (parsed.algorithm, parsed.run.algorithm) == ("ppo", "ppo")
+    with pytest.raises(ArgumentError, match="Unrecognized options: --trust-region"):
+        parse_arguments(["hopper", "--algorithm=ppo", "--trust-region.max-kl", "0.1"])
+    with pytest.raises(ConfigError, match="algorithm: got 'dqn', allowed: one of trpo, ppo"):
+        parse_arguments(["hopper", "--algorithm", "dqn"])
+
+
 def test_a_config_survives_the_way_to_toml_and_back(tmp_path):
-    config = RunConfig(environment="hopper", seed=3, trpo=TRPOConfig(num_envs=7, trust_region=TrustRegionConfig(max_kl=0.123)))
+    config = RunConfig(environment="hopper", seed=3, agent=TRPOConfig(num_envs=7, trust_region=TrustRegionConfig(max_kl=0.123)))
     write_run_config(tmp_path / "config.toml", config)
     assert read_run_config(tmp_path / "config.toml") == config
 
@@ -150,7 +230,7 @@ def test_on_an_accelerator_every_environment_has_the_defaults_with_a_larger_batc
     environments = [file.stem for file in configs.glob("*.toml") if "accelerator" not in read_toml(file, file.name)]
     assert {"ant", "humanoid", "pusher", "reacher"} <= set(environments)
     for environment in environments:
-        trpo = starting_config(environment, accelerator=True).trpo
+        trpo = starting_config(environment, accelerator=True).agent
         assert trpo == TRPOConfig(num_envs=4096, unroll_length=16, discounting=0.99, gae_lambda=0.95), environment
 
 
@@ -170,18 +250,18 @@ def shipped(tmp_path, monkeypatch):
 
 
 def test_on_an_accelerator_the_common_settings_go_over_an_environments_and_its_own_table_over_both(shipped):
-    on_cpu, accelerated = (starting_config("hopper", accelerator=accelerator).trpo for accelerator in (False, True))
+    on_cpu, accelerated = (starting_config("hopper", accelerator=accelerator).agent for accelerator in (False, True))
     assert (on_cpu.num_envs, on_cpu.unroll_length, on_cpu.trust_region.max_kl) == (32, 40, 0.1)
     assert (accelerated.num_envs, accelerated.unroll_length) == (4096, 8)
     assert (accelerated.trust_region.max_kl, accelerated.trust_region.damping) == (0.05, 0.5)
     assert accelerated.episode_length == on_cpu.episode_length == 500
-    assert starting_config("walker2d", accelerator=True).trpo.unroll_length == 16  # has no file
+    assert starting_config("walker2d", accelerator=True).agent.unroll_length == 16  # has no file
 
 
 def test_a_file_of_ones_own_is_changed_by_its_own_table_only(shipped):
     file = str(shipped / "brax" / "hopper.toml")
-    assert starting_config(file).trpo.unroll_length == 40
-    accelerated = starting_config(file, accelerator=True).trpo
+    assert starting_config(file).agent.unroll_length == 40
+    accelerated = starting_config(file, accelerator=True).agent
     assert (accelerated.num_envs, accelerated.unroll_length, accelerated.trust_region.max_kl) == (32, 8, 0.1)
 
 
@@ -189,7 +269,7 @@ def test_python_and_the_command_line_have_the_same_defaults():
     run_config = RunConfig()
     keywords = {name: each.default for name, each in inspect.signature(train).parameters.items() if hasattr(run_config, name)}
     assert {"seed", "num_evals", "num_eval_envs", "deterministic_eval", "checkpoint_interval"} <= keywords.keys()
-    for name in keywords.keys() - {"environment", "num_timesteps"}:  # train has no defaults for these two
+    for name in keywords.keys() - {"environment", "num_timesteps", "algorithm"}:  # train has no defaults for the first two
         assert keywords[name] == getattr(run_config, name), name
 
 
@@ -209,17 +289,17 @@ def test_the_default_device_decides_which_settings_a_name_means_in_python_and_on
     monkeypatch.setattr("trpo_jax.runs.run.train", record)
     monkeypatch.chdir(tmp_path)
     assert main.run(["train", "hopper"]) == main.INTERRUPTED
-    monkeypatch.setattr("trpo_jax.training.train.make_trpo", lambda environment, config, networks: record(config=config))
+    monkeypatch.setattr("trpo_jax.training.train.make_agent", lambda environment, config, networks: record(config=config))
     with pytest.raises(KeyboardInterrupt):
         train("hopper", 100)
-    assert seen == [expected.trpo] * 2
+    assert seen == [expected.agent] * 2
 
 
 def test_options_go_over_the_settings_for_an_accelerator_and_no_accelerator_over_the_device(shipped, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     parsed = parse_arguments(["hopper", "--num-envs", "8"], accelerator=True)
-    assert (parsed.run.trpo.num_envs, parsed.run.trpo.unroll_length, parsed.accelerator) == (8, 8, True)
+    assert (parsed.run.agent.num_envs, parsed.run.agent.unroll_length, parsed.accelerator) == (8, 8, True)
     parsed = parse_arguments(["hopper", "--no-accelerator"])
-    assert (parsed.run.trpo.num_envs, parsed.accelerator) == (32, False)
+    assert (parsed.run.agent.num_envs, parsed.accelerator) == (32, False)
     parsed = parse_arguments(["hopper", "--accelerator"], accelerator=True)
-    assert parsed.run.trpo.num_envs == 4096
+    assert parsed.run.agent.num_envs == 4096

@@ -19,8 +19,9 @@ from probes import Target
 from trainings import SMALL
 from trainings import one_device_train as train
 from trpo_jax import ConfigError, TrustRegionConfig
-from trpo_jax.execution.pipeline import Pipeline
-from trpo_jax.training import loop, program
+from trpo_jax.execution import program
+from trpo_jax.execution.runner import Runner
+from trpo_jax.training import loop
 from trpo_jax.training.checkpoint import load_params
 from trpo_jax.training.loop import WINDOW, Loop, Pace
 from trpo_jax.training.store import Store
@@ -121,7 +122,7 @@ def test_checkpoints_evaluations_and_timed_iterations_do_not_show_in_the_speed(m
         monkeypatch.setattr(owner, name, slow)
 
     take(0.5, loop, "without_unknown")  # by which an iteration is waited for
-    take(2.0, Pipeline, "timed_update")
+    take(2.0, Runner, "timed_update")
     take(10.0, Store, "save")
     take(20.0, Loop, "_evaluate")
     speeds = []

@@ -1,19 +1,17 @@
 """The value function: its parameters, what they predict, and how they are fitted."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
+from trpo_jax.agent.descent import descend, init_adam
 from trpo_jax.config import config, setting
 from trpo_jax.policy.networks import Activation, Network
-from trpo_jax.tree import where_finite
-from trpo_jax.weights import unit_weight, variance, weighted_mean
+from trpo_jax.weights import variance
 
 
 @config
@@ -48,16 +46,13 @@ class CriticState(NamedTuple):
     """Of all parameters as one vector."""
 
 
-_adam = optax.scale_by_adam()
-
-
 def init_critic(
     network: Network, key: Key[Array, ""], observation: Any, reward_scaling: float | Float[Array, ""]
 ) -> CriticState:
     """Draw a critic's parameters; `observation` is one observation, or zeros like it."""
     params = network.init(key, observation)
     critic = CriticParams(params, jnp.asarray(reward_scaling, jnp.float32))
-    return CriticState(critic, _adam.init(ravel_pytree(params)[0]))
+    return CriticState(critic, init_adam(ravel_pytree(params)[0]))
 
 
 class Regression(NamedTuple):
@@ -89,51 +84,22 @@ def fit_critic(
     """
     vector, unravel = ravel_pytree(state.critic.params)
 
-    def loss_fn(vector: Float[Array, "P"], batch: Regression) -> Float[Array, ""]:
+    def loss_fn(vector: Float[Array, "P"], batch: Regression) -> tuple[Float[Array, ""], Float[Array, ""]]:
         error = network.apply(unravel(vector), batch.observation) - batch.target
-        return jnp.sum(batch.weight * jnp.where(batch.weight > 0, error**2, 0.0))
+        loss = jnp.sum(batch.weight * jnp.where(batch.weight > 0, error**2, 0.0))
+        return loss, loss
 
-    def descend(carry, batch):
-        vector, optimizer = carry
-        loss, gradient = jax.value_and_grad(loss_fn)(vector, batch)
-        updates, optimizer = _adam.update(gradient, optimizer)
-        return (vector - config.learning_rate * updates, optimizer), loss
-
-    def pass_over(carry, key):
-        batches = _minibatches(regression, key, config.num_minibatches)
-        within = tuple(range(1, batches.weight.ndim))
-        # Scaled before the loop, since every sum over devices in it is waited for.
-        carry, losses = jax.lax.scan(descend, carry, batches._replace(weight=unit_weight(batches.weight, within)))
-        return carry, weighted_mean(losses, jnp.sum(batches.weight, within))
-
-    start = (vector, state.optimizer)
-    (vector, optimizer), losses = jax.lax.scan(pass_over, start, jax.random.split(key, config.num_epochs))
-    params, optimizer = where_finite((unravel(vector), optimizer), (state.critic.params, state.optimizer))
-    return CriticState(state.critic._replace(params=params), optimizer), losses[-1]
-
-
-def _minibatches(samples: Regression, key: Key[Array, ""], count: int) -> Any:
-    """Shuffle the steps of each environment and cut the batch into `count` minibatches, in front.
-
-    Each is a share of the steps, and where they are too few for that, of every b-th environment: so it has its part on
-    every device that environments are spread over, and no sample moves between them. Numbers that do not divide so give
-    minibatches of any samples.
-    """
-    num_steps, num_envs = samples.target.shape
-    order = jnp.argsort(jax.random.bits(key, (num_steps, num_envs)), axis=0)
-    by_steps = math.gcd(num_steps, count)
-    by_envs = count // by_steps
-    size = num_steps * num_envs // count
-
-    def cut(leaf: Array) -> Array:
-        shuffled = jnp.take_along_axis(leaf, order.reshape(order.shape + (1,) * (leaf.ndim - 2)), axis=0)
-        rest = leaf.shape[2:]
-        if num_envs % by_envs:
-            return shuffled.reshape(-1, *rest)[: count * size].reshape(count, size, *rest)
-        parts = shuffled.reshape(by_steps, num_steps // by_steps, num_envs // by_envs, by_envs, *rest)
-        return jnp.moveaxis(parts, 3, 1).reshape(count, num_steps // by_steps, num_envs // by_envs, *rest)
-
-    return jax.tree.map(cut, samples)
+    fitted = descend(
+        loss_fn,
+        vector,
+        state.optimizer,
+        regression,
+        key,
+        learning_rate=config.learning_rate,
+        num_epochs=config.num_epochs,
+        num_minibatches=config.num_minibatches,
+    )
+    return CriticState(state.critic._replace(params=unravel(fitted.vector)), fitted.optimizer), fitted.values
 
 
 def explained_variance(

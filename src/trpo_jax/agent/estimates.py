@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.rollout import Transition
-from trpo_jax.agent.trpo_config import TRPOConfig
 from trpo_jax.objective.advantages import generalized_advantage_estimation
 
 ValueFn = Callable[[Any], Float[Array, "..."]]
@@ -21,7 +21,7 @@ def estimate_advantages(
     value: Float[Array, "T N"],
     *,
     weight: Float[Array, "T N"],
-    hyperparameters: TRPOConfig,
+    hyperparameters: AgentConfig,
 ) -> Float[Array, "T N"]:
     """Return the advantages of a rollout whose steps begin with these values, in units of the scaled reward.
 

@@ -41,7 +41,7 @@ def make_evaluator(
     An episode in which the simulator loses the environment (`wrappers.is_faulty`) ends before that step.
 
     Args:
-        environment: with a time limit, without resets (`TRPO.environment`); every episode must end.
+        environment: with a time limit, without resets (`Agent.environment`); every episode must end.
         make_policy: (params, deterministic) -> policy(observation, key) -> (action, extras).
         num_episodes: E, static.
         deterministic: act with the distribution's mode instead of a sample.

@@ -28,7 +28,7 @@ class Params(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PolicyMaker:
-    """Makes functions of an agent's parameters: make_policy(params, deterministic=False), as in Brax, and value_fn(params)."""
+    """Turns parameters into functions: called, into a policy, as in Brax; by `value_fn`, into a value function."""
 
     networks: Networks
     action_space: Box | Discrete

@@ -1,15 +1,13 @@
 """What is measured along the way."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
-
-Metrics = dict[str, Float[Array, ""]]
+from trpo_jax.agent.policy_update import Metrics
 
 
 class EpisodeStatistics(NamedTuple):
@@ -84,17 +82,19 @@ def episode_metrics(statistics: EpisodeStatistics, action_repeat: int) -> Metric
     num_episodes = jnp.sum(counted, dtype=jnp.float32)
     scale = 1.0 / jnp.maximum(num_episodes, 1)
     return {
-        "training/episode_reward": jnp.sum(jnp.where(counted, statistics.last_return, 0)) * scale,
-        "training/episode_length": jnp.sum(jnp.where(counted, statistics.last_length, 0)) * scale * action_repeat,
-        "training/num_episodes": num_episodes,
+        "episode_reward": jnp.sum(jnp.where(counted, statistics.last_return, 0)) * scale,
+        "episode_length": jnp.sum(jnp.where(counted, statistics.last_length, 0)) * scale * action_repeat,
+        "num_episodes": num_episodes,
     }
 
 
-OF_SAMPLES = ("kl", "max_kl", "entropy", "explained_variance", "mean_value", "mean_return", "value_loss", "normalizer_kl")
-"""Metrics that are averages over samples."""
+SAMPLE_MEANS = ("explained_variance", "mean_value", "mean_return", "value_loss", "normalizer_kl")
+"""Metrics of every agent that are averages over samples."""
+
+EPISODE_MEANS = ("episode_reward", "episode_length")
 
 
-def without_unknown(metrics: Mapping[str, Any], num_samples: int) -> dict[str, np.ndarray]:
+def without_unknown(metrics: Mapping[str, Any], num_samples: int, sample_means: Collection[str]) -> dict[str, np.ndarray]:
     """Put NaN for what are averages over nothing: over episodes before any has ended, over samples where all were lost.
 
     On the host, since `JAX_DEBUG_NANS` takes every NaN on a device for a mistake; there they are 0, or whatever else.
@@ -102,26 +102,12 @@ def without_unknown(metrics: Mapping[str, Any], num_samples: int) -> dict[str, n
     Args:
         metrics: of `update`; `[]`, or `[R]` for R runs.
         num_samples: of an iteration.
+        sample_means: those that the algorithm adds to `SAMPLE_MEANS`.
     """
     known = {name: np.asarray(value) for name, value in metrics.items()}
-    nothing_ended = known["training/num_episodes"] == 0
-    all_lost = known["training/num_faults"] == num_samples
-    for name, value in known.items():
-        bare = name.removeprefix("training/")
-        if bare in OF_SAMPLES or bare in ("episode_reward", "episode_length"):
-            known[name] = np.where(all_lost if bare in OF_SAMPLES else nothing_ended, np.nan, value)
+    unknown = dict.fromkeys(EPISODE_MEANS, known["training/num_episodes"] == 0)
+    unknown |= dict.fromkeys((*SAMPLE_MEANS, *sample_means), known["training/num_faults"] == num_samples)
+    for name, where in unknown.items():
+        if f"training/{name}" in known:
+            known[f"training/{name}"] = np.where(where, np.nan, known[f"training/{name}"])
     return known
-
-
-def solver_metrics(info: TrustRegionInfo) -> Metrics:
-    """Report how the policy step went."""
-    names = (
-        *("kl", "max_kl", "surrogate_improvement", "expected_improvement", "accepted", "outcome", "step_fraction"),
-        *("cg_iterations", "cg_residual", "entropy"),
-    )
-    return {f"training/{name}": getattr(info, name).astype(jnp.float32) for name in names}
-
-
-def outcome_metrics(outcomes: Int[Array, "6"]) -> Metrics:
-    """Report how often policy steps have ended in each way."""
-    return {f"training/num_{outcome.name.lower()}": outcomes[outcome].astype(jnp.float32) for outcome in StepOutcome}

@@ -8,16 +8,14 @@ from trpo_jax.config import config, setting
 
 @config
 class ScheduleConfig:
-    """What falls linearly over a training, from its configured value to a share of that.
+    """Values that decay linearly over a training, from the configured value to a fraction of it.
 
-    The first iteration has the configured values; the last of N is an N-th of the way short of the share. A training whose
-    length is not known, such as a loop of one's own around `update`, keeps the configured values.
+    Iteration i of N, counted from 0, is i/N of the way. A training whose length is not known, such as a loop of one's own
+    around `update`, keeps the configured values.
     """
 
-    max_kl_at_end: float = setting(default=0.1, above=0.0, at_most=1.0)
-    """Share of `trust_region.max_kl` that is left at the end."""
     learning_rate_at_end: float = setting(default=0.1, at_least=0.0, at_most=1.0)
-    """Share of `critic.learning_rate` that is left at the end."""
+    """Fraction of every learning rate that is reached at the end."""
 
 
 def progress_of(iteration: Int[Array, ""], num_iterations: Int[Array, ""]) -> Float[Array, ""]:

@@ -7,24 +7,42 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int, Key
 
+from trpo_jax.agent.config import AgentConfig
+from trpo_jax.agent.critic import CriticState, Regression
+from trpo_jax.agent.policy_update import Metrics
+from trpo_jax.agent.rollout import RolloutState, Transition
 from trpo_jax.agent.schedule import progress_of
-from trpo_jax.agent.state import TrainState
+from trpo_jax.agent.state import Learner, TrainState
+from trpo_jax.environments.protocol import EnvironmentState
+
+
+class Keys(NamedTuple):
+    """One for each purpose."""
+
+    starts: Key[Array, ""]
+    rollout: Key[Array, ""]
+    policy: Key[Array, ""]
+    critic: Key[Array, ""]
+    next: Key[Array, ""]
 
 
 class Stages(NamedTuple):
     """What an iteration does: draw its keys and initial states, collect experience, improve the policy, fit the critic."""
 
-    advance: Callable[..., Any]
-    draw: Callable[..., Any]
-    collect: Callable[..., Any]
-    improve: Callable[..., Any]
-    fit: Callable[..., Any]
+    advance: Callable[[Key[Array, ""], Int[Array, ""], Int[Array, ""]], tuple[Keys, Int[Array, ""], Float[Array, ""]]]
+    draw: Callable[[Key[Array, ""]], EnvironmentState]
+    collect: Callable[[Learner, RolloutState, EnvironmentState, Key[Array, ""]], tuple[RolloutState, Transition, Metrics]]
+    improve: Callable[
+        [Learner, CriticState, Transition, AgentConfig, Key[Array, ""], Float[Array, ""]],
+        tuple[Learner, Regression, Metrics],
+    ]
+    fit: Callable[[CriticState, Regression, AgentConfig, Key[Array, ""], Float[Array, ""]], tuple[CriticState, Metrics]]
 
 
 def run_stages(
     stages: Stages, state: TrainState, watch: Callable[[str, Any], Any] = lambda name, result: result
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Run one iteration; return state and metrics. Where stages describe arrays instead of computing them, so does this.
+    """Run one iteration; return state and metrics. Also works on `jax.ShapeDtypeStruct`s.
 
     `watch(name, result) -> result` sees each stage's result before the next stage starts.
     """
@@ -32,7 +50,7 @@ def run_stages(
     hyperparameters = state.hyperparameters
     starts = stages.draw(keys.starts)
     rollout, transition, metrics = watch("rollout", stages.collect(state.learner, state.rollout, starts, keys.rollout))
-    improved = stages.improve(state.learner, state.critic, transition, hyperparameters, keys.curvature, progress)
+    improved = stages.improve(state.learner, state.critic, transition, hyperparameters, keys.policy, progress)
     learner, regression, policy_metrics = watch("policy", improved)
     fitted = stages.fit(state.critic, regression, hyperparameters, keys.critic, progress)
     critic, critic_metrics = watch("critic", fitted)
@@ -46,16 +64,6 @@ def timed_stages(stages: Stages, state: TrainState) -> tuple[TrainState, dict[st
     stopwatch("keys", state)
     new, metrics = run_stages(stages, state, stopwatch)
     return new, metrics, stopwatch.shares()
-
-
-class Keys(NamedTuple):
-    """One for each purpose."""
-
-    starts: Key[Array, ""]
-    rollout: Key[Array, ""]
-    curvature: Key[Array, ""]
-    critic: Key[Array, ""]
-    next: Key[Array, ""]
 
 
 def advance(

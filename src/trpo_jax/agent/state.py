@@ -4,22 +4,20 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Int, Key
 
+from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.critic import CriticState
 from trpo_jax.agent.inference import Params
 from trpo_jax.agent.rollout import RolloutState
-from trpo_jax.agent.trpo_config import TRPOConfig
 from trpo_jax.policy.normalization import NormalizerState
-from trpo_jax.solver.trust_region_config import TrustRegionState
 
 
 class Learner(NamedTuple):
     """What the policy step changes."""
 
     policy: Any
-    trust_region: TrustRegionState
+    update: Any
+    """What the algorithm's policy update hands to its next one."""
     normalizer: NormalizerState | None
-    outcomes: Int[Array, "6"]
-    """How often policy steps have ended in each `StepOutcome`."""
 
 
 class TrainState(NamedTuple):
@@ -28,7 +26,7 @@ class TrainState(NamedTuple):
     learner: Learner
     critic: CriticState
     rollout: RolloutState
-    hyperparameters: TRPOConfig
+    hyperparameters: AgentConfig
     key: Key[Array, ""]
     iteration: Int[Array, ""]
     num_iterations: Int[Array, ""]

@@ -81,6 +81,6 @@ def one_line(boxed: str) -> str:
 
 
 def _field_prefix(match: re.Match[str]) -> str:
-    """Name the table of a configuration's field as a file does: "run.trpo.trust-region" is "trust_region.", a class is ""."""
-    tables = [part for part in match[1].split(".") if part not in ("run", "trpo") and not part[0].isupper()]
+    """Name the table of a configuration's field as a file does: "run.agent.trust-region" is "trust_region.", a class is ""."""
+    tables = [part for part in match[1].split(".") if part not in ("run", "agent") and not part[0].isupper()]
     return "".join(f"{part.replace('-', '_')}." for part in tables)

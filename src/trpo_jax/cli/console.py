@@ -11,6 +11,7 @@ import jax
 import rich.console
 import rich.progress
 
+from trpo_jax.algorithms.registry import DEFAULT
 from trpo_jax.cli.startup import complain
 from trpo_jax.training.progress import ProgressLines, compilations_told, describe, describe_evaluation, format_seconds
 from trpo_jax.training.run_config import RunConfig
@@ -38,10 +39,11 @@ class PlainConsole(ProgressLines):
     def start(self, run_dir: Path, *, resumed: bool = False, accelerator: bool = False) -> None:
         """Say what is about to happen; `accelerator` where the settings are those for one."""
         self._resumed = resumed
-        trpo = self.run_config.trpo
-        batch = f"{trpo.num_envs} environments × {trpo.unroll_length} steps"
+        agent = self.run_config.agent
+        batch = f"{agent.num_envs} environments × {agent.unroll_length} steps"
         run = self.run_config
-        self.say(f"{run.environment} ({run.backend}), {run.num_timesteps:,} steps, {batch} an iteration")
+        by = "" if run.algorithm == DEFAULT else f" by {run.algorithm}"
+        self.say(f"{run.environment} ({run.backend}){by}, {run.num_timesteps:,} steps, {batch} an iteration")
         if accelerator:
             self.say("with the settings for an accelerator (--no-accelerator takes those for a CPU)")
         self.say(f"{'going on in' if resumed else 'run folder'} {run_dir}")

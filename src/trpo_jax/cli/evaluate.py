@@ -34,19 +34,19 @@ def evaluate_command(arguments: list[str]) -> int:
     import jax
 
     from trpo_jax.agent.evaluate import confidence_interval, summarize
-    from trpo_jax.runs.fields import setting_in_words, short_names
     from trpo_jax.runs.run import evaluate_runs
     from trpo_jax.runs.run_folder import open_run_folder
     from trpo_jax.sweep.finding import find_runs
+    from trpo_jax.training.fields import setting_in_words, short_names
 
     found = find_runs(parsed.run)
     runs = [open_run_folder(run.path) for run in found]
-    jax.devices()  # a device that cannot start is told of in one line here, and only here
+    jax.devices()  # start the devices now: only a failure here is reported as a one-line error
     evaluated = evaluate_runs(runs, num_episodes=parsed.episodes, deterministic=parsed.deterministic, seed=parsed.seed)
     kind = "deterministic" if parsed.deterministic else "stochastic"
     words = short_names([name for run in found for name in run.swept])
     for run, (run_config, step, episodes) in zip(found, evaluated, strict=True):
-        metrics, (low, high) = summarize(episodes, run_config.trpo.action_repeat), confidence_interval(episodes)
+        metrics, (low, high) = summarize(episodes, run_config.agent.action_repeat), confidence_interval(episodes)
         if len(found) > 1:
             setting = setting_in_words({words[name]: value for name, value in run.swept.items()})
             print(" ".join(filter(None, [run.path.name, setting])))

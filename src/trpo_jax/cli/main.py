@@ -21,11 +21,12 @@ commands:
   render RUN              show an episode with the policy of a run folder
   sweep SWEEP.toml        train environments × settings × seeds, many runs in one program
   report DIR              make tables and plots of a sweep's folder
+  compare ENV [ENV …]     train by several algorithms and report their returns
 
 `trpo-jax COMMAND --help` explains every option of a command.
 """
 
-COMMANDS = ("train", "evaluate", "plot", "render", "sweep", "report")
+COMMANDS = ("train", "evaluate", "plot", "render", "sweep", "report", "compare")
 """Each is `NAME_command` of the module NAME."""
 
 USAGE_ERROR = 2
@@ -127,7 +128,7 @@ def _device_trouble(error: Exception) -> str | None:
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         return (
             "the device is out of memory; fewer environments (--num-envs) or shorter unrolls (--unroll-length) need less, "
-            "and so does a policy step in parts (--trust-region.num-microbatches)"
+            "and so does TRPO's policy step in parts (--trust-region.num-microbatches)"
         )
     frames = traceback.extract_tb(error.__traceback__)
     if frames and Path(frames[-1].filename).name == "xla_bridge.py":

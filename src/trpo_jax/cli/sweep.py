@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ import rich.console
 import rich.table
 import tyro
 
+from trpo_jax.algorithms.registry import DEFAULT
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import say
 from trpo_jax.cli.startup import complain, ended_by_ctrl_c, raised_by_ctrl_c
@@ -77,22 +78,28 @@ def sweep_command(arguments: list[str]) -> int:
         raise ConfigError("tpus_per_program", parsed.tpus_per_program, "a whole number")
 
     from trpo_jax.sweep.plan import plan_file
+
+    return train_planned(parsed, lambda: plan_file(parsed.file))
+
+
+def train_planned(arguments: SweepArguments, plan: Callable[[], Sequence[Any]]) -> int:
+    """Train the runs of a plan, or show it; return the exit code."""
     from trpo_jax.sweep.programs import PART_OF_MEMORY, plan_programs
 
-    with _executor(parsed) as executor:  # first of all: to plan is to use JAX, which decides then what its devices are
-        runs = plan_file(parsed.file)
-        limit = executor.memory_limit if parsed.memory_limit is None else round(parsed.memory_limit * 2**30)
+    with _executor(arguments) as executor:  # first of all: to plan is to use JAX, which decides then what its devices are
+        runs = plan()
+        limit = executor.memory_limit if arguments.memory_limit is None else round(arguments.memory_limit * 2**30)
         # How much is free wavers: what was begun goes on as long as all that is free will do.
-        resume_limit = int(limit / PART_OF_MEMORY) if parsed.memory_limit is None else None
+        resume_limit = int(limit / PART_OF_MEMORY) if arguments.memory_limit is None else None
         planned = plan_programs(
             runs,
             memory_limit=limit,
             num_devices=executor.num_devices,
-            most=parsed.runs_per_program,
+            most=arguments.runs_per_program,
             resume_limit=resume_limit,
         )
-        if not parsed.dry_run:
-            return _sweep(parsed, runs, planned, executor)
+        if not arguments.dry_run:
+            return _sweep(arguments, runs, planned, executor)
         show_plan(planned, executor.num_devices)
     return 0
 
@@ -171,6 +178,12 @@ def _count(name: str, count: int) -> str:
     return f"{count} {name}{'s' * (count > 1)}"
 
 
+def _what(job: Any) -> str:
+    """Name what a job trains: its environment, and its algorithm if that is not the default."""
+    config = job.runs[0].config
+    return config.environment if config.algorithm == DEFAULT else f"{config.environment} by {config.algorithm}"
+
+
 def _values(runs: Sequence[Any]) -> str:
     """Say in which fields runs of a program differ, and which values of others they share."""
     words = []
@@ -204,8 +217,7 @@ class SweepConsole:
     def start(self, job: Any) -> None:
         """Say which runs are trained next."""
         self.has_begun = False
-        config = job.runs[0].config
-        say(f"{config.environment}: {_count('run', len(job.runs))} of {config.num_timesteps:,} steps; compiling …")
+        say(f"{_what(job)}: {_count('run', len(job.runs))} of {job.runs[0].config.num_timesteps:,} steps; compiling …")
 
     def iteration(self, job: Any, step: int, metrics: dict[str, Any]) -> None:
         """Report an iteration of all runs of a job."""
@@ -217,18 +229,18 @@ class SweepConsole:
             returns = [value for value in metrics["training/episode_reward"] if math.isfinite(value)]
             best = f"return {min(returns):.0f} to {max(returns):.0f}" if returns else "no episode has ended yet"
             speed = metrics["training/sps"] * len(job.runs)
-            say(f"{job.runs[0].config.environment}: step {step:,} of each, {best}, {speed:,.0f} steps/s")
+            say(f"{_what(job)}: step {step:,} of each, {best}, {speed:,.0f} steps/s")
 
     def finished(self, job: Any, num_finished: int) -> None:
         """Say that a job's runs are finished."""
         self._num_finished = num_finished
-        say(f"{job.runs[0].config.environment}: {len(job.runs)} finished, {num_finished} of {self._num_runs} in all")
+        say(f"{_what(job)}: {len(job.runs)} finished, {num_finished} of {self._num_runs} in all")
 
     def failed(self, job: Any, error: Exception) -> None:
         """Say that a job has failed, and how."""
         traceback.print_exception(error)
         failed = f"{_count('run', len(job.runs))} failed: {_values(job.runs)}; the others go on"
-        say(f"{job.runs[0].config.environment}: {failed}")
+        say(f"{_what(job)}: {failed}")
 
     def last_words(self) -> str:
         """Return what Ctrl-C or SIGTERM left behind."""

@@ -4,23 +4,30 @@ import dataclasses
 import itertools
 import shlex
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from trpo_jax.algorithms.registry import ALGORITHMS, DEFAULT
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import make_console
 from trpo_jax.cli.startup import ended_by_ctrl_c, raised_by_ctrl_c
-from trpo_jax.config import to_mapping
 from trpo_jax.errors import CheckpointError, ConfigError, MissingPackageError
 from trpo_jax.files import write_whole
 from trpo_jax.runs.loggers import Logger, TensorBoardLogger, WandbLogger
 from trpo_jax.runs.run_folder import MetricsLog, RunFolder, create_run_folder, open_run_folder
-from trpo_jax.training.run_config import BESIDE_TRAINING, RunConfig, starting_config, write_run_config
+from trpo_jax.training.run_config import (
+    BESIDE_TRAINING,
+    RunConfig,
+    file_fields,
+    starting_config,
+    with_algorithm,
+    write_run_config,
+)
 
 DESCRIPTION = (
-    "Train a policy by Trust Region Policy Optimization. The first argument names an environment or a TOML file; "
-    "what it leaves open keeps the defaults shown here, and options go over both. "
+    "Train a policy, by Trust Region Policy Optimization or what --algorithm says. The first argument names an environment or "
+    "a TOML file; what it leaves open keeps the defaults shown here, and options go over both. "
     "On an accelerator other settings ship, with thousands of environments; --no-accelerator takes those of a CPU. "
     "Writes RUN-DIR/{config.toml, metrics.jsonl, checkpoints/}. "
     "`trpo-jax train --resume RUN` goes on with an earlier run as if it had not been interrupted."
@@ -41,6 +48,8 @@ class TrainArguments:
     """Folder for the run, new or empty; by default runs/ENV-DATE-TIME."""
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Folder of an earlier run to go on with, instead of ENV; only its length, evaluations and checkpoints may be set anew."""
+    algorithm: Literal[*ALGORITHMS] = DEFAULT
+    """What to learn by. Its options are shown by --help after it: trpo-jax train ant --algorithm ppo --help."""
     accelerator: bool = False
     """Take the settings that ship for an accelerator, or those for a CPU; by default JAX's default device decides."""
     tensorboard: bool = False
@@ -65,19 +74,20 @@ def train_command(arguments: list[str]) -> int:
     parsed = parse_arguments(arguments, accelerator=bool(accelerator))
     _join_others(parsed)
 
-    from trpo_jax.agent.trpo import make_trpo
+    from trpo_jax.algorithms.registry import make_agent
     from trpo_jax.execution.devices import all_devices, is_accelerated, show_cores_as_devices
-    from trpo_jax.execution.pipeline import Pipeline
+    from trpo_jax.execution.placement import OneTraining
     from trpo_jax.runs.run import resolve, run_environment
 
     if not parsed.distributed:  # several processes on one machine have a core each
-        show_cores_as_devices(parsed.run.trpo.num_envs, parsed.max_devices_per_host)
+        show_cores_as_devices(parsed.run.agent.num_envs, parsed.max_devices_per_host)
     if accelerator is None and parsed.resume is None and is_accelerated():
         parsed = parse_arguments(arguments, accelerator=True)
     run_config = resolve(parsed.run)
     environment = run_environment(run_config)
-    # Raises for what does not fit together, before a folder is made.
-    Pipeline(make_trpo(environment, run_config.trpo).iteration, all_devices(parsed.max_devices_per_host))
+    # Called for their checks alone: each raises ConfigError for settings that do not fit together, before a folder is made.
+    make_agent(environment, run_config.agent)
+    OneTraining(run_config.agent.num_envs, all_devices(parsed.max_devices_per_host))
     return _train(parsed, run_config, environment)
 
 
@@ -88,7 +98,8 @@ def parse_arguments(arguments: list[str], *, accelerator: bool = False) -> Train
     if resume is not None:
         if target is not None:
             raise ConfigError("ENV|CONFIG.toml", target, "none where --resume names a run")
-        default = TrainArguments("", open_run_folder(resume)[1], resume=resume)
+        started = open_run_folder(resume)[1]
+        default = TrainArguments("", started, resume=resume, algorithm=started.algorithm)
         parsed = parse(
             TrainArguments, [default.run.environment, *arguments], command="train", description=DESCRIPTION, default=default
         )
@@ -98,24 +109,25 @@ def parse_arguments(arguments: list[str], *, accelerator: bool = False) -> Train
         raise ConfigError(
             "ENV|CONFIG.toml", arguments[0] if arguments else "", "an environment or a TOML file as first argument"
         )
-    suite = _value_of("--suite", arguments) or "brax"
-    config = starting_config(target, suite) if target else RunConfig()
-    accelerated = starting_config(target, suite, accelerator=True) if target and accelerator else config
+    suite, algorithm = _value_of("--suite", arguments) or "brax", _value_of("--algorithm", arguments)
+    config = starting_config(target, suite, algorithm) if target else with_algorithm(RunConfig(), algorithm or DEFAULT)
+    accelerated = starting_config(target, suite, algorithm, accelerator=True) if target and accelerator else config
     if _accelerator_option(arguments) and target and accelerated == config:
         raise ConfigError(
             "accelerator", True, f"a configuration file whose table [accelerator] changes something; {target} has none"
         )
-    default = TrainArguments(target or "ant", accelerated, accelerator=accelerated != config)
+    default = TrainArguments(target or "ant", accelerated, accelerator=accelerated != config, algorithm=config.algorithm)
     return parse(TrainArguments, arguments, command="train", description=DESCRIPTION, default=default)
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     """Return what follows an option; it decides on the defaults of all others, and so is looked for before them."""
+    found = None
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         name, equals, value = argument.partition("=")
-        if name == option:
-            return value if equals else following
-    return None
+        if name == option:  # the last one counts
+            found = value if equals else following
+    return found
 
 
 def _accelerator_option(arguments: Sequence[str]) -> bool | None:
@@ -128,11 +140,12 @@ def _refuse_changes(parsed: TrainArguments, started: RunConfig) -> None:
     from trpo_jax.training.store import check_same
 
     if parsed.run_dir is not None:
-        raise ConfigError("run_dir", parsed.run_dir, "none where --resume names a run")
+        raise ConfigError("run_dir", parsed.run_dir, "nothing, because --resume names the run's folder already")
+    if parsed.algorithm != started.algorithm:
+        raise ConfigError("algorithm", parsed.algorithm, f"{started.algorithm}, by which the run began to learn")
     if parsed.accelerator:
         raise ConfigError("accelerator", True, "none where --resume names a run, whose settings are kept")
-    was, wanted = (to_mapping(dataclasses.replace(run, **_unchanged(started))) for run in (started, parsed.run))
-    was, wanted = (fields | fields.pop("trpo") for fields in (was, wanted))
+    was, wanted = (file_fields(dataclasses.replace(run, **_unchanged(started))) for run in (started, parsed.run))
     check_same(was, wanted, "the run")
 
 
@@ -231,7 +244,7 @@ def _loggers(arguments: TrainArguments, run_config: RunConfig, folder: RunFolder
     if arguments.tensorboard:
         others.append(TensorBoardLogger(folder.path / "tensorboard"))
     if arguments.wandb_project:
-        others.append(WandbLogger(folder.path, project=arguments.wandb_project, config=to_mapping(run_config)))
+        others.append(WandbLogger(folder.path, project=arguments.wandb_project, config=file_fields(run_config)))
     return [MetricsLog(folder.metrics), *others]
 
 

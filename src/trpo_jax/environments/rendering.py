@@ -168,7 +168,7 @@ def inner_simulator(state: EnvironmentState) -> Any:
 
 
 def make_scene(environment: Environment) -> Scene:
-    """Return how to draw an environment with a time limit (`TRPO.environment`).
+    """Return how to draw an environment with a time limit (`Agent.environment`).
 
     Domain randomization changes what happens and not what is drawn: that is the nominal model.
 

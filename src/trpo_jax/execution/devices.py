@@ -1,4 +1,4 @@
-"""Which devices a training uses, and where on them its arrays lie."""
+"""Which devices a training uses, and with which options programs are compiled for them."""
 
 import contextlib
 import os

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
+from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.rollout import num_starts
 from trpo_jax.agent.state import TrainState
-from trpo_jax.agent.trpo_config import TRPOConfig
 from trpo_jax.errors import ConfigError
 
 CONTROL_FILES = (
@@ -21,7 +21,7 @@ CONTROL_FILES = (
 """Files of a Linux control group (version 2, version 1): its limit, what it uses, and how much of that the kernel can free."""
 
 
-def check_training(config: TRPOConfig, state: TrainState, devices: Sequence[jax.Device]) -> None:
+def check_training(config: AgentConfig, state: TrainState, devices: Sequence[jax.Device]) -> None:
     """Raise ConfigError if a rollout alone needs more memory than is free: its environments, their starts, their samples.
 
     Args:
@@ -52,7 +52,7 @@ def check_program(needed: int, available: int) -> None:
         raise ConfigError(
             "num_envs and unroll_length",
             f"a batch that needs {needs}",
-            f"one that fits into the device's {has}; fewer environments or more trust_region.num_microbatches need less",
+            f"one that fits into the device's {has}; fewer environments or shorter unrolls need less",
         )
 
 

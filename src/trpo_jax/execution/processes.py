@@ -13,7 +13,7 @@ def any_process(flag: bool) -> bool:
 
 
 def from_first_process(number: int) -> int:
-    """Return the first process's number in all."""
+    """Return, in every process, the number that the first one passed."""
     if jax.process_count() == 1:
         return number
     high, low = divmod(number, 2**30)  # JAX would cut off what int32 cannot hold

@@ -1,4 +1,4 @@
-"""A program that is compiled ahead of its first call, beside others."""
+"""A program that is compiled before its first call, in parallel with others."""
 
 import concurrent.futures
 import contextlib
@@ -6,14 +6,13 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from trpo_jax.agent.stages import Stages, run_stages
 from trpo_jax.agent.state import TrainState
-from trpo_jax.execution.devices import put
 from trpo_jax.execution.memory import check_program
 
 COMPILATIONS = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ class Program:
         name: what it is, for people.
         function: jitted.
         thread: that starts it; None for the caller's.
-        move: positions of arguments, and where those arguments are to be put.
+        bring: takes the arguments, or their descriptions, and returns them where the function wants them.
         available_memory: bytes that it may use on each device; None for any number.
     """
 
@@ -38,10 +37,10 @@ class Program:
         name: str,
         function: Any,
         thread: concurrent.futures.Executor | None = None,
-        move: Mapping[int, jax.sharding.Sharding] | None = None,
+        bring: Callable[..., tuple[Any, ...]] | None = None,
         available_memory: int | None = None,
     ):
-        self._name, self._function, self._thread, self._move = name, function, thread, move or {}
+        self._name, self._function, self._thread, self._bring = name, function, thread, bring
         self._available_memory = available_memory
         self._compiled: concurrent.futures.Future[Any] | None = None
         self._described: Any = None
@@ -56,7 +55,7 @@ class Program:
             return self.describe(*arguments)
         if self._compiled is None:
             started = time.perf_counter()
-            lowered = self._function.lower(*self._moved(arguments))
+            lowered = self._function.lower(*self._brought(arguments))
             tracing = time.perf_counter() - started
             self._compiled, self._described = compilers.submit(self._finish, lowered, tracing), lowered.out_info
         return self._described
@@ -72,11 +71,11 @@ class Program:
 
     def describe(self, *arguments: Any) -> Any:
         """Return what it returns, as `jax.ShapeDtypeStruct`, without compiling it."""
-        return jax.eval_shape(self._function, *self._moved(arguments))
+        return jax.eval_shape(self._function, *self._brought(arguments))
 
     def __call__(self, *arguments: Any) -> Any:
         """Start it. Raises ConfigError if it was compiled ahead and needs more memory than there is."""
-        arguments = self._moved(arguments)
+        arguments = self._brought(arguments)
         run = self._function if self._compiled is None else self._compiled.result()
         if self._compiled is not None and self._available_memory is not None:
             check_program(_needed_memory(run), self._available_memory)
@@ -85,8 +84,8 @@ class Program:
             return run(*arguments)
         return self._thread.submit(run, *arguments).result()
 
-    def _moved(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(put(each, self._move[i]) if i in self._move else each for i, each in enumerate(arguments))
+    def _brought(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return arguments if self._bring is None else self._bring(*arguments)
 
 
 def _needed_memory(compiled: Any) -> int:

@@ -57,7 +57,7 @@ def update_normalizer(state: NormalizerState, observation: Any, weight: Float[Ar
     def merge(mean, summed_variance, batch):
         times = weight.reshape(batch_shape + (1,) * mean.ndim)
         batch_mean = jnp.sum(times * batch, axes) / batch_count
-        batch_summed_variance = jnp.sum(times * (batch - batch_mean) ** 2, axes)
+        batch_summed_variance = jnp.sum(times * (batch - jnp.expand_dims(batch_mean, axes)) ** 2, axes)
         shift = batch_mean - mean
         summed = summed_variance + batch_summed_variance + shift**2 * (state.count * batch_count / count)
         return mean + shift * (batch_count / count), summed
@@ -73,4 +73,9 @@ def normalize(state: NormalizerState | None, observation: Any) -> Any:
     """Return (observation - mean) / std, clipped to ±MAX_ABS; with no normalizer, the observation as it is."""
     if state is None:
         return observation
-    return jax.tree.map(lambda x, mean, std: jnp.clip((x - mean) / std, -MAX_ABS, MAX_ABS), observation, state.mean, state.std)
+
+    def of_leaf(x, mean, std):
+        mean, std = (jnp.expand_dims(statistic, tuple(range(x.ndim - statistic.ndim))) for statistic in (mean, std))
+        return jnp.clip((x - mean) / std, -MAX_ABS, MAX_ABS)
+
+    return jax.tree.map(of_leaf, observation, state.mean, state.std)

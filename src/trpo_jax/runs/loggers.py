@@ -32,8 +32,8 @@ class Logger(Protocol):
 class TensorBoardLogger:
     """Writes an event file into a folder, for `tensorboard --logdir FOLDER`.
 
-    A folder that was used before gets one more file, which TensorBoard shows as the same run going on, in the place of what
-    was written for the same steps before.
+    If the folder already holds a run, a new file is added: TensorBoard shows it as a continuation, and for repeated steps the
+    new values replace the old.
     """
 
     def __init__(self, folder: Path | str):

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from trpo_jax.errors import ConfigError, FileError, MissingPackageError
-from trpo_jax.runs.fields import fields_of, setting_in_words, short_names
 from trpo_jax.runs.run_folder import open_run_folder, read_metrics
+from trpo_jax.training.fields import fields_of, setting_in_words, short_names
 from trpo_jax.training.run_config import BESIDE_TRAINING
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -136,16 +136,18 @@ def group_runs(runs: Sequence[RunCurves]) -> dict[str, list[Group]]:
     for environment, some in by_environment.items():
         by_label: dict[str, list[RunCurves]] = {}
         for run in some:
-            label = setting_in_words({words[name]: run.fields.get(name) for name in dict.fromkeys(differing)})
+            own = [name for name in dict.fromkeys(differing) if name in run.fields]  # not those of another algorithm
+            label = setting_in_words({words[name]: run.fields[name] for name in own})
             by_label.setdefault(label, []).append(run)
         groups[environment] = [group for label, seeds in by_label.items() for group in _split(label, seeds)]
     return groups
 
 
 def _differing(runs: Sequence[RunCurves]) -> list[str]:
-    """Return the fields in which runs differ, apart from those that one setting may have several of."""
+    """Return the fields in which runs that have them differ, apart from those that one setting may have several of."""
     names = dict.fromkeys(name for run in runs for name in run.fields if name not in NOT_OF_THE_SETTING)
-    return [name for name in names if any(run.fields.get(name) != runs[0].fields.get(name) for run in runs)]
+    values = {name: [run.fields[name] for run in runs if name in run.fields] for name in names}
+    return [name for name in names if any(value != values[name][0] for value in values[name])]
 
 
 def _split(label: str, runs: Sequence[RunCurves], *, by_parent: bool = True) -> Iterator[Group]:
@@ -228,7 +230,7 @@ def draw(runs: Sequence[RunCurves]) -> Any:
         _draw_evaluations(large, groups, styles)
         _draw_bounds(axes[1], groups, styles)
         for axis, panel in zip(axes, panels, strict=True):
-            _finish_panel(axis, panel)  # last, since an axis whose limits are set no longer follows what is drawn
+            _finish_panel(axis, panel)  # last: setting limits turns autoscaling off
     if len(labels) > 1:
         handles = [large.plot([], [], label=plain(label), lw=2, **styles[label])[0] for label in labels]
         inches_each = 0.75 + 0.09 * max(map(len, labels))  # line, gap and letters

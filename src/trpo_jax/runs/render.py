@@ -89,10 +89,10 @@ def render_run(
         CheckpointError: as `load_policy`.
     """
     encode = _video_encoder() if output == "mp4" else write_gif
-    trpo, step, params = load_policy(run_config, folder)
-    scene = make_scene(trpo.environment)
+    agent, step, params = load_policy(run_config, folder)
+    scene = make_scene(agent.environment)
     scene.camera(view.camera)  # before anything is compiled
-    record = jax.jit(functools.partial(_record, trpo.environment, trpo.make_policy, scene.pose, max_steps))
+    record = jax.jit(functools.partial(_record, agent.environment, agent.make_policy, scene.pose, max_steps))
     episode = cut_episode(*jax.device_get(record(params, jax.random.key(seed))))
     writers = {"html": _write_page}
     if output != "html":

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from trpo_jax.agent.agent import Agent
 from trpo_jax.agent.evaluate import Episodes, make_evaluator
 from trpo_jax.agent.inference import Params, PolicyMaker
 from trpo_jax.agent.state import inference_params
-from trpo_jax.agent.trpo import TRPO, make_trpo
+from trpo_jax.algorithms.registry import make_agent
 from trpo_jax.environments.protocol import Environment
 from trpo_jax.environments.registry import as_environment, resolve_backend
-from trpo_jax.execution.pipeline import host_like
+from trpo_jax.execution.host_arrays import host_like
 from trpo_jax.runs.loggers import Logger
 from trpo_jax.runs.run_folder import RunFolder, open_run_folder, read_metrics
 from trpo_jax.training.checkpoint import load_params
@@ -83,7 +84,7 @@ def run_training(
         _, _, metrics = train(
             environment,
             run_config.num_timesteps,
-            config=run_config.trpo,
+            config=run_config.agent,
             seed=run_config.seed,
             num_evals=run_config.num_evals,
             num_eval_envs=run_config.num_eval_envs,
@@ -99,19 +100,19 @@ def run_training(
     return metrics
 
 
-def load_policy(run_config: RunConfig, folder: RunFolder) -> tuple[TRPO, int, Params]:
-    """Load what a run has trained: (its algorithm, environment steps trained, parameters).
+def load_policy(run_config: RunConfig, folder: RunFolder) -> tuple[Agent, int, Params]:
+    """Load what a run has trained: (its agent, environment steps trained, parameters).
 
     Raises:
         ConfigError: an unknown environment.
         CheckpointError: no checkpoint, a damaged one, or one that does not fit the configuration.
     """
-    trpo = make_trpo(run_environment(run_config), run_config.trpo)
-    return trpo, *_load_params(trpo, folder)
+    agent = make_agent(run_environment(run_config), run_config.agent)
+    return agent, *_load_params(agent, folder)
 
 
-def _load_params(trpo: TRPO, folder: RunFolder) -> tuple[int, Params]:
-    template = host_like(inference_params(jax.eval_shape(trpo.init, jax.random.key(0))))
+def _load_params(agent: Agent, folder: RunFolder) -> tuple[int, Params]:
+    template = host_like(inference_params(jax.eval_shape(agent.init, jax.random.key(0))))
     return load_params(folder.checkpoints, template)
 
 
@@ -120,7 +121,7 @@ class LoadedRun(NamedTuple):
 
     config: RunConfig
     """Every field, those that were left open included."""
-    trpo: TRPO
+    agent: Agent
     """Its algorithm, bound to its environment."""
     step: int
     """Environment steps that the parameters were trained for."""
@@ -131,7 +132,7 @@ class LoadedRun(NamedTuple):
     @property
     def make_policy(self) -> PolicyMaker:
         """Makes policy(observation, key) -> (action, extras) of parameters, as `train` returns it."""
-        return self.trpo.make_policy
+        return self.agent.make_policy
 
 
 def load_run(path: str | Path) -> LoadedRun:
@@ -151,8 +152,8 @@ def load_run(path: str | Path) -> LoadedRun:
         CheckpointError: no checkpoint, a damaged one, or one that does not fit the configuration.
     """
     folder, run_config = open_run_folder(path)
-    trpo, step, params = load_policy(run_config, folder)
-    return LoadedRun(run_config, trpo, step, params, read_metrics(folder.metrics))
+    agent, step, params = load_policy(run_config, folder)
+    return LoadedRun(run_config, agent, step, params, read_metrics(folder.metrics))
 
 
 class EvaluatedRun(NamedTuple):
@@ -171,15 +172,15 @@ def evaluate_runs(
 
     Raises as `load_policy`.
     """
-    programs: dict[Any, tuple[TRPO, Callable[[Params, Any], Episodes]]] = {}
+    programs: dict[Any, tuple[Agent, Callable[[Params, Any], Episodes]]] = {}
     for folder, config in runs:
         kind = program_of(config)
         if kind not in programs:
-            trpo = make_trpo(run_environment(config), config.trpo)
+            agent = make_agent(run_environment(config), config.agent)
             evaluate = make_evaluator(
-                trpo.environment, trpo.make_policy, num_episodes=num_episodes, deterministic=deterministic
+                agent.environment, agent.make_policy, num_episodes=num_episodes, deterministic=deterministic
             )
-            programs[kind] = trpo, evaluate
-        trpo, evaluate = programs[kind]
-        step, params = _load_params(trpo, folder)
+            programs[kind] = agent, evaluate
+        agent, evaluate = programs[kind]
+        step, params = _load_params(agent, folder)
         yield EvaluatedRun(config, step, evaluate(params, jax.random.key(seed)))

@@ -116,7 +116,10 @@ def _solve(
     params: Float[Array, "P"],
     config: TrustRegionConfig,
 ) -> _Direction:
-    """Return x ≈ (F + damping·D)⁻¹ g and the curvature that decides its length.
+    """Return x ≈ (F + damping·D)⁻¹ g and the curvature along x that sets its length.
+
+    That is xᵀFx with a line search (bounded below) and xᵀ(F + damping·D)x without, and no less than what
+    `largest_curvature_fn` says where that is given.
 
     Solved for y = D^½ x, in whose coordinates the damping is a multiple of the identity.
     """

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from trpo_jax.errors import ConfigError, FileError
 from trpo_jax.files import NEW, write_whole
-from trpo_jax.runs.fields import fields_of
 from trpo_jax.runs.run_folder import LOCK, RunFolder, locked
 from trpo_jax.sweep.plan import Run
-from trpo_jax.sweep.training import Records, Trained
+from trpo_jax.sweep.train_together import Records, Trained
 from trpo_jax.training.checkpoint import has_checkpoints, save_params
+from trpo_jax.training.fields import fields_of
 from trpo_jax.training.run_config import write_run_config
 
 PATIENCE = 120.0

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trpo_jax.algorithms.registry import DEFAULT, default_config
 from trpo_jax.errors import ConfigError, errors_in
-from trpo_jax.runs.fields import fields_of, with_fields
 from trpo_jax.runs.run import resolve
 from trpo_jax.sweep.spec import Sweep, read_sweep
-from trpo_jax.training.run_config import RunConfig, program_of, starting_config
+from trpo_jax.training.fields import fields_of, with_fields
+from trpo_jax.training.run_config import RunConfig, program_of, starting_config, with_algorithm
 
 
 class Run(NamedTuple):
@@ -45,11 +46,15 @@ def make_plan(sweep: Sweep) -> tuple[Run, ...]:
             are the same.
     """
     runs: dict[str, Run] = {}
+    bases: dict[tuple[str, str], RunConfig] = {}
     suite = with_fields(RunConfig(), {name: value for name, value in sweep.config.items() if name == "suite"}).suite
     for source in sweep.environments:
-        base = resolve(with_fields(starting_config(source, suite), sweep.config))
         for setting in sweep.settings:
-            config = with_fields(base, setting)
+            algorithm = _algorithm(source, suite, (sweep.config | setting).get("algorithm"))
+            if (source, algorithm) not in bases:
+                fields = sweep.config | {"algorithm": algorithm} | sweep.of_algorithm.get(algorithm, {})
+                bases[source, algorithm] = resolve(with_fields(starting_config(source, suite, algorithm), fields))
+            config = with_fields(bases[source, algorithm], setting)
             config = resolve(config) if "backend" in setting else config
             for seed in sweep.seeds:
                 run = _run(source, setting, dataclasses.replace(config, seed=seed))
@@ -57,6 +62,14 @@ def make_plan(sweep: Sweep) -> tuple[Run, ...]:
                     raise ConfigError("sweep", run.name, "settings that differ from each other, once every value is put in")
                 runs[run.name] = run
     return tuple(runs.values())
+
+
+def _algorithm(source: str, suite: str, named: Any) -> str:
+    """Return the name of the algorithm that a sweep names, or else the environment's file."""
+    if named is None:
+        return starting_config(source, suite).algorithm
+    default_config(named)  # raises ConfigError for an unknown name
+    return named
 
 
 def plan_file(path: Path | str) -> tuple[Run, ...]:
@@ -75,8 +88,10 @@ def cells_of(runs: Sequence[Run]) -> tuple[Cell, ...]:
 
 
 def _run(source: str, setting: dict[str, Any], config: RunConfig) -> Run:
-    kinds = fields_of(RunConfig())
+    kinds = fields_of(with_algorithm(RunConfig(), config.algorithm))
     fields = {name: float(value) if isinstance(kinds[name], float) else value for name, value in fields_of(config).items()}
     seed = fields.pop("seed")
+    if fields["algorithm"] == DEFAULT:  # so that runs are named as before there were others
+        del fields["algorithm"]
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     return Run(f"{config.environment}-{digest[:12]}-seed{seed}", source, setting, config)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from trpo_jax.agent.trpo import make_trpo
+from trpo_jax.algorithms.registry import make_agent
 from trpo_jax.errors import ConfigError
 from trpo_jax.execution.memory import free_bytes_of_host, size_of
 from trpo_jax.runs.run import run_environment
@@ -69,14 +69,14 @@ def plan_programs(
 
 def bytes_of_run(run: Run) -> int:
     """Estimate the memory that a run adds to a program: its state, its batch, and what networks leave behind on it."""
-    config = run.config.trpo
-    trpo = make_trpo(run_environment(run.config), config)
-    state = jax.eval_shape(trpo.init, jax.random.key(0))
-    starts = jax.eval_shape(trpo.iteration.draw, jax.random.key(0))
+    config = run.config.agent
+    agent = make_agent(run_environment(run.config), config)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    starts = jax.eval_shape(agent.draw, jax.random.key(0))
     observation = state.rollout.environments.observation
     samples = config.num_envs * config.unroll_length
     floats = sum(2 * math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(observation))
-    floats += getattr(trpo.environment.action_space, "size", 1) + 8  # action, reward, value, advantage, …
+    floats += getattr(agent.environment.action_space, "size", 1) + 8  # action, reward, value, advantage, …
     units = sum(config.policy.hidden_sizes) + sum(config.critic.hidden_sizes)
     per_sample = 4 * (COPIES_OF_BATCH * floats + 2 * units)
     return COPIES_OF_STATE * size_of(state) + size_of(starts) + samples * per_sample

@@ -14,7 +14,7 @@ from typing import Any
 from trpo_jax.errors import ConfigError, MissingPackageError
 from trpo_jax.sweep.executor import Job, Listener, Outcome, choose_devices, train_job
 from trpo_jax.sweep.programs import share_of_host
-from trpo_jax.sweep.training import last_record
+from trpo_jax.sweep.train_together import last_record
 
 RETRIES = 5
 """How often a task is started again whose worker has died."""

@@ -5,12 +5,12 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from trpo_jax.runs.fields import fields_of
 from trpo_jax.sweep.executor import Executor, Job, Listener, Outcome
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.programs import PlannedProgram
-from trpo_jax.sweep.training import RETURN, TRAINING_RETURN, Records
+from trpo_jax.sweep.train_together import RETURN, TRAINING_RETURN, Records
+from trpo_jax.training.fields import fields_of
 
 
 def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], *, executor: Executor, listener: Listener) -> None:

@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from trpo_jax.algorithms.registry import ALGORITHMS
 from trpo_jax.config import as_integers, config, from_mapping, setting, unknown_name
 from trpo_jax.errors import ConfigError, errors_in
-from trpo_jax.runs.fields import check_known, fields_of, flat_fields, traced_fields
-from trpo_jax.training.run_config import RunConfig, read_toml
+from trpo_jax.training.fields import all_fields, check_known, flat_fields, traced_fields
+from trpo_jax.training.run_config import read_toml
 
 KEYS = ("environments", "seeds", "num_timesteps", "config", "grid", "random", "traced")
 """What a sweep file may hold."""
@@ -30,6 +31,8 @@ class Sweep(NamedTuple):
     """Values by dotted field, put over each environment's configuration."""
     settings: tuple[dict[str, Any], ...]
     """Values by dotted field, put over that; one dict a setting, all with the same fields."""
+    of_algorithm: dict[str, dict[str, Any]]
+    """Values by algorithm and dotted field, put over `config` for that algorithm alone."""
 
 
 @config
@@ -70,8 +73,12 @@ def sweep_from_mapping(mapping: Mapping[str, Any]) -> Sweep:
             raise ConfigError(name, value, unknown_name("key of a sweep file", name, list(KEYS)))
     environments = _list("environments", mapping.get("environments"), str)
     tables = {name: _table(name, mapping.get(name, {})) for name in ("config", "grid", "random")}
-    fixed = flat_fields(tables["config"])
+    own = {name: _table(f"config.{name}", value) for name, value in tables["config"].items() if name in ALGORITHMS}
+    fixed = flat_fields({name: value for name, value in tables["config"].items() if name not in own})
     _check_fields("config", fixed)
+    of_algorithm = {name: flat_fields(table) for name, table in own.items()}
+    for name, fields in of_algorithm.items():
+        _check_fields(f"config.{name}", fields)
     if "num_timesteps" in mapping:
         fixed["num_timesteps"] = mapping["num_timesteps"]
     grid = _grid(flat_fields(tables["grid"])) if "grid" in mapping else [{}]
@@ -80,7 +87,7 @@ def sweep_from_mapping(mapping: Mapping[str, Any]) -> Sweep:
         raise ConfigError(f"random.fields.{name}", "a range", "fields that do not stand under grid, too")
     settings = _distinct([point | sample for point, sample in itertools.product(grid, samples)])
     _check_traced(_list("traced", mapping["traced"], str) if "traced" in mapping else (), settings[0])
-    return Sweep(environments, _seeds(mapping.get("seeds", 1)), fixed, settings)
+    return Sweep(environments, _seeds(mapping.get("seeds", 1)), fixed, settings, of_algorithm)
 
 
 def _grid(table: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -120,7 +127,7 @@ def _draw(name: str, values: Any, random: RandomSamples) -> list[Any]:
         raise error.within(where) from None
     if not interval.low < interval.high:
         raise ConfigError(f"{where}.high", interval.high, f"a number above low, which is {interval.low}")
-    kind = type(fields_of(RunConfig())[name])
+    kind = type(all_fields()[name])
     if kind not in (int, float):
         raise ConfigError(where, dict(values), "a list of values, since the field is no number")
     top = interval.high + (kind is int)  # whole numbers up to the highest, all with the same chance
@@ -147,6 +154,8 @@ def _check_fields(where: str, table: Mapping[str, Any]) -> None:
             raise error.within(where) from None
         if name in ELSEWHERE and (name, where) != ("num_timesteps", "grid"):
             raise ConfigError(f"{where}.{name}", value, f"other fields; this one is given as {ELSEWHERE[name]}, in front")
+        if name == "algorithm" and where not in ("config", "grid"):
+            raise ConfigError(f"{where}.{name}", value, "other fields; this one is given under config or grid")
         if name == "suite" and where != "config":
             raise ConfigError(f"{where}.{name}", value, "other fields; this one is given under config")
 

@@ -1,4 +1,4 @@
-"""What a script written for Brax's PPO says that means something else here, or nothing."""
+"""Keywords and networks of Brax's PPO: what is renamed, translated or ignored here."""
 
 import dataclasses
 import warnings
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from trpo_jax.algorithms.registry import ALGORITHMS
 from trpo_jax.errors import ConfigError
 from trpo_jax.policy.distributions import DiagonalGaussian, TanhGaussian
 from trpo_jax.policy.networks import Networks
@@ -24,14 +25,14 @@ PPO_ONLY = frozenset(
         *("normalize_observations_std_eps", "normalize_observations_mode", "normalize_until_count"),
     }
 )
-"""Keywords that set what TRPO does not have, or does anyway (bootstrapping at time limits)."""
+"""Keywords that set what other algorithms do not have, or do anyway (bootstrapping at time limits)."""
 
 UNSUPPORTED = ("vision", "augment_pixels", "use_distributional_critic")
 """Keywords that ask for networks which do not exist here."""
 
 
-def translate(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options in our names; warn once of those that have no meaning for TRPO.
+def translate(options: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
+    """Return options in our names; warn once of those that have no meaning for an algorithm.
 
     Raises:
         ConfigError: an option that asks for what does not exist here.
@@ -39,14 +40,23 @@ def translate(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in UNSUPPORTED:
         if options.get(name):
             raise ConfigError(name, options[name], "false; pass networks of your own instead")
-    ignored = sorted(PPO_ONLY & options.keys())
+    known = ALGORITHMS[algorithm]
+    fields_of_its_own = {field.name for field in dataclasses.fields(known.config)}
+    without_meaning = PPO_ONLY - known.brax_names.keys() - fields_of_its_own
+    ignored = sorted(without_meaning & options.keys())
     if ignored:
+        kind = known.config.__name__
         warnings.warn(
-            f"{', '.join(ignored)}: of PPO only, and without effect here; see TRPOConfig for what TRPO and its critic take",
+            f"{', '.join(ignored)}: of Brax's PPO only, and without effect here; see {kind} for what {algorithm} takes",
             stacklevel=3,
         )
-    left_out = PPO_ONLY.union(UNSUPPORTED)
-    return {RENAMED.get(name, name): value for name, value in options.items() if name not in left_out}
+    left_out = without_meaning | known.brax_names.keys() | set(UNSUPPORTED)
+    translated = {RENAMED.get(name, name): value for name, value in options.items() if name not in left_out}
+    for name, fields in known.brax_names.items():
+        for table, _, field in (field.partition(".") for field in fields if name in options):
+            given = translated.get(table, {})
+            translated[table] = {field: options[name], **given} if isinstance(given, Mapping) else given
+    return translated
 
 
 def networks_from_brax(network_factory: Callable[..., Any], observation: Any, action_size: int) -> Networks:

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from trpo_jax.agent.agent import Agent
 from trpo_jax.agent.evaluate import Episodes, summarize
 from trpo_jax.agent.inference import Params, Policy
-from trpo_jax.agent.metrics import Metrics, without_unknown
+from trpo_jax.agent.metrics import without_unknown
+from trpo_jax.agent.policy_update import Metrics
 from trpo_jax.agent.state import TrainState, inference_params
-from trpo_jax.agent.trpo import TRPO
-from trpo_jax.execution.pipeline import Iterations, to_host
+from trpo_jax.execution.host_arrays import to_host
 from trpo_jax.execution.processes import any_process
+from trpo_jax.execution.runner import Runner
 from trpo_jax.training.interrupts import deferred_interrupts
 from trpo_jax.training.store import Progress, Store
 
@@ -59,7 +61,7 @@ class Milestones(NamedTuple):
 
 
 class Pace:
-    """Mean seconds of the latest iterations that no checkpoint, evaluation or compilation delayed."""
+    """Mean seconds per iteration, over recent iterations not delayed by a checkpoint, evaluation or compilation."""
 
     def __init__(self) -> None:
         self._undisturbed: deque[float] = deque(maxlen=WINDOW)
@@ -83,8 +85,8 @@ class Loop:
 
     def __init__(
         self,
-        trpo: TRPO,
-        pipeline: Iterations,
+        agent: Agent,
+        runner: Runner,
         milestones: Milestones,
         callbacks: Callbacks,
         *,
@@ -92,7 +94,7 @@ class Loop:
         evaluator: Callable[[Params, Any], Episodes] | None = None,
         eval_key: Any = None,
     ):
-        self.trpo, self.pipeline, self.milestones, self.callbacks = trpo, pipeline, milestones, callbacks
+        self.agent, self.runner, self.milestones, self.callbacks = agent, runner, milestones, callbacks
         self.store, self.evaluator, self.eval_key = store, evaluator, eval_key
         self.metrics: dict[str, float] = {}
         """The latest of each kind."""
@@ -110,7 +112,7 @@ class Loop:
         self._pace.disturb()  # the first iteration compiles
         with deferred_interrupts() as interrupts:
             if self.store is not None and not self.store.goes_on:
-                self._unsaved = self.pipeline.snapshot(state)
+                self._unsaved = self.runner.snapshot(state)
                 self._save()
             if progress.iteration in self.milestones.evaluations:
                 self._evaluate(state)
@@ -120,7 +122,7 @@ class Loop:
                 interrupts.guarded = True
                 stopping = any_process(interrupts.pending)
                 if self.store is not None and (stopping or self.milestones.saves_after(iteration)):
-                    self._unsaved = self.pipeline.snapshot(state)
+                    self._unsaved = self.runner.snapshot(state)
                 if iteration in self.milestones.evaluations and not stopping:
                     self._report_and_save()
                     self._evaluate(state)
@@ -139,13 +141,13 @@ class Loop:
         One that is timed runs by itself, after that.
         """
         if iteration - 1 in self.milestones.resets:
-            state = self.pipeline.reset(state)
+            state = self.runner.reset(state)
         if is_timed:
             self._report_and_save()
-            state, metrics, self._shares = self.pipeline.timed_update(state)
+            state, metrics, self._shares = self.runner.timed_update(state)
             self._pace.disturb()
         else:
-            state, metrics = self.pipeline.update(state)
+            state, metrics = self.runner.update(state)
             self._report_and_save()
         self._unreported = metrics
         return state
@@ -158,9 +160,9 @@ class Loop:
         """Wait for the iteration that has not been told of yet, if there is one, and tell of it."""
         if self._unreported is None:
             return
-        config = self.trpo.config
-        num_samples = config.num_envs * config.unroll_length
-        known = without_unknown(jax.device_get(self._unreported), num_samples)
+        num_samples = self.agent.config.batch_size
+        sample_means = self.agent.policy_update.sample_means
+        known = without_unknown(jax.device_get(self._unreported), num_samples, sample_means)
         metrics = {name: value.tolist() for name, value in known.items()}
         self._unreported = None
         self._warn_of_faults(float(np.max(known["training/num_faults"])) / num_samples)
@@ -168,7 +170,7 @@ class Loop:
         elapsed, self._last_report = now - self._last_report, now
         iteration, walltime = self._progress.iteration + 1, self._progress.walltime + elapsed
         self._progress = self._progress._replace(iteration=iteration, walltime=walltime)
-        sps = self.trpo.steps_per_iteration / self._pace.of(elapsed)
+        sps = self.agent.steps_per_iteration / self._pace.of(elapsed)
         metrics |= {"training/sps": sps, "training/walltime": walltime} | self._shares
         self.metrics |= metrics
         if self.callbacks.iteration_fn and self._is_first:
@@ -187,7 +189,7 @@ class Loop:
 
     @property
     def _steps(self) -> int:
-        return self._progress.iteration * self.trpo.steps_per_iteration
+        return self._progress.iteration * self.agent.steps_per_iteration
 
     def _evaluate(self, state: TrainState) -> None:
         """Play episodes, in the first process only: the others wait for it in the next iteration."""
@@ -200,11 +202,11 @@ class Loop:
             elapsed = time.perf_counter() - start
             walltime = self._progress.eval_walltime + elapsed
             self._progress = self._progress._replace(eval_walltime=walltime)
-            played = float(episodes.episode_length.sum(-1).mean()) * self.trpo.config.action_repeat
-            self.metrics |= summarize(episodes, self.trpo.config.action_repeat)
+            played = float(episodes.episode_length.sum(-1).mean()) * self.agent.config.action_repeat
+            self.metrics |= summarize(episodes, self.agent.config.action_repeat)
             self.metrics |= {"eval/epoch_eval_time": elapsed, "eval/sps": played / elapsed, "eval/walltime": walltime}
         if self.callbacks.policy_params_fn:
-            self.callbacks.policy_params_fn(self._steps, self.trpo.make_policy, params)
+            self.callbacks.policy_params_fn(self._steps, self.agent.make_policy, params)
         if self.callbacks.progress_fn:
             self.callbacks.progress_fn(self._steps, dict(self.metrics))
         self._last_report = time.perf_counter()
@@ -230,8 +232,8 @@ def _with_num_iterations(state: TrainState, num_iterations: int, iteration: int)
     falls = any((share < 1).any() for share in jax.tree.leaves(schedule))
     if falls and iteration < num_iterations and ((old > 0) & (old != num_iterations)).any():
         warnings.warn(
-            f"schedule: this training of {old.max()} iterations is to end after {num_iterations}; max_kl and the critic's "
-            f"learning rate continue from what they are in a training of {num_iterations}",
+            f"schedule: this training of {old.max()} iterations is to end after {num_iterations}; what falls over a training "
+            f"continues from what it is in one of {num_iterations}",
             stacklevel=2,
         )
     new = np.full(state.num_iterations.shape, num_iterations, np.int32)

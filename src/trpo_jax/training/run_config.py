@@ -9,7 +9,8 @@ import jax
 import tomli_w
 import tyro
 
-from trpo_jax.agent.trpo_config import TRPOConfig
+from trpo_jax.agent.config import AgentConfig
+from trpo_jax.algorithms.registry import ALGORITHMS, DEFAULT, algorithm_name, default_config
 from trpo_jax.config import LARGEST_SEED, config, flatten, from_mapping, setting, to_mapping, unknown_name
 from trpo_jax.errors import ConfigError, errors_in
 from trpo_jax.execution.devices import is_accelerated
@@ -18,7 +19,7 @@ from trpo_jax.files import write_whole
 
 @config
 class RunConfig:
-    """What `trpo-jax train` needs to know: an environment, a budget, evaluations, and how TRPO learns."""
+    """What `trpo-jax train` needs to know: an environment, a budget, evaluations, and how an algorithm learns."""
 
     environment: str = setting(default="ant")
     """Name of an environment of the suite."""
@@ -40,7 +41,13 @@ class RunConfig:
     """Iterations between checkpoints; 0 saves only at evaluations and at the end."""
     keep_checkpoints: int = setting(default=3, at_least=1)
     """So many of the newest checkpoints stay."""
-    trpo: Annotated[TRPOConfig, tyro.conf.arg(name="")] = TRPOConfig()  # its fields stand beside the others
+    agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = default_config()  # its fields stand beside the others
+    """How the agent learns; its type says by which algorithm."""
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm."""
+        return algorithm_name(self.agent)
 
 
 BESIDE_TRAINING = ("num_evals", "num_eval_envs", "deterministic_eval", "checkpoint_interval", "keep_checkpoints")
@@ -51,18 +58,21 @@ ACCELERATOR = "accelerator"
 configs/ that does the same for every environment given by name."""
 
 
-def read_run_config(path: Path | str, *, accelerator: bool = False) -> RunConfig:
-    """Read a TOML file whose tables and keys are the fields of `RunConfig`, those of its `trpo` at the top level.
+def read_run_config(path: Path | str, algorithm: str | None = None, *, accelerator: bool = False) -> RunConfig:
+    """Read a TOML file whose tables and keys are the fields of `RunConfig`, those of its `agent` at the top level.
+
+    A table named after an algorithm is put over the rest if that algorithm is the one to learn by.
 
     Args:
         path: of the file.
+        algorithm: by which to learn; None for what the file says, or else TRPO.
         accelerator: put the file's table `[accelerator]`, if there is one, over the rest.
 
     Raises:
         ConfigError: no such file, not TOML, an unknown key, a wrong type, or a value out of range.
     """
     own = read_toml(path, "config file")
-    run_config = _layered(RunConfig(), own, path, None, accelerator=accelerator)
+    run_config = _layered(RunConfig(), own, path, None, algorithm, accelerator=accelerator)
     if "environment" not in own:
         raise ConfigError(f"{path}: environment", None, 'the name of one, as in environment = "ant"')
     return run_config
@@ -79,14 +89,23 @@ def read_toml(path: Path | str, name: str) -> dict[str, Any]:
 
 
 def run_config_from_mapping(mapping: dict[str, Any], defaults: RunConfig = RunConfig()) -> RunConfig:  # noqa: B008
-    """Build a `RunConfig` from a parsed TOML file; what it leaves out is that of `defaults`."""
-    known = [name for part in (defaults, defaults.trpo) for name in to_mapping(part) if name != "trpo"]
+    """Build a `RunConfig` from a mapping of fields; what it leaves out is that of `defaults`.
+
+    If its "algorithm" is another one than that of `defaults`, it begins with the defaults of that algorithm.
+    """
+    mapping = dict(mapping)
+    defaults = with_algorithm(defaults, mapping.pop("algorithm", defaults.algorithm))
+    known = [name for part in (defaults, defaults.agent) for name in to_mapping(part) if name != "agent"]
     for name, value in mapping.items():
         if name not in known:
-            raise ConfigError(name, value, unknown_name("field", name, known, list(flatten(to_mapping(defaults.trpo)))))
-    trpo = {name: value for name, value in mapping.items() if name in to_mapping(defaults.trpo)}
-    run = {name: value for name, value in mapping.items() if name not in trpo}
-    return dataclasses.replace(from_mapping(defaults, run), trpo=from_mapping(defaults.trpo, trpo))
+            others = [other for other in ALGORITHMS if name in to_mapping(default_config(other))]
+            if others:
+                allowed = f"a field of {defaults.algorithm}; this one is of {', '.join(others)}"
+                raise ConfigError(name, value, allowed)
+            raise ConfigError(name, value, unknown_name("field", name, known, list(flatten(to_mapping(defaults.agent)))))
+    agent = {name: value for name, value in mapping.items() if name in to_mapping(defaults.agent)}
+    run = {name: value for name, value in mapping.items() if name not in agent}
+    return dataclasses.replace(from_mapping(defaults, run), agent=from_mapping(defaults.agent, agent))
 
 
 def program_of(run_config: RunConfig) -> Any:
@@ -96,17 +115,30 @@ def program_of(run_config: RunConfig) -> Any:
 
 def write_run_config(path: Path | str, run_config: RunConfig) -> None:
     """Write a configuration as TOML that `read_run_config` reads back to an equal one, whole or not at all."""
+    write_whole(path, tomli_w.dumps(file_fields(run_config)))
+
+
+def file_fields(run_config: RunConfig) -> dict[str, Any]:
+    """Return the fields of a configuration as its file has them, those of its `agent` beside the others."""
     mapping = to_mapping(run_config)
-    trpo = mapping.pop("trpo")
-    write_whole(path, tomli_w.dumps(mapping | trpo))
+    agent = mapping.pop("agent")
+    return {"algorithm": run_config.algorithm} | mapping | agent
 
 
-def starting_config(target: str, suite: str = "brax", *, accelerator: bool = False) -> RunConfig:
+def with_algorithm(run_config: RunConfig, name: Any) -> RunConfig:
+    """Return a configuration for an algorithm: with its defaults, if it is not for that already; ConfigError for no name."""
+    if name == run_config.algorithm:
+        return run_config
+    return dataclasses.replace(run_config, agent=default_config(name))
+
+
+def starting_config(target: str, suite: str = "brax", algorithm: str | None = None, *, accelerator: bool = False) -> RunConfig:
     """Return the configuration that a target stands for: a TOML file, or an environment with the settings that ship for it.
 
     Args:
         target: path of a TOML file, or name of an environment.
         suite: "brax" or "playground", for a name.
+        algorithm: by which to learn; None for what a TOML file says, or else TRPO.
         accelerator: take the settings for an accelerator. For a name they are those that all environments share, with
             the table `[accelerator]` of the environment's own file over them; a TOML file's are its own table.
 
@@ -114,48 +146,80 @@ def starting_config(target: str, suite: str = "brax", *, accelerator: bool = Fal
         ConfigError: the file cannot be used.
     """
     if target.endswith(".toml"):
-        return read_run_config(target, accelerator=accelerator)
+        return read_run_config(target, algorithm, accelerator=accelerator)
     common = _configs() / f"{ACCELERATOR}.toml" if accelerator else None
     file = shipped_config_file(target, suite)
     own = {} if file is None else read_toml(file, "config file")
-    config = _layered(RunConfig(environment=target), own, file, common, accelerator=accelerator)
+    config = _layered(RunConfig(environment=target), own, file, common, algorithm, accelerator=accelerator)
     return dataclasses.replace(config, environment=target)
 
 
 def _layered(
-    config: RunConfig, own: dict[str, Any], path: Path | str | None, common: Path | None, *, accelerator: bool
+    config: RunConfig,
+    own: dict[str, Any],
+    path: Path | str | None,
+    common: Path | None,
+    algorithm: str | None,
+    *,
+    accelerator: bool,
 ) -> RunConfig:
     """Apply to a configuration what the file at `path` holds, then the common file, then its own [accelerator] table."""
     table = own.get(ACCELERATOR, {})
+    if algorithm is not None:
+        config = with_algorithm(config, algorithm)
     with errors_in(path or ""):
-        config = run_config_from_mapping({name: value for name, value in own.items() if name != ACCELERATOR}, config)
+        if algorithm is None:
+            config = with_algorithm(config, own.get("algorithm", config.algorithm))
+        rest = {name: value for name, value in own.items() if name not in (ACCELERATOR, "algorithm")}
+        config = _applied(rest, config)
     if common is not None:
         with errors_in(common):
-            config = run_config_from_mapping(read_toml(common, "config file"), config)
+            config = _applied(read_toml(common, "config file"), config)
     with errors_in(path or ""):
         if not isinstance(table, dict):
             raise ConfigError(ACCELERATOR, table, "a table")
         try:
-            accelerated = run_config_from_mapping(table, config)  # checked on a CPU, too
+            accelerated = _applied(table, config)  # checked on a CPU, too
         except ConfigError as error:
             raise error.within(ACCELERATOR) from None
     return accelerated if accelerator else config
 
 
-def shipped_config(environment: str, *, suite: str = "brax", accelerator: bool | None = None) -> RunConfig:
+def _applied(mapping: dict[str, Any], config: RunConfig) -> RunConfig:
+    """Put fields over a configuration, and over that the fields of the table that is named after its algorithm."""
+    if "algorithm" in mapping:
+        raise ConfigError("algorithm", mapping["algorithm"], "nothing here; it stands at the top of a configuration file")
+    tables = {name: value for name, value in mapping.items() if name in ALGORITHMS}
+    config = run_config_from_mapping({name: value for name, value in mapping.items() if name not in tables}, config)
+    chosen = config
+    for name, table in tables.items():
+        if not isinstance(table, dict) or "algorithm" in table:
+            raise ConfigError(name, table, "a table of fields of that algorithm")
+        try:
+            applied = run_config_from_mapping(table, with_algorithm(config, name))  # all are checked
+        except ConfigError as error:
+            raise error.within(name) from None
+        chosen = applied if name == config.algorithm else chosen
+    return chosen
+
+
+def shipped_config(
+    environment: str, *, suite: str = "brax", algorithm: str = DEFAULT, accelerator: bool | None = None
+) -> RunConfig:
     """Return the settings that ship for an environment, as `trpo-jax train` uses them; the defaults where none do.
 
     Args:
         environment: name, such as "ant".
         suite: "brax" or "playground".
+        algorithm: by which to learn, such as "ppo".
         accelerator: whether to take the settings for an accelerator; None where JAX's default device is no CPU.
 
     Returns:
-        `RunConfig`; its field `trpo` is the TRPOConfig.
+        `RunConfig`; its field `agent` is the TRPOConfig, or what the algorithm has.
     """
     if accelerator is None:
         accelerator = is_accelerated()
-    return starting_config(environment, suite, accelerator=accelerator)
+    return starting_config(environment, suite, algorithm, accelerator=accelerator)
 
 
 def shipped_config_file(environment: str, suite: str = "brax") -> Path | None:

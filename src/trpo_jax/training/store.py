@@ -10,9 +10,13 @@ import jax
 from trpo_jax.agent.state import TrainState, inference_params
 from trpo_jax.config import flatten
 from trpo_jax.errors import CheckpointError, ConfigError
-from trpo_jax.execution.pipeline import Iterations, host_like, to_host
+from trpo_jax.execution.host_arrays import host_like, to_host
 from trpo_jax.execution.processes import any_process, from_first_process
+from trpo_jax.execution.runner import Runner
 from trpo_jax.training.checkpoint import Checkpoint, Checkpoints, has_checkpoints, load_checkpoint, read_record
+
+LAYOUT = 2
+"""Counts what checkpoints of a training have held; those of an earlier number cannot be gone on with."""
 
 
 class Progress(NamedTuple):
@@ -49,14 +53,14 @@ class Store:
         self._writer: Checkpoints | None = None
         self._in_first_process(lambda: self._open(keep))
 
-    def load(self, pipeline: Iterations) -> tuple[TrainState, Progress]:
+    def load(self, runner: Runner) -> tuple[TrainState, Progress]:
         """Return the newest state that the first process can read, the same in all; warn of newer ones that it cannot.
 
         Raises:
             ConfigError: the training was started with something else; the first field that differs is named.
             CheckpointError: none can be read, or not by all.
         """
-        like = host_like(pipeline.state_like)
+        like = host_like(runner.state_like)
         first = jax.process_index() == 0
         checkpoint, error = self._try_to_load(like) if first else (None, None)
         step = from_first_process(-1 if checkpoint is None else checkpoint.step)
@@ -65,12 +69,12 @@ class Store:
         if any_process(checkpoint is None):
             raise error or CheckpointError(f"{self.directory}: another process cannot read the checkpoint to go on from")
         assert checkpoint
-        return pipeline.place(checkpoint.state), Progress(**checkpoint.record["progress"])
+        return runner.place(checkpoint.state), Progress(**checkpoint.record["progress"])
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
         """Start to write a checkpoint. Raises CheckpointError if it, or the one before, cannot be written."""
         host_state = to_host(state)
-        record = self._origin | {"progress": progress._asdict()}
+        record = self._origin | {"progress": progress._asdict(), "layout_of_state": LAYOUT}
         checkpoint = Checkpoint(step, inference_params(host_state), host_state, record)
         self._in_first_process(lambda: self._written().save(checkpoint))
 
@@ -92,6 +96,11 @@ class Store:
                 raise CheckpointError(
                     f"{self.directory} holds only the parameters of a finished run, so training cannot go on; begin a new "
                     "training from them with restore_checkpoint_path"
+                )
+            if record.get("layout_of_state") != LAYOUT:
+                raise CheckpointError(
+                    f"{self.directory} was written by another version of trpo_jax. Resume it with that version, or start a new "
+                    "training from its parameters in Python: trpo_jax.train(…, restore_checkpoint_path=…)"
                 )
             check_same({name: record.get(name, {}) for name in self._origin}, self._origin, f"the training in {self.directory}")
             return load_checkpoint(self.directory, inference_params(like), like, step=step), None

@@ -12,21 +12,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
+from trpo_jax.agent.agent import Agent, with_time_limit
+from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.evaluate import make_evaluator
 from trpo_jax.agent.inference import Params, Policy, PolicyMaker
 from trpo_jax.agent.state import TrainState, inference_params
-from trpo_jax.agent.trpo import TRPO, make_trpo, with_time_limit
-from trpo_jax.agent.trpo_config import TRPOConfig
+from trpo_jax.algorithms.registry import DEFAULT, algorithm_name, default_config, make_agent
 from trpo_jax.config import LARGEST_SEED, Allowed, as_integers, flatten, from_mapping, to_mapping, unknown_name
 from trpo_jax.environments.protocol import Box, Environment
 from trpo_jax.environments.registry import as_environment, wrapped_environment
 from trpo_jax.errors import ConfigError
-from trpo_jax.execution.devices import all_devices, compiler_options, put
+from trpo_jax.execution.devices import all_devices
+from trpo_jax.execution.host_arrays import to_host
 from trpo_jax.execution.memory import check_training
-from trpo_jax.execution.pipeline import Pipeline, to_host
-from trpo_jax.execution.program import Program, side_by_side
+from trpo_jax.execution.placement import OneTraining
+from trpo_jax.execution.program import side_by_side
+from trpo_jax.execution.runner import Runner
 from trpo_jax.policy.networks import Networks
 from trpo_jax.training.brax_names import networks_from_brax, translate
 from trpo_jax.training.checkpoint import load_params
@@ -42,7 +44,8 @@ def train(
     *,
     suite: str = RunConfig.suite,
     backend: str = RunConfig.backend,
-    config: TRPOConfig | None = None,
+    config: AgentConfig | None = None,
+    algorithm: str | None = None,
     networks: Networks | None = None,
     network_factory: Callable[..., Any] | None = None,
     max_devices_per_host: int | None = None,
@@ -71,7 +74,7 @@ def train(
     restore_value_fn: bool = True,
     **options: Any,
 ) -> tuple[PolicyMaker, Params, dict[str, float]]:
-    """Train a policy by TRPO, on all devices that JAX sees.
+    """Train a policy, on all devices that JAX sees.
 
     Args:
         environment: a name ("hopper"), a Brax or MuJoCo Playground environment, or an object behind the `Environment`
@@ -80,8 +83,11 @@ def train(
             iterations; 0 only evaluates the initial policy. A whole number, which may be written as 1e6, as all integers.
         suite: "brax" or "playground" (MuJoCo Playground), for an environment given by name.
         backend: its physics, likewise; see `as_environment`.
-        config: `TRPOConfig`; None takes the settings that ship for an environment given by name, on an accelerator those
-            for one (`shipped_config`), and the defaults for any other.
+        config: how to learn; its type says by which algorithm (`TRPOConfig`, `PPOConfig`, …). None takes the settings that
+            ship for an environment given by name, on an accelerator those for one (`shipped_config`), and the defaults
+            for any other.
+        algorithm: to train by: "trpo", "ppo", "natural_gradient", "penalty", "penalty_adam" or "policy_gradient". None takes
+            that of the config, or TRPO.
         networks: policy and critic; None makes those that the config describes.
         network_factory: makes them instead, as `brax.training.agents.ppo.networks.make_ppo_networks` does.
         max_devices_per_host: use no more devices of each process than this. They must divide num_envs.
@@ -112,7 +118,7 @@ def train(
         restore_params: start from these (normalizer, policy, value), as `train` returns them; go over
             restore_checkpoint_path.
         restore_value_fn: False leaves the value function as drawn.
-        **options: any field of `TRPOConfig` by name (num_envs, discounting, …), put over `config`. A mapping such as
+        **options: any field of the configuration by name (num_envs, discounting, …), put over `config`. A mapping such as
             `trust_region={"max_kl": 0.05}` changes what it names; a `TrustRegionConfig` takes the place of the whole. And
             the keywords of Brax's PPO, of which those without meaning here are named in a warning.
 
@@ -142,10 +148,15 @@ def train(
     if training_metrics_steps is not None:
         training_metrics_steps = _count("training_metrics_steps", training_metrics_steps)
     if resume and save_checkpoint_path is None:
-        raise ConfigError("save_checkpoint_path", None, "the folder to resume from, where resume is true")
+        raise ConfigError("save_checkpoint_path", None, "the folder to resume from, which resume=True needs")
     if config is None:
-        config = shipped_config(environment, suite=suite).trpo if isinstance(environment, str) else TRPOConfig()
-    config = with_options(config, translate(options), beside=tuple(inspect.signature(train).parameters)[:-1])
+        name = DEFAULT if algorithm is None else algorithm
+        shipped = shipped_config(environment, suite=suite, algorithm=name) if isinstance(environment, str) else None
+        config = default_config(name) if shipped is None else shipped.agent
+    elif algorithm not in (None, algorithm_name(config)):
+        raise ConfigError("algorithm", algorithm, f"{algorithm_name(config)}, which the config is for")
+    options = translate(options, algorithm_name(config))
+    config = with_options(config, options, beside=tuple(inspect.signature(train).parameters)[:-1])
     named = {"suite": suite, "backend": backend}
     limited = functools.partial(
         _limited,
@@ -159,79 +170,65 @@ def train(
     training_environment = limited(environment, config.num_envs)
     if network_factory is not None:
         networks = _networks_by(network_factory, training_environment, config.num_envs)
-    trpo = make_trpo(training_environment, config, networks)
-    evaluator = None
-    if run_evals and num_eval_envs:
+    agent = make_agent(training_environment, config, networks)
+    milestones = make_milestones(agent, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
+    evaluate = None
+    if run_evals and num_eval_envs and milestones.evaluations:
         evaluate = make_evaluator(
-            trpo.environment if eval_env is None else limited(eval_env, num_eval_envs),
-            trpo.make_policy,
+            agent.environment if eval_env is None else limited(eval_env, num_eval_envs),
+            agent.make_policy,
             num_episodes=num_eval_envs,
             deterministic=deterministic_eval,
         )
-        evaluator = Program("evaluation", jax.jit(evaluate, compiler_options=compiler_options(jax.local_devices())))
     if log_training_metrics:
-        interval = training_metrics_steps or trpo.steps_per_iteration
-        iteration_fn = _both(iteration_fn, functools.partial(_every, interval, trpo.steps_per_iteration, progress_fn))
+        interval = training_metrics_steps or agent.steps_per_iteration
+        iteration_fn = _both(iteration_fn, functools.partial(_every, interval, agent.steps_per_iteration, progress_fn))
     telling: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if progress and jax.process_index() == 0:
         lines = ProgressLines(num_timesteps)
         iteration_fn, progress_fn = _both(iteration_fn, lines.iteration), _both(progress_fn, lines.evaluation)
         telling = compilations_told(lines.say)
     devices = all_devices(max_devices_per_host)
-    pipeline = Pipeline(trpo.iteration, devices)
-    check_training(config, pipeline.state_like, devices)
-    milestones = make_milestones(trpo, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
+    runner = Runner(agent, OneTraining(config.num_envs, devices), evaluate=evaluate)
+    check_training(config, runner.state_like, devices)
     store = None
     if save_checkpoint_path is not None:
-        origin = {"config": to_mapping(config), "seed": int(seed)}
+        origin = {"algorithm": algorithm_name(config), "config": to_mapping(config), "seed": int(seed)}
         store = Store(save_checkpoint_path, resume=resume, keep=keep_checkpoints, origin=origin)
     state_key, eval_key = jax.random.split(jax.random.key(seed))
     earlier = store if store is not None and store.goes_on else None
     with store or contextlib.nullcontext(), telling:
         if earlier is not None:
-            state, counted = earlier.load(pipeline)
+            state, counted = earlier.load(runner)
             if counted.iteration > milestones.num_iterations:
-                allowed = f"at least {counted.iteration * trpo.steps_per_iteration}, which {save_checkpoint_path} has trained"
+                allowed = f"at least {counted.iteration * agent.steps_per_iteration}, which {save_checkpoint_path} has trained"
                 raise ConfigError("num_timesteps", num_timesteps, allowed)
         else:
             counted = Progress()
         if counted.iteration < milestones.num_iterations:
-            _compile_ahead(pipeline, evaluator if milestones.evaluations else None, to_init=earlier is None)
+            with side_by_side() as compilers:
+                runner.compile(compilers, to_init=earlier is None)
         if earlier is None:
-            state = pipeline.init(state_key)
-            state = _restored(pipeline, state, restore_checkpoint_path, restore_params, restore_value_fn)
+            state = runner.init(state_key)
+            state = _restored(runner, state, restore_checkpoint_path, restore_params, restore_value_fn)
         loop = Loop(
-            trpo,
-            pipeline,
+            agent,
+            runner,
             milestones,
             Callbacks(iteration_fn, progress_fn, policy_params_fn),
             store=store,
-            evaluator=evaluator,
+            evaluator=runner.evaluate if evaluate else None,
             eval_key=eval_key,
         )
         state = loop.run(state, counted)
-    return trpo.make_policy, local_params(state), loop.metrics
-
-
-def _compile_ahead(pipeline: Pipeline, evaluator: Program | None, *, to_init: bool) -> None:
-    """Begin to compile all programs. The evaluator's is last, and mostly compiled while the first iterations run."""
-    with side_by_side() as compilers:
-        pipeline.compile(compilers, to_init=to_init)
-        if evaluator is not None and jax.process_index() == 0:  # the others do not evaluate
-            evaluator.compile(compilers, *_evaluated_like(pipeline))
-
-
-def _evaluated_like(pipeline: Pipeline) -> tuple[Any, Any]:
-    """Describe what the evaluator takes: parameters and a key on the first of this process's devices."""
-    params, key = inference_params(pipeline.state_like), pipeline.state_like.key
-    return put((params, key), SingleDeviceSharding(jax.local_devices()[0]))
+    return agent.make_policy, local_params(state), loop.metrics
 
 
 def _limited(
     environment: Any,
     num_envs: int,
     *,
-    config: TRPOConfig,
+    config: AgentConfig,
     named: dict[str, str],
     wrap_env: bool,
     wrap_env_fn: Any,
@@ -262,7 +259,7 @@ def _networks_by(network_factory: Callable[..., Any], environment: Environment, 
 
 
 def _restored(
-    pipeline: Pipeline,
+    runner: Runner,
     state: TrainState,
     path: str | Path | None,
     params: Params | None,
@@ -285,7 +282,7 @@ def _restored(
     normalizer, policy, value_params = to_host(jax.tree.map(jnp.asarray, (params.normalizer, params.policy, value.params)))
     learner = host_state.learner._replace(normalizer=normalizer, policy=policy)
     critic = host_state.critic._replace(critic=fresh.value._replace(params=value_params))
-    return pipeline.place(host_state._replace(learner=learner, critic=critic))
+    return runner.place(host_state._replace(learner=learner, critic=critic))
 
 
 def _check_fits(name: str, params: Any, like: Any) -> None:
@@ -299,12 +296,12 @@ def _check_fits(name: str, params: Any, like: Any) -> None:
 
 
 def make_milestones(
-    trpo: TRPO, num_timesteps: int, num_evals: int, num_resets_per_eval: int = 0, checkpoint_interval: int = 0
+    agent: Agent, num_timesteps: int, num_evals: int, num_resets_per_eval: int = 0, checkpoint_interval: int = 0
 ) -> Milestones:
     """Return what happens after which iterations, evaluations and resets evenly spread."""
-    num_iterations = -(-num_timesteps // trpo.steps_per_iteration)
+    num_iterations = -(-num_timesteps // agent.steps_per_iteration)
     if num_iterations >= 2**31:
-        allowed = f"fewer than 2^31 iterations of {trpo.steps_per_iteration:,} steps"
+        allowed = f"fewer than 2^31 iterations of {agent.steps_per_iteration:,} steps"
         raise ConfigError("num_timesteps", num_timesteps, allowed)
     evaluations = _evaluations(num_iterations, num_evals)
     parts = num_resets_per_eval * max(num_evals - 1, 1)
@@ -337,19 +334,20 @@ def _every(interval: int, stride: int, callback: ProgressFn | None, steps: int, 
         callback(steps, metrics)
 
 
-def with_options(config: TRPOConfig, options: dict[str, Any], *, beside: Sequence[str] = ()) -> TRPOConfig:
+def with_options(config: AgentConfig, options: dict[str, Any], *, beside: Sequence[str] = ()) -> AgentConfig:
     """Put options by name over a config, a mapping over a part of it.
 
     Raises:
         ConfigError: an unknown name; the message has the nearest ones, also of what may stand `beside` the fields.
     """
-    if not isinstance(config, TRPOConfig):
-        raise TypeError(f"config: got a {type(config).__name__}, allowed: a TRPOConfig")
+    algorithm_name(config)  # raises TypeError
     known, deeper = [field.name for field in dataclasses.fields(config)], list(flatten(to_mapping(config)))
     for name, value in options.items():
         if name not in known:
             names = [*known, *beside]
-            raise ConfigError(name, value, unknown_name("option of train or field of TRPOConfig", name, names, deeper))
+            raise ConfigError(
+                name, value, unknown_name(f"option of train or field of {type(config).__name__}", name, names, deeper)
+            )
     whole = {name: value for name, value in options.items() if not isinstance(value, Mapping)}
     parts = {name: value for name, value in options.items() if name not in whole}
     return from_mapping(dataclasses.replace(config, **whole), parts)

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from trpo_jax.runs.fields import format_value, short_names
 from trpo_jax.runs.plot import COLOURS, GREY, STEPS, finish_axis, new_figure, plain
 from trpo_jax.sweep.report.scores import SweepScores
 from trpo_jax.sweep.report.statistics import NUM_RESAMPLES, ends, estimate, interquartile_mean, performance_profile
 from trpo_jax.sweep.report.tables import improvement_table, scores_by_value
+from trpo_jax.training.fields import format_value, short_names
 
 COLUMNS = 3
 """Panels beside each other."""

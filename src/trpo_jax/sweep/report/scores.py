@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trpo_jax.errors import ConfigError
-from trpo_jax.runs.fields import setting_in_words, short_names
 from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.report.statistics import Scores, interquartile_mean
-from trpo_jax.sweep.training import RETURN, TRAINING_RETURN
+from trpo_jax.sweep.train_together import RETURN, TRAINING_RETURN
+from trpo_jax.training.fields import setting_in_words, short_names
 
 
 class ScoredRun(NamedTuple):

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_jax.runs.fields import format_value, short_names
 from trpo_jax.sweep.report.scores import SweepScores
 from trpo_jax.sweep.report.statistics import Estimate, Scores, Statistic, estimate, interquartile_mean, mean, median
 from trpo_jax.sweep.report.statistics import probability_of_improvement as improvement
+from trpo_jax.training.fields import format_value, short_names
 
 STATISTICS: dict[str, Statistic] = {
     "IQM": interquartile_mean,

@@ -1,21 +1,20 @@
 """A run's configuration as fields with dotted names, such as `trust_region.max_kl`."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from trpo_jax.agent.trpo_config import TRPOConfig
-from trpo_jax.config import flatten, to_mapping, unknown_name
+from trpo_jax.algorithms.registry import ALGORITHMS, default_config
+from trpo_jax.config import flatten, unknown_name
 from trpo_jax.errors import ConfigError
-from trpo_jax.training.run_config import RunConfig, run_config_from_mapping
+from trpo_jax.training.run_config import RunConfig, file_fields, run_config_from_mapping
 
 
 def fields_of(run_config: RunConfig) -> dict[str, Any]:
     """Return every field and its value, a list for a tuple."""
-    mapping = to_mapping(run_config)
-    trpo = mapping.pop("trpo")
-    return flatten(mapping | trpo)
+    return flatten(file_fields(run_config))
 
 
 def with_fields(run_config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
@@ -35,22 +34,39 @@ def with_fields(run_config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     return run_config_from_mapping(nested, run_config)
 
 
+def all_fields() -> dict[str, Any]:
+    """Return every field that an algorithm has, and its default."""
+    return _all_fields(tuple((name, algorithm.config) for name, algorithm in ALGORITHMS.items()))
+
+
+@functools.lru_cache
+def _all_fields(algorithms: tuple[tuple[str, type], ...]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for config in _defaults():
+        fields = fields_of(config) | fields  # the first algorithm's default, where several have a field
+    return fields
+
+
 def traced_fields() -> frozenset[str]:
     """Return the fields whose values one compiled program may hold many of; all others select a program of their own."""
-    leaves = jax.tree.leaves_with_path(TRPOConfig())
-    return frozenset(".".join(key.name for key in path) for path, _ in leaves) | {"seed"}
+    leaves = [path for config in _defaults() for path, _ in jax.tree.leaves_with_path(config.agent)]
+    return frozenset(".".join(key.name for key in path) for path in leaves) | {"seed"}
+
+
+def _defaults() -> list[RunConfig]:
+    return [RunConfig(agent=default_config(name)) for name in ALGORITHMS]
 
 
 def check_known(name: str, value: Any) -> None:
-    """Raise ConfigError for a name that is no field."""
-    known = list(fields_of(RunConfig()))
+    """Raise ConfigError for a name that is no field of any algorithm."""
+    known = list(all_fields())
     if name not in known:
         raise ConfigError(name, value, unknown_name("field", name, known, known))
 
 
 def flat_fields(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of a TOML table by dotted name, whether they stood in tables of their own or not."""
-    known = fields_of(RunConfig())
+    known = all_fields()
     tables = {name.rpartition(".")[0] for name in known} - {""}
     flat: dict[str, Any] = {}
     for name, value in table.items():

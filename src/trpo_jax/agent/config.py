@@ -1,20 +1,22 @@
-"""Everything that decides how TRPO learns."""
+"""What every algorithm's configuration has: the batch, the estimates, the critic, the networks."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Array, Float
 
 from trpo_jax.agent.critic import CriticConfig
 from trpo_jax.agent.schedule import ScheduleConfig, share_left
 from trpo_jax.config import config, setting
+from trpo_jax.errors import ConfigError
 from trpo_jax.policy.networks import PolicyConfig
-from trpo_jax.solver.trust_region_config import TrustRegionConfig
+
+ConfigT = TypeVar("ConfigT", bound="AgentConfig")
 
 
 @config
-class TRPOConfig:
-    """Everything that decides how TRPO learns."""
+class AgentConfig:
+    """What every algorithm's configuration has; an algorithm's own is a subclass that adds what its policy update needs."""
 
     num_envs: int = setting(default=128, at_least=1)
     """Environments simulated side by side (N)."""
@@ -34,21 +36,24 @@ class TRPOConfig:
     """Subtract the running mean from observations and divide by their running standard deviation."""
     normalize_advantages: bool = setting(default=True)
     """Shift and scale the advantages of a batch to mean 0 and standard deviation 1."""
-    trust_region: TrustRegionConfig = TrustRegionConfig(
-        max_kl=0.1, damping=1.0, damping_shape="gradient", curvature_fraction=0.1
-    )
     critic: CriticConfig = CriticConfig()
     policy: PolicyConfig = PolicyConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
+    @property
+    def batch_size(self) -> int:
+        """Samples of an iteration."""
+        return self.num_envs * self.unroll_length
 
-def scheduled(hyperparameters: TRPOConfig, progress: Float[Array, ""]) -> TRPOConfig:
-    """Return the hyperparameters with their scheduled values at this progress (0 to 1)."""
-    schedule, trust_region, critic = hyperparameters.schedule, hyperparameters.trust_region, hyperparameters.critic
-    max_kl: Any = trust_region.max_kl * share_left(schedule.max_kl_at_end, progress)
-    learning_rate: Any = critic.learning_rate * share_left(schedule.learning_rate_at_end, progress)
-    return dataclasses.replace(
-        hyperparameters,
-        trust_region=dataclasses.replace(trust_region, max_kl=max_kl),
-        critic=dataclasses.replace(critic, learning_rate=learning_rate),
-    )
+    def at(self: ConfigT, progress: Float[Array, ""]) -> ConfigT:
+        """Return the configuration with its scheduled values at this progress (0 to 1)."""
+        learning_rate: Any = self.critic.learning_rate * share_left(self.schedule.learning_rate_at_end, progress)
+        return dataclasses.replace(self, critic=dataclasses.replace(self.critic, learning_rate=learning_rate))
+
+    def check_batch(self) -> None:
+        """Raise ConfigError if the batch has not the size that the rest asks for."""
+        if self.batch_size >= 2**31:
+            raise ConfigError("num_envs and unroll_length", f"{self.batch_size:,} samples an iteration", "fewer than 2^31")
+        if self.critic.num_minibatches > self.batch_size:
+            allowed = f"at most num_envs·unroll_length = {self.batch_size}"
+            raise ConfigError("critic.num_minibatches", self.critic.num_minibatches, allowed)

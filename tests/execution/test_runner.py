@@ -1,4 +1,4 @@
-"""The pipeline compiles each of its programs once, whoever calls them."""
+"""The runner compiles each of its programs once, whoever calls them."""
 
 import jax
 import pytest
@@ -6,8 +6,10 @@ import pytest
 from probes import Target
 from trainings import SMALL, one_device_train
 from trpo_jax import ConfigError, make_trpo
-from trpo_jax.execution.pipeline import Pipeline, to_host
+from trpo_jax.execution.host_arrays import to_host
+from trpo_jax.execution.placement import OneTraining
 from trpo_jax.execution.program import Program, side_by_side
+from trpo_jax.execution.runner import Runner
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -20,45 +22,45 @@ def test_each_stage_is_compiled_once(ahead):
             compiled.append(details["fun_name"])
 
     stages = ("draw", "begin", "collect", "improve", "fit")
-    pipeline = Pipeline(make_trpo(Target(), SMALL).iteration, jax.devices()[:1])
-    assert all(leaf.sharding is not None for leaf in jax.tree.leaves(pipeline.state_like))
+    runner = Runner(make_trpo(Target(), SMALL), OneTraining(SMALL.num_envs, jax.devices()[:1]))
+    assert all(leaf.sharding is not None for leaf in jax.tree.leaves(runner.state_like))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         if ahead:
             with side_by_side() as compilers:
-                pipeline.compile(compilers)
-        state = pipeline.init(jax.random.key(0))
+                runner.compile(compilers)
+        state = runner.init(jax.random.key(0))
         for _ in range(2):
-            state, _ = pipeline.update(state)
-        state, _, _ = pipeline.timed_update(state)
-        state, _ = pipeline.update(pipeline.reset(state))
-        pipeline.update(pipeline.place(to_host(state)))
+            state, _ = runner.update(state)
+        state, _, _ = runner.timed_update(state)
+        state, _ = runner.update(runner.reset(state))
+        runner.update(runner.place(to_host(state)))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert sorted(compiled) == [f"jit({stage})" for stage in sorted(stages)]
 
 
 def test_the_evaluator_is_compiled_once_and_begun_before_the_first_iteration(monkeypatch):
-    begun, compile_program, update = [], Program.compile, Pipeline.update
+    begun, compile_program, update = [], Program.compile, Runner.update
 
     def compile_watched(program, compilers, *arguments):
         described = compile_program(program, compilers, *arguments)
         begun.append(jax.tree.structure(described).num_leaves == 2 and "evaluator")
         return described
 
-    def update_watched(pipeline, state):
+    def update_watched(runner, state):
         begun.append("update")
-        return update(pipeline, state)
+        return update(runner, state)
 
     monkeypatch.setattr(Program, "compile", compile_watched)
-    monkeypatch.setattr(Pipeline, "update", update_watched)
+    monkeypatch.setattr(Runner, "update", update_watched)
     one_device_train(Target(), 2 * 16, config=SMALL, num_evals=2, num_eval_envs=2)
     assert begun.count("evaluator") == 1
     assert begun.index("evaluator") < begun.index("update")
 
 
 def test_a_program_that_needs_more_memory_than_its_device_has_does_not_start(monkeypatch):
-    monkeypatch.setattr("trpo_jax.execution.pipeline.available_memory", lambda device: 1000)
+    monkeypatch.setattr("trpo_jax.execution.placement.available_memory", lambda device: 1000)
     with pytest.raises(
         ConfigError, match=r"^num_envs and unroll_length: got .*, allowed: one that fits into the device.s 0.0 GB"
     ):
@@ -66,24 +68,24 @@ def test_a_program_that_needs_more_memory_than_its_device_has_does_not_start(mon
 
 
 def test_a_training_of_no_steps_compiles_no_iteration(monkeypatch):
-    monkeypatch.setattr(Pipeline, "compile", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(Runner, "compile", lambda *_, **__: pytest.fail("compiled"))
     _, _, metrics = one_device_train(Target(), 0, config=SMALL, num_eval_envs=2)
     assert metrics["eval/avg_episode_length"] == SMALL.episode_length
 
 
 def test_an_iteration_is_reported_before_the_next_is_timed(monkeypatch):
     """Iteration 2 is timed, stage by stage: that must not count for the time of iteration 1."""
-    timed_update, events, rows = Pipeline.timed_update, [], []
+    timed_update, events, rows = Runner.timed_update, [], []
 
-    def watched(pipeline, state):
+    def watched(runner, state):
         events.append("timed")
-        return timed_update(pipeline, state)
+        return timed_update(runner, state)
 
     def report(step, metrics):
         events.append(step)
         rows.append(metrics)
 
-    monkeypatch.setattr(Pipeline, "timed_update", watched)
+    monkeypatch.setattr(Runner, "timed_update", watched)
     one_device_train(Target(), 4 * 16, config=SMALL, num_eval_envs=0, iteration_fn=report)
     assert events == [16, "timed", 32, 48, 64]
     assert ["training/time_share_rollout" in row for row in rows] == [False, True, True, True]

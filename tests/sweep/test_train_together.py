@@ -6,7 +6,7 @@ import pytest
 
 import trpo_jax
 from sweep.sweeps import TINY, plan, timeless
-from trpo_jax.sweep.training import train_together
+from trpo_jax.sweep.train_together import train_together
 
 GRID = {"grid": {"trust_region.max_kl": [0.01, 0.05], "gae_lambda": [0.8, 1.0], "schedule.max_kl_at_end": [0.2, 1.0]}}
 
@@ -18,7 +18,7 @@ def alone(run):
     _, params, _ = trpo_jax.train(
         config.environment,
         config.num_timesteps,
-        config=config.trpo,
+        config=config.agent,
         seed=config.seed,
         num_evals=config.num_evals,
         num_eval_envs=config.num_eval_envs,

@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trpo_jax.agent.agent import Agent
 from trpo_jax.agent.evaluate import Episodes, make_evaluator
 from trpo_jax.agent.inference import Params
 from trpo_jax.agent.state import TrainState, inference_params
-from trpo_jax.agent.trpo import TRPO, make_trpo
+from trpo_jax.algorithms.registry import make_agent
 from trpo_jax.errors import CheckpointError, ConfigError
-from trpo_jax.execution.pipeline import to_host
-from trpo_jax.execution.population import Population
+from trpo_jax.execution.host_arrays import to_host
+from trpo_jax.execution.placement import ManyTrainings
+from trpo_jax.execution.program import side_by_side
+from trpo_jax.execution.runner import Runner
 from trpo_jax.runs.loggers import finite
 from trpo_jax.runs.run import run_environment
 from trpo_jax.runs.run_folder import MetricsLog, metrics_record
@@ -73,22 +76,24 @@ def train_together(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = runs[0].config
-    trpo = make_trpo(run_environment(config), config.trpo)
+    agent = make_agent(run_environment(config), config.agent)
     keys = jnp.stack([jax.random.split(jax.random.key(run.config.seed)) for run in runs])
-    hyperparameters = jax.tree.map(lambda *values: np.asarray(values, np.float32), *(run.config.trpo for run in runs))
-    population = Population(trpo.iteration, keys[:, 0], hyperparameters=hyperparameters, devices=devices)
-    evaluator = population.evaluator(_evaluator(trpo, config)) if config.num_evals else None
-    milestones = make_milestones(trpo, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
+    hyperparameters = jax.tree.map(lambda *values: np.asarray(values, np.float32), *(run.config.agent for run in runs))
+    evaluate = _evaluator(agent, config) if config.num_evals else None
+    runner = Runner(agent, ManyTrainings(len(runs), devices), hyperparameters=hyperparameters, evaluate=evaluate)
+    milestones = make_milestones(agent, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
     metrics = folder / METRICS
-    store, earlier = _open(folder / "checkpoints", {"runs": [run.name for run in runs]}, population)
+    store, earlier = _open(folder / "checkpoints", {"runs": [run.name for run in runs]}, runner)
     with store, _Log(metrics, progress_fn) as log:
         if earlier is None or earlier[1].iteration < milestones.num_iterations:
-            population.compile(to_init=earlier is None)
-        state, progress = earlier or (population.init(), Progress())
+            with side_by_side() as compilers:
+                runner.compile(compilers, to_init=earlier is None)
+        state, progress = earlier or (runner.init(keys[:, 0]), Progress())
         callbacks = Callbacks(log.iteration, log.evaluation)
-        loop = Loop(trpo, population, milestones, callbacks, store=store, evaluator=evaluator, eval_key=keys[:, 1])
+        evaluator = runner.evaluate if evaluate else None
+        loop = Loop(agent, runner, milestones, callbacks, store=store, evaluator=evaluator, eval_key=keys[:, 1])
         state = loop.run(state, progress)
-        params = to_host(inference_params(population.snapshot(state)))
+        params = to_host(inference_params(runner.snapshot(state)))
     of_each = [jax.tree.map(lambda leaf, run=run: leaf[run], params) for run in range(len(runs))]
     return tuple(map(Trained, _records_of_each(metrics, len(runs)), of_each))
 
@@ -107,13 +112,13 @@ def last_record(folder: Path) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def _open(folder: Path, origin: dict[str, Any], population: Population) -> tuple[Store, tuple[TrainState, Progress] | None]:
+def _open(folder: Path, origin: dict[str, Any], runner: Runner) -> tuple[Store, tuple[TrainState, Progress] | None]:
     """Return a store and what it goes on from; checkpoints that cannot be used are laid aside, and a warning says so."""
     store = Store(folder, resume=True, keep=KEEP, origin=origin)
     if not store.goes_on:
         return store, None
     try:
-        return store, store.load(population)
+        return store, store.load(runner)
     except (CheckpointError, ConfigError) as error:
         aside = folder.with_name("checkpoints-unusable")  # until its runs are finished
         warnings.warn(f"{error}; what was begun there is trained anew, and lies in {aside}", stacklevel=2)
@@ -123,9 +128,9 @@ def _open(folder: Path, origin: dict[str, Any], population: Population) -> tuple
         return Store(folder, resume=True, keep=KEEP, origin=origin), None
 
 
-def _evaluator(trpo: TRPO, config: RunConfig) -> Callable[[Any, Any], Episodes]:
+def _evaluator(agent: Agent, config: RunConfig) -> Callable[[Any, Any], Episodes]:
     return make_evaluator(
-        trpo.environment, trpo.make_policy, num_episodes=config.num_eval_envs, deterministic=config.deterministic_eval
+        agent.environment, agent.make_policy, num_episodes=config.num_eval_envs, deterministic=config.deterministic_eval
     )
 
 

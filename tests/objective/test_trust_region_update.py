@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from trpo_jax.objective.update import trust_region_update
+from trpo_jax.objective.trust_region_update import trust_region_update
 from trpo_jax.policy.distributions import DiagonalGaussian
 from trpo_jax.policy.networks import GaussianPolicy
 from trpo_jax.solver.vector_step import AIM, LONGEST, SLACK

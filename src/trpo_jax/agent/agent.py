@@ -1,0 +1,291 @@
+"""An agent: one iteration of on-policy learning in three stages, rollout, policy step and critic fit."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from trpo_jax.agent.config import AgentConfig
+from trpo_jax.agent.critic import CriticState, Regression, explained_variance, fit_critic, init_critic
+from trpo_jax.agent.estimates import estimate_advantages
+from trpo_jax.agent.inference import PolicyMaker
+from trpo_jax.agent.keys import as_typed_key
+from trpo_jax.agent.metrics import episode_metrics, init_episode_statistics
+from trpo_jax.agent.policy_update import Metrics, PolicyUpdate
+from trpo_jax.agent.rollout import RolloutState, Transition, collect, num_starts
+from trpo_jax.agent.stages import Stages, advance, run_stages
+from trpo_jax.agent.state import Learner, TrainState
+from trpo_jax.environments.checked import is_bounded, strong
+from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
+from trpo_jax.environments.registry import as_environment
+from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset
+from trpo_jax.errors import ConfigError
+from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
+from trpo_jax.policy.networks import (
+    CategoricalPolicy,
+    GaussianPolicy,
+    Network,
+    Networks,
+    OfEntry,
+    ValueNetwork,
+    policy_distribution,
+)
+from trpo_jax.policy.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
+from trpo_jax.weights import average, unit_weight, variance
+
+METRIC_STEPS = 8
+"""Steps of a rollout, evenly spaced, from which metrics are taken that cost a forward pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    """What learns in one environment by one algorithm: pure functions, each of which returns what it changes.
+
+    `init` and `update` are for whoever wants whole iterations; the stages one by one serve programs that overlap them.
+    """
+
+    environment: Environment
+    """With the time limit, without resets."""
+    networks: Networks
+    config: AgentConfig
+    policy_update: PolicyUpdate
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of one iteration, repeated actions counted as the simulator does."""
+        return self.config.batch_size * self.config.action_repeat
+
+    @functools.cached_property
+    def make_policy(self) -> PolicyMaker:
+        """Make a policy of parameters, `make_policy(params, deterministic=False)(observation, key) -> (action, extras)`.
+
+        And a value function: `make_policy.value_fn(params)(observation) -> value`.
+        """
+        return PolicyMaker(self.networks, self.environment.action_space)
+
+    @functools.cached_property
+    def init(self) -> Callable[..., TrainState]:
+        """Begin a training: `init(key, hyperparameters=None, num_iterations=0) -> TrainState`, jitted."""
+        return jax.jit(self._init)
+
+    @functools.cached_property
+    def update(self) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
+        """Run one iteration: `update(state) -> (state, metrics)`, jitted."""
+        return jax.jit(self._update)
+
+    @property
+    def stages(self) -> Stages:
+        """The stages of `update`."""
+        return Stages(advance, self.draw, self.collect, self.improve, self.fit)
+
+    def _init(self, key: jax.Array, hyperparameters: AgentConfig | None = None, num_iterations: int | Array = 0) -> TrainState:
+        draw_key, key = jax.random.split(as_typed_key(key))
+        return self.begin(key, self.draw(draw_key), hyperparameters, num_iterations)
+
+    def _update(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        return run_stages(self.stages, state)
+
+    def draw(self, key: jax.Array) -> EnvironmentState:
+        """Draw `[S, N, ...]` initial states. A program of its own: it serves the beginning and every iteration."""
+        shape = num_starts(self.config.unroll_length), self.config.num_envs
+        return jax.vmap(self._resetting.reset)(jax.random.split(as_typed_key(key), shape))
+
+    def begin(
+        self,
+        key: jax.Array,
+        starts: EnvironmentState,
+        hyperparameters: AgentConfig | None = None,
+        num_iterations: int | Array = 0,
+    ) -> TrainState:
+        """Draw networks, and put environments at the first of their initial states; 0 iterations are without an end."""
+        hyperparameters = self.config if hyperparameters is None else hyperparameters
+        if len({jax.tree.structure(hyperparameters), jax.tree.structure(self.config)}) > 1:
+            kind = type(self.config).__name__
+            raise ConfigError("hyperparameters", hyperparameters, f"a {kind} that differs in float fields only")
+        hyperparameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), hyperparameters)
+        policy_key, critic_key, key = jax.random.split(as_typed_key(key), 3)
+        rollout = self.restart(starts)
+        observation = jax.tree.map(lambda leaf: leaf[0], rollout.environments.observation)
+        policy = self.networks.policy.init(policy_key, observation)
+        state = TrainState(
+            learner=Learner(
+                policy=policy,
+                update=self.policy_update.init(policy, hyperparameters),
+                normalizer=init_normalizer(observation) if self.config.normalize_observations else None,
+            ),
+            critic=init_critic(self.networks.critic, critic_key, observation, hyperparameters.reward_scaling),
+            rollout=rollout,
+            hyperparameters=hyperparameters,
+            key=key,
+            iteration=jnp.int32(0),
+            num_iterations=jnp.asarray(num_iterations, jnp.int32),
+        )
+        return strong(state)
+
+    def restart(self, starts: EnvironmentState) -> RolloutState:
+        """Put environments at the first of their initial states, out of step with each other."""
+        environments, age = self._resetting.out_of_step(jax.tree.map(lambda leaf: leaf[0], starts))
+        return strong(RolloutState(environments, init_episode_statistics(environments.reward, age)))
+
+    def collect(
+        self, learner: Learner, rollout: RolloutState, starts: EnvironmentState, key: Key[Array, ""]
+    ) -> tuple[RolloutState, Transition, Metrics]:
+        """Let the policy act for `unroll_length` steps."""
+        rollout, transition = collect(
+            self._resetting,
+            self.networks.policy,
+            learner.policy,
+            learner.normalizer,
+            rollout,
+            starts,
+            key,
+            unroll_length=self.config.unroll_length,
+        )
+        metrics = episode_metrics(rollout.episodes, self.config.action_repeat)
+        return rollout, transition, _named(metrics | {"num_faults": jnp.sum(transition.fault, dtype=jnp.float32)})
+
+    def improve(
+        self,
+        learner: Learner,
+        critic: CriticState,
+        transition: Transition,
+        hyperparameters: AgentConfig,
+        key: Key[Array, ""],
+        progress: Float[Array, ""],
+    ) -> tuple[Learner, Regression, Metrics]:
+        """Estimate advantages and take the policy step; the normalizer moves after it."""
+        config = hyperparameters.at(progress)
+        observation = normalize(learner.normalizer, transition.observation)
+        weight = self._weight(transition)
+        unit = unit_weight(weight)
+        value = self.networks.critic.apply(critic.critic.params, observation)
+        value_fn = functools.partial(self._value, critic.critic.params, learner.normalizer)
+        advantage = estimate_advantages(value_fn, transition, value, weight=weight, hyperparameters=config)
+        batch = Batch(observation, transition.action, transition.log_prob, self._standardize(advantage, unit), weight)
+        policy_fn = functools.partial(policy_distribution, self.networks.policy)
+        policy, update, metrics = self.policy_update.update(policy_fn, learner.policy, learner.update, batch, config, key)
+        normalizer = learner.normalizer
+        if normalizer is not None:
+            normalizer = update_normalizer(normalizer, transition.observation, weight)
+        target = value + advantage
+        own = {
+            "explained_variance": explained_variance(advantage, target, unit),
+            "mean_value": average(value, unit) / config.reward_scaling,
+            "mean_return": average(target, unit) / config.reward_scaling,
+        }
+        own |= self._policy_metrics(policy, normalizer, observation, transition.observation, weight)
+        _check_metrics(metrics, own)
+        metrics = metrics | own
+        return Learner(policy, update, normalizer), Regression(observation, target, weight), _named(metrics)
+
+    def fit(
+        self,
+        critic: CriticState,
+        regression: Regression,
+        hyperparameters: AgentConfig,
+        key: Key[Array, ""],
+        progress: Float[Array, ""],
+    ) -> tuple[CriticState, Metrics]:
+        """Regress values on λ-returns."""
+        config = hyperparameters.at(progress).critic
+        critic, loss = fit_critic(self.networks.critic, critic, regression, key, config)
+        return critic, _named({"value_loss": loss, "critic_learning_rate": jnp.asarray(config.learning_rate)})
+
+    @functools.cached_property
+    def _resetting(self) -> FreshAutoReset:
+        return FreshAutoReset(self.environment)
+
+    def _value(self, params: Any, normalizer: NormalizerState | None, observation: Any) -> Float[Array, "..."]:
+        """Return the critic's value of observations as the simulator gives them."""
+        return self.networks.critic.apply(params, normalize(normalizer, observation))
+
+    def _weight(self, transition: Transition) -> Float[Array, "T N"]:
+        """Return 0 for faulty samples and for truncations whose final observation is hidden, else 1."""
+        unusable = transition.fault
+        if not self._resetting.keeps_final_observation:
+            unusable |= transition.truncated
+        return 1.0 - unusable.astype(jnp.float32)
+
+    def _standardize(self, advantage: Float[Array, "T N"], weight: Float[Array, "T N"]) -> Float[Array, "T N"]:
+        if not self.config.normalize_advantages:
+            return advantage
+        spread = jnp.sqrt(variance(advantage, weight))
+        return (advantage - average(advantage, weight)) / (spread + 1e-8)
+
+    def _policy_metrics(
+        self, params: Any, normalizer: NormalizerState | None, normalized: Any, observation: Any, weight: Float[Array, "T N"]
+    ) -> Metrics:
+        """Report a Gaussian's mean standard deviation, in units of the action box, and what moving the normalizer did.
+
+        Some steps of the rollout tell enough.
+        """
+        every = slice(None, None, max(1, weight.shape[0] // METRIC_STEPS))
+        normalized, observation, weight = jax.tree.map(lambda leaf: leaf[every], (normalized, observation, weight))
+        before = policy_distribution(self.networks.policy, params, normalized)
+        log_std = getattr(before, "log_std", None)
+        metrics = {} if log_std is None else {"policy_std": jnp.mean(jnp.exp(log_std))}
+        if normalizer is not None:
+            after = policy_distribution(self.networks.policy, params, normalize(normalizer, observation))
+            metrics["normalizer_kl"] = mean_and_max_kl(before, after, unit_weight(weight))[0]
+        return metrics
+
+
+def bind(policy_update: PolicyUpdate, environment: Any, config: AgentConfig, networks: Networks | None = None) -> Agent:
+    """Make an agent.
+
+    Args:
+        policy_update: the algorithm.
+        environment: a name ("hopper"), a Brax environment, or an object behind the `Environment` protocol; neither
+            vectorized, nor time-limited, nor resetting itself, unless it says so (`resets_itself`).
+        config: the algorithm's.
+        networks: policy and critic; None makes multilayer perceptrons as the config says.
+
+    Raises:
+        ConfigError: an unknown environment, or a batch of a size that the config cannot use.
+        TypeError: an environment of another kind.
+    """
+    config.check_batch()
+    environment = with_time_limit(as_environment(environment), config)
+    return Agent(environment, networks or make_networks(environment.action_space, config), config, policy_update)
+
+
+def with_time_limit(environment: Environment, config: AgentConfig) -> Environment:
+    """Add the configured time limit, unless the environment has one."""
+    if isinstance(environment, EpisodeLimit) or getattr(environment, "resets_itself", False):
+        return environment
+    return EpisodeLimit(environment, config.episode_length, config.action_repeat)
+
+
+def make_networks(action_space: Box | Discrete, config: AgentConfig) -> Networks:
+    """Make the multilayer perceptrons that a config describes, for an action space."""
+    policy, critic = config.policy, config.critic
+    if isinstance(action_space, Box):
+        if policy.action_bounds == "tanh" and not is_bounded(action_space):
+            raise ConfigError("policy.action_bounds", "tanh", f'"clip" for actions in an unbounded {action_space}')
+        network: Network = GaussianPolicy(
+            int(action_space.size), policy.hidden_sizes, policy.activation, policy.init_log_std, policy.action_bounds == "tanh"
+        )
+    else:
+        network = CategoricalPolicy(int(action_space.num_actions), policy.hidden_sizes, policy.activation)
+    value_network = ValueNetwork(critic.hidden_sizes, critic.activation)
+    return Networks(
+        OfEntry(network, policy.observation_key, "policy.observation_key"),
+        OfEntry(value_network, critic.observation_key, "critic.observation_key"),
+    )
+
+
+def _check_metrics(metrics: Metrics, own: Metrics) -> None:
+    """Raise ValueError, while JAX traces, if an algorithm leaves out a metric that all report, or uses another's name."""
+    missing, taken = {"kl", "max_kl", "entropy"} - metrics.keys(), metrics.keys() & own.keys()
+    if missing or taken:
+        allowed = "kl, max_kl and entropy among them, as policy_change returns them, and none of " + ", ".join(sorted(own))
+        raise ValueError(f"metrics of the policy update: got {', '.join(sorted(metrics))}, allowed: {allowed}")
+
+
+def _named(metrics: Metrics) -> Metrics:
+    """Return metrics of an iteration under the names by which they are logged."""
+    return {f"training/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,40 @@
+"""A rollout's samples in shuffled minibatches."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+
+def minibatches(samples: Any, key: Key[Array, ""], count: int) -> Any:
+    """Shuffle the steps of each environment and cut samples into `count` minibatches, in front.
+
+    Each minibatch takes a slice of the steps, and if steps are too few also every b-th environment, so that every device holds
+    a part of it and no sample moves between them. If the numbers do not divide, minibatches are cut from the flattened
+    samples, and the remainder is left out.
+
+    Args:
+        samples: pytree of `[T, N, *]`.
+        key: consumed, for the shuffle.
+        count: at most T·N.
+
+    Returns:
+        The pytree, of `[count, *, *, *]` or `[count, *, *]`.
+    """
+    num_steps, num_envs = jax.tree.leaves(samples)[0].shape[:2]
+    order = jnp.argsort(jax.random.bits(key, (num_steps, num_envs)), axis=0)
+    by_steps = math.gcd(num_steps, count)
+    by_envs = count // by_steps
+    size = num_steps * num_envs // count
+
+    def cut(leaf: Array) -> Array:
+        shuffled = jnp.take_along_axis(leaf, order.reshape(order.shape + (1,) * (leaf.ndim - 2)), axis=0)
+        rest = leaf.shape[2:]
+        if num_envs % by_envs:
+            return shuffled.reshape(-1, *rest)[: count * size].reshape(count, size, *rest)
+        parts = shuffled.reshape(by_steps, num_steps // by_steps, num_envs // by_envs, by_envs, *rest)
+        return jnp.moveaxis(parts, 3, 1).reshape(count, num_steps // by_steps, num_envs // by_envs, *rest)
+
+    return jax.tree.map(cut, samples)

@@ -1,0 +1,141 @@
+"""The penalty form of TRPO: the surrogate minus a multiple of the KL, maximized by conjugate gradients."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from trpo_jax.agent.config import AgentConfig
+from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate, policy_change
+from trpo_jax.config import config, setting
+from trpo_jax.objective.partition import curvature_indices
+from trpo_jax.objective.rows import in_rows, on_rows
+from trpo_jax.objective.surrogate import Batch, mask_unweighted, mean_and_max_kl, surrogate_objective
+from trpo_jax.solver.conjugate_gradient import conjugate_gradient
+from trpo_jax.solver.curvature import fisher_vector_product
+from trpo_jax.solver.line_search import backtracking_line_search
+from trpo_jax.tree import add_scaled, all_finite, cast_like, max_abs, scaled, upcast
+from trpo_jax.weights import unit_weight
+
+FAR = 1.5
+"""β changes if KL > FAR · target_kl or KL < target_kl / FAR."""
+
+LARGEST = 1e6
+"""β stays below this, and above its inverse."""
+
+
+@config
+class PenalizedConfig:
+    """How the penalized surrogate L - β·KL is maximized."""
+
+    coefficient: float = setting(default=1.0, above=0.0)
+    """β at the beginning, in units of standardized advantage per nat."""
+    target_kl: float = setting(default=0.03, at_least=0.0)
+    """Mean KL(old ‖ new) of an update, in nats, that β is doubled or halved for; 0 keeps β as it is."""
+    damping: float = setting(default=0.1, at_least=0.0)
+    """Multiple of the identity that is added to the Fisher matrix (dimensionless)."""
+    cg_iterations: int = setting(default=10, at_least=1)
+    """Most conjugate-gradient iterations, a Fisher-vector product each."""
+    cg_tolerance: float = setting(default=1e-10, at_least=0.0)
+    """Conjugate gradients stop once the squared relative residual is below this."""
+    curvature_fraction: float = setting(default=0.1, static=True, above=0.0, at_most=1.0)
+    """Part of the batch that Fisher-vector products use; all else uses all of it."""
+    max_backtracks: int = setting(default=15, at_least=0)
+    """How often the line search shrinks the step, by 0.8, before it gives up."""
+
+
+@config
+class PenaltyConfig(AgentConfig):
+    """Everything that decides how the penalty form learns."""
+
+    penalized: PenalizedConfig = PenalizedConfig()
+
+
+class PenaltyState(NamedTuple):
+    """What one update hands to the next."""
+
+    coefficient: Float[Array, ""]
+    """β."""
+
+
+class _Trial(NamedTuple):
+    params: Any
+    gain: Float[Array, ""]
+
+
+def init(params: Any, config: PenaltyConfig) -> PenaltyState:
+    """Return the state before the first update."""
+    return PenaltyState(jnp.asarray(config.penalized.coefficient, jnp.float32))
+
+
+def update(
+    policy_fn: PolicyFn, params: Any, state: PenaltyState, batch: Batch, config: PenaltyConfig, key: jax.Array
+) -> tuple[Any, PenaltyState, Metrics]:
+    """Maximize L(θ) - β·KL(old ‖ new): the step (F + λI)⁻¹ g / β, shortened until it improves; see `PolicyUpdate`.
+
+    That step is the maximum where L is linear and the KL quadratic. If none improves, the parameters are those passed in.
+
+    Reference:
+        Schulman et al. 2015 (arXiv 1502.05477), section 4 and section 8, without its theory's coefficient, which is too
+        large in practice; β as in Schulman et al. 2017 (arXiv 1707.06347), section 4.
+    """
+    options, beta = config.penalized, state.coefficient
+    batch = mask_unweighted(batch)
+    batch = batch._replace(weight=None if batch.weight is None else unit_weight(batch.weight))
+    with jax.default_matmul_precision("highest"):
+        old = policy_fn(params, batch.observation)
+
+        def penalized(params: Any) -> Float[Array, ""]:
+            new = policy_fn(params, batch.observation)
+            return surrogate_objective(new, batch) - beta * mean_and_max_kl(old, new, batch.weight)[0]
+
+        objective, gradient = jax.value_and_grad(penalized)(params)  # the KL's own gradient is zero here
+        states = _states_of_curvature(batch, options.curvature_fraction)
+        of_states = on_rows(policy_fn)
+        fisher = fisher_vector_product(lambda params: of_states(params, states.observation), params, weight=states.weight)
+        damping = jnp.asarray(options.damping, jnp.float32)
+        direction, solved = conjugate_gradient(
+            lambda v: add_scaled(upcast(fisher(cast_like(v, params))), damping, v),
+            upcast(gradient),
+            max_iterations=options.cg_iterations,
+            tolerance=options.cg_tolerance,
+        )
+        step = scaled(1.0 / beta, direction)
+
+        def trial_fn(fraction: Float[Array, ""]) -> tuple[Bool[Array, ""], _Trial]:
+            candidate = cast_like(add_scaled(upcast(params), fraction, step), params)
+            gain = penalized(candidate) - objective
+            return all_finite((candidate, gain)) & (gain > 0), _Trial(candidate, gain)
+
+        search = backtracking_line_search(trial_fn, backtrack_factor=0.8, max_backtracks=options.max_backtracks)
+        params = jax.tree.map(lambda new, old: jnp.where(search.accepted, new, old), search.trial.params, params)
+        change = policy_change(old, policy_fn(params, batch.observation), batch.weight)
+    metrics = change | {
+        "penalized_improvement": jnp.where(search.accepted, search.trial.gain, 0.0),
+        "accepted": search.accepted.astype(jnp.float32),
+        "step_fraction": jnp.where(search.accepted, search.fraction, 0.0),
+        "cg_iterations": solved.iterations.astype(jnp.float32),
+        "penalty_coefficient": beta,
+    }
+    # A step that no fraction of improves is too long for any KL; no gradient says nothing.
+    missed = jnp.where((options.target_kl > 0) & (max_abs(gradient) > 0), 2.0 * beta, beta)
+    beta = jnp.where(search.accepted, adapted(beta, change["kl"], options.target_kl), jnp.minimum(missed, LARGEST))
+    return params, PenaltyState(beta), metrics
+
+
+def _states_of_curvature(batch: Batch, fraction: float) -> Batch:
+    """Return an even choice of samples, in rows."""
+    rows = in_rows(batch)
+    indices = curvature_indices(rows.log_prob.shape[-1], fraction, 1, None)
+    return rows if indices is None else jax.tree.map(lambda leaf: jnp.take(leaf, indices, 1), rows)
+
+
+def adapted(beta: Float[Array, ""], kl: Float[Array, ""], target_kl: float | Array) -> Float[Array, ""]:
+    """Return β for the next update: twice or half of it where the KL was far from the one aimed at, if one is."""
+    target = jnp.asarray(target_kl, jnp.float32)
+    factor = jnp.where(kl > FAR * target, 2.0, jnp.where(kl < target / FAR, 0.5, 1.0))
+    return jnp.clip(jnp.where(target > 0, beta * factor, beta), 1.0 / LARGEST, LARGEST)
+
+
+PENALTY = PolicyUpdate(init, update)

@@ -1,0 +1,65 @@
+"""`trpo-jax compare`."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from trpo_jax.cli.arguments import parse
+from trpo_jax.cli.console import say
+from trpo_jax.cli.sweep import SweepArguments, train_planned
+from trpo_jax.errors import MissingPackageError
+
+DESCRIPTION = (
+    "Train by several algorithms, each with the settings that ship for it on a CPU, and report their returns with 95 % "
+    "intervals. It is a sweep: the same command again goes on after any interruption, and --seeds may grow."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareArguments:
+    """What `trpo-jax compare` takes."""
+
+    environments: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENV [ENV …]")]
+    """Environments, or TOML files."""
+    algorithms: Annotated[str, tyro.conf.arg(metavar="NAME,NAME")] = "trpo,ppo"
+    """Names of algorithms, with commas between them; docs/algorithms.md lists them."""
+    seeds: int = 5
+    """Number of seeds."""
+    num_timesteps: int | None = None
+    """Environment steps to train for; by default what each environment's settings say."""
+    suite: Literal["brax", "playground"] = "brax"
+    """Of environments given by name."""
+    sweep_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for runs and report: a new one, or one to go on with; by default sweeps/compare-ENV-…-ALGORITHM-…"""
+
+
+def compare_command(arguments: list[str]) -> int:
+    """Compare as the arguments say; return the exit code."""
+    parsed = parse(CompareArguments, arguments, command="compare", description=DESCRIPTION)
+
+    from trpo_jax.sweep.plan import make_plan
+    from trpo_jax.sweep.report.page import write_report
+    from trpo_jax.sweep.report.scores import read_scores
+    from trpo_jax.sweep.report.tables import returns_table
+    from trpo_jax.sweep.spec import sweep_from_mapping
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingPackageError.of("a report", "matplotlib", "plot")
+    names = [name.strip() for name in parsed.algorithms.split(",")]
+    mapping: dict[str, Any] = {"environments": list(parsed.environments), "seeds": parsed.seeds, "grid": {"algorithm": names}}
+    if parsed.suite != "brax":  # a TOML file says for itself
+        mapping["config"] = {"suite": parsed.suite}
+    if parsed.num_timesteps is not None:
+        mapping["num_timesteps"] = parsed.num_timesteps
+    sweep = sweep_from_mapping(mapping)
+    stem = "-".join(["compare", *(Path(name).stem for name in parsed.environments), *names])
+    folder = parsed.sweep_dir or str(Path("sweeps") / stem)
+    code = train_planned(SweepArguments("", sweep_dir=folder), lambda: make_plan(sweep))
+    if code == 0:
+        page = write_report(folder)
+        say(returns_table(read_scores(folder)).markdown())
+        say(f"wrote {page}")
+    return code
