@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+from pathlib import Path
 
 import chex
 import jax
@@ -18,7 +19,10 @@ from trpo_jax.agent.agent import bind
 from trpo_jax.algorithms.registry import ALGORITHMS, algorithm_name, default_config
 from trpo_jax.config import config, setting
 
+ROOT = Path(__file__).parents[2]
 NAMES = tuple(ALGORITHMS)
+AT_LENGTH = [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("trpo", "ppo"))) for name in NAMES]
+"""For what takes long: the others are left to `make test-slow`."""
 COMMON = ("num_envs", "unroll_length", "episode_length", "critic", "policy")
 
 
@@ -41,7 +45,7 @@ def iterate(agent, state, count):
     return state, metrics
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", AT_LENGTH)
 @pytest.mark.parametrize(("environment", "most"), [(Target, 0.0), (Bandit, 1.0)])
 def test_it_learns_with_continuous_and_with_discrete_actions(name, environment, most):
     agent = make_agent(environment(), small(name, num_envs=32, unroll_length=16, discounting=0.5))
@@ -65,7 +69,7 @@ def test_the_state_keeps_its_avals_and_the_same_seed_gives_the_same_bits(name):
     chex.assert_trees_all_equal((inference_params(first[0]), first[1]), (inference_params(second[0]), second[1]))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", AT_LENGTH)
 def test_seeds_and_float_fields_under_vmap_equal_the_runs_alone(name):
     """Every float field at once: half of its value beside its value."""
     agent = agent_of(name)
@@ -81,7 +85,7 @@ def test_seeds_and_float_fields_under_vmap_equal_the_runs_alone(name):
             )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", AT_LENGTH)
 def test_a_resumed_training_is_bit_for_bit_the_one_that_was_not_interrupted(name, tmp_path):
     def run(folder, iterations, **options):
         rows = []
@@ -104,7 +108,7 @@ def test_a_resumed_training_is_bit_for_bit_the_one_that_was_not_interrupted(name
     chex.assert_trees_all_equal(resumed, params)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", AT_LENGTH)
 def test_devices_compute_what_one_does(name, monkeypatch):
     monkeypatch.setattr(trpo_jax.execution.placement, "are_cores_of_one_processor", lambda devices: False)
     config = small(name, num_envs=16)
@@ -157,6 +161,10 @@ def test_metrics_are_finite_and_documented(name):
     _, metrics = iterate(agent_of(name), agent_of(name).init(jax.random.key(0)), 2)
     chex.assert_tree_all_finite(metrics)
     assert {"training/kl", "training/entropy"} <= metrics.keys()
+    pages = "".join((ROOT / "docs" / page).read_text() for page in ("algorithms.md", "training.md"))
+    for metric in metrics:
+        bare = metric.removeprefix("training/")
+        assert bare.startswith("num_") or f"`{bare}`" in pages, metric
     sample_means = ALGORITHMS[name].policy_update.sample_means
     assert {f"training/{metric}" for metric in sample_means} <= metrics.keys()
 

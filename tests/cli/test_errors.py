@@ -76,7 +76,7 @@ BAD = {
     "train": "ENV|CONFIG.toml: got '', allowed: an environment or a TOML file as first argument",
     "train --resume none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",
     "train ant --resume began": "ENV|CONFIG.toml: got 'ant', allowed: none where --resume names a run",
-    "train --resume began --run-dir other": "run_dir: got 'other', allowed: none where --resume names a run",
+    "train --resume began --run-dir other": "run_dir: got 'other', allowed: nothing, because --resume names",
     "train --resume began --accelerator": "accelerator: got True, allowed: none where --resume names a run",
     "train nothing.toml --accelerator": "accelerator: got True, allowed: a configuration file whose table [accelerator]",
     "train strange.toml": "strange.toml: accelerator.num_env: got 3, allowed: a known field; did you mean num_envs",

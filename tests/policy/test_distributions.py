@@ -85,6 +85,7 @@ def log_probs(p, q, actions):
     return jax.vmap(lambda action: (p.log_prob(action), q.log_prob(action)))(actions)
 
 
+@pytest.mark.quick_compilation
 @every_distribution
 def test_kl_and_entropy_equal_their_monte_carlo_estimates(name):
     p, q = draw_pair(name, "float32", 3, scale=0.3, distance=0.3)
@@ -97,6 +98,7 @@ def test_kl_and_entropy_equal_their_monte_carlo_estimates(name):
         assert (standard_error < 0.03).all()  # else nothing would be proven
 
 
+@pytest.mark.quick_compilation
 @every_distribution
 def test_the_gradients_equal_finite_differences(x64, name):
     p, q = draw_pair(name, "float64", 6, distance=1.0)
@@ -117,6 +119,7 @@ def test_the_gradients_equal_finite_differences(x64, name):
     np.testing.assert_allclose([of_kl, of_entropy_and_log_prob], (moved(1e-5) - moved(-1e-5)) / 2e-5, rtol=1e-6)
 
 
+@pytest.mark.quick_compilation
 @every_distribution
 def test_the_gauss_newton_product_equals_the_dense_hessian_of_the_mean_kl(x64, name):
     width, allowed = len(PROBLEMS[name].extremes), draw_allowed(name, 7)
@@ -179,6 +182,7 @@ def test_the_mode_has_the_largest_log_prob(name):
     assert (of_the_mode[None] >= of_samples).all()
 
 
+@pytest.mark.quick_compilation
 @every_distribution
 def test_a_distribution_is_a_pytree_whose_batch_axes_may_be_mapped_and_be_many(name):
     axes = (2, 3)
