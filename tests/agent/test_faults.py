@@ -101,7 +101,7 @@ def test_a_nan_that_no_one_has_seen_costs_the_environment_its_rollout():
     [
         (("reward", "observation"), jnp.nan, 1 - 0.97**2),
         (("simulator",), jnp.nan, 1 - 0.97**8),
-        (KINDS, jnp.inf, 1 - 0.97**2),
+        pytest.param(KINDS, jnp.inf, 1 - 0.97**2, marks=pytest.mark.slow),
     ],
 )
 def test_training_goes_on_counts_faults_and_learns(kinds, value, expected):

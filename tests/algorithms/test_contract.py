@@ -130,7 +130,7 @@ class Faulty(Target):
         return new._replace(observation=jnp.where(lost[:, None], jnp.nan, new.observation))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", AT_LENGTH)
 def test_nan_weighs_nothing(name):
     agent = agent_of(name, Faulty)
     state, metrics = iterate(agent, agent.init(jax.random.key(0)), 3)
@@ -139,7 +139,7 @@ def test_nan_weighs_nothing(name):
     chex.assert_tree_all_finite((inference_params(state), metrics))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", AT_LENGTH)
 def test_a_batch_of_nothing_but_nan_leaves_the_policy_as_it_was(name):
     """Also when optimizers have gathered momentum."""
     agent = agent_of(name)
