@@ -47,13 +47,20 @@ class AgentConfig:
 
     def at(self: ConfigT, progress: Float[Array, ""]) -> ConfigT:
         """Return the configuration with its scheduled values at this progress (0 to 1)."""
-        learning_rate: Any = self.critic.learning_rate * share_left(self.schedule.learning_rate_at_end, progress)
-        return dataclasses.replace(self, critic=dataclasses.replace(self.critic, learning_rate=learning_rate))
+        rate = self.rate_at(self.critic.learning_rate, progress)
+        return dataclasses.replace(self, critic=dataclasses.replace(self.critic, learning_rate=rate))
+
+    def rate_at(self, learning_rate: Any, progress: Float[Array, ""]) -> Any:
+        """Return a learning rate at this progress."""
+        return learning_rate * share_left(self.schedule.learning_rate_at_end, progress)
 
     def check_batch(self) -> None:
         """Raise ConfigError if the batch has not the size that the rest asks for."""
         if self.batch_size >= 2**31:
             raise ConfigError("num_envs and unroll_length", f"{self.batch_size:,} samples an iteration", "fewer than 2^31")
-        if self.critic.num_minibatches > self.batch_size:
-            allowed = f"at most num_envs·unroll_length = {self.batch_size}"
-            raise ConfigError("critic.num_minibatches", self.critic.num_minibatches, allowed)
+        self.check_minibatches("critic.num_minibatches", self.critic.num_minibatches)
+
+    def check_minibatches(self, field: str, num_minibatches: int) -> None:
+        """Raise ConfigError if a field asks for more minibatches than there are samples."""
+        if num_minibatches > self.batch_size:
+            raise ConfigError(field, num_minibatches, f"at most num_envs·unroll_length = {self.batch_size}")

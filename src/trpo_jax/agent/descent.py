@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from trpo_jax.agent.minibatches import minibatches
-from trpo_jax.tree import all_finite, upcast, where_finite
+from trpo_jax.tree import upcast, where_finite
 from trpo_jax.weights import unit_weight, weighted_mean
 
 _adam = optax.scale_by_adam()
@@ -94,7 +94,6 @@ def descend(
 
     start = _Progress(upcast(vector), optimizer, jnp.bool_(False), jnp.int32(0))
     end, values = jax.lax.scan(pass_over, start, jax.random.split(key, num_epochs))
-    finite = all_finite((end.vector.astype(vector.dtype), end.optimizer))
-    num_steps = jnp.where(finite, end.num_steps, 0)
-    vector, optimizer = where_finite((end.vector.astype(vector.dtype), end.optimizer), (vector, optimizer))
+    new, old = (end.vector.astype(vector.dtype), end.optimizer, end.num_steps), (vector, optimizer, jnp.int32(0))
+    vector, optimizer, num_steps = where_finite(new, old)
     return Descended(vector, optimizer, jax.tree.map(lambda value: value[-1], values), num_steps, num_steps > 0)

@@ -5,10 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.policy_update import PolicyFn
-from trpo_jax.agent.schedule import share_left
-from trpo_jax.errors import ConfigError
 from trpo_jax.objective.surrogate import Batch, mask_unweighted
 from trpo_jax.policy.distributions import Distribution
 
@@ -27,14 +24,3 @@ def samples_of(policy_fn: PolicyFn, params: Any, batch: Batch) -> Samples:
     batch = mask_unweighted(batch)
     weight = jnp.ones_like(batch.log_prob) if batch.weight is None else batch.weight
     return Samples(batch._replace(weight=None), weight, policy_fn(params, batch.observation))
-
-
-def rate_at(config: AgentConfig, learning_rate: Any, progress: Float[Array, ""]) -> Any:
-    """Return a learning rate at this progress (0 to 1) of a training."""
-    return learning_rate * share_left(config.schedule.learning_rate_at_end, progress)
-
-
-def check_minibatches(config: AgentConfig, field: str, num_minibatches: int) -> None:
-    """Raise ConfigError if there are more minibatches than samples."""
-    if num_minibatches > config.batch_size:
-        raise ConfigError(field, num_minibatches, f"at most num_envs·unroll_length = {config.batch_size}")

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.descent import descend, init_adam
 from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate, policy_change
-from trpo_jax.algorithms.first_order import Samples, rate_at, samples_of
+from trpo_jax.algorithms.first_order import Samples, samples_of
 from trpo_jax.config import config, setting
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.weights import average
@@ -34,7 +34,7 @@ class PolicyGradientConfig(AgentConfig):
 
     def at(self, progress: Float[Array, ""]) -> "PolicyGradientConfig":
         """Return the configuration with its scheduled values at this progress (0 to 1)."""
-        rate = rate_at(self, self.gradient.learning_rate, progress)
+        rate = self.rate_at(self.gradient.learning_rate, progress)
         return dataclasses.replace(super().at(progress), gradient=dataclasses.replace(self.gradient, learning_rate=rate))
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.descent import descend, init_adam
 from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate, policy_change
-from trpo_jax.algorithms.first_order import Samples, check_minibatches, rate_at, samples_of
+from trpo_jax.algorithms.first_order import Samples, samples_of
 from trpo_jax.config import config, setting
 from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
 from trpo_jax.weights import average
@@ -46,13 +46,13 @@ class PPOConfig(AgentConfig):
 
     def at(self, progress: Float[Array, ""]) -> "PPOConfig":
         """Return the configuration with its scheduled values at this progress (0 to 1)."""
-        rate = rate_at(self, self.clipped.learning_rate, progress)
+        rate = self.rate_at(self.clipped.learning_rate, progress)
         return dataclasses.replace(super().at(progress), clipped=dataclasses.replace(self.clipped, learning_rate=rate))
 
     def check_batch(self) -> None:
         """Raise ConfigError if the batch has not the size that the rest asks for."""
         super().check_batch()
-        check_minibatches(self, "clipped.num_minibatches", self.clipped.num_minibatches)
+        self.check_minibatches("clipped.num_minibatches", self.clipped.num_minibatches)
 
 
 def init(params: Any, config: PPOConfig) -> optax.OptState:

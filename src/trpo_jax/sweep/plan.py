@@ -48,9 +48,12 @@ def make_plan(sweep: Sweep) -> tuple[Run, ...]:
     runs: dict[str, Run] = {}
     bases: dict[tuple[str, str], RunConfig] = {}
     suite = with_fields(RunConfig(), {name: value for name, value in sweep.config.items() if name == "suite"}).suite
+    is_named = "algorithm" in sweep.config | sweep.settings[0]  # all settings have the same fields
     for source in sweep.environments:
+        usual: Any = None if is_named else starting_config(source, suite).algorithm
         for setting in sweep.settings:
-            algorithm = _algorithm(source, suite, (sweep.config | setting).get("algorithm"))
+            algorithm = (sweep.config | setting).get("algorithm", usual)
+            default_config(algorithm)  # raises ConfigError for an unknown name
             if (source, algorithm) not in bases:
                 fields = sweep.config | {"algorithm": algorithm} | sweep.of_algorithm.get(algorithm, {})
                 bases[source, algorithm] = resolve(with_fields(starting_config(source, suite, algorithm), fields))
@@ -62,14 +65,6 @@ def make_plan(sweep: Sweep) -> tuple[Run, ...]:
                     raise ConfigError("sweep", run.name, "settings that differ from each other, once every value is put in")
                 runs[run.name] = run
     return tuple(runs.values())
-
-
-def _algorithm(source: str, suite: str, named: Any) -> str:
-    """Return the name of the algorithm that a sweep names, or else the environment's file."""
-    if named is None:
-        return starting_config(source, suite).algorithm
-    default_config(named)  # raises ConfigError for an unknown name
-    return named
 
 
 def plan_file(path: Path | str) -> tuple[Run, ...]:
