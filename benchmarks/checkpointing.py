@@ -17,7 +17,9 @@ import report
 from trpo_jax import make_trpo
 from trpo_jax.execution.placement import OneTraining
 from trpo_jax.execution.runner import Runner
-from trpo_jax.training.loop import Callbacks, Loop, Milestones
+from trpo_jax.training.loop import run_loop
+from trpo_jax.training.milestones import Milestones
+from trpo_jax.training.reporting import Callbacks, Reporter
 from trpo_jax.training.run_config import starting_config
 from trpo_jax.training.store import Progress, Store
 
@@ -73,10 +75,10 @@ class Run:
     def __call__(self):
         end = self.progress.iteration + self.iterations
         milestones = Milestones(end, (), checkpoint_interval=self.interval)
-        loop = Loop(self.trpo, self.runner, milestones, Callbacks(), store=self.store)
-        self.state = loop.run(self.state, self.progress)
+        reporter = Reporter(self.trpo, self.progress, Callbacks())
+        self.state = run_loop(self.runner, self.state, milestones, reporter, self.store)
         self.progress = self.progress._replace(iteration=end)
-        return loop.metrics["training/kl"]
+        return reporter.metrics["training/kl"]
 
 
 if __name__ == "__main__":

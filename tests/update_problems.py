@@ -8,9 +8,9 @@ import numpy as np
 import scipy.special
 
 from trpo_jax.objective.surrogate import Batch
+from trpo_jax.objective.trust_region_config import TrustRegionConfig
 from trpo_jax.objective.trust_region_update import trust_region_update
 from trpo_jax.policy.distributions import Categorical, DiagonalGaussian
-from trpo_jax.solver.trust_region_config import TrustRegionConfig
 
 B, O, H, A = 12, 3, 4, 2  # noqa: E741
 NAMES = ("gaussian", "categorical")

@@ -16,11 +16,10 @@ from trpo_jax.agent.evaluate import make_evaluator
 from trpo_jax.environments.brax import load_environment, resolve_backend
 from trpo_jax.execution.devices import compiler_options
 from trpo_jax.execution.placement import ManyTrainings
-from trpo_jax.execution.program import side_by_side
 from trpo_jax.execution.runner import Runner
-from trpo_jax.training.loop import Callbacks, Loop
-from trpo_jax.training.store import Progress
-from trpo_jax.training.train import make_milestones
+from trpo_jax.training.loop import train_to_end
+from trpo_jax.training.milestones import make_milestones
+from trpo_jax.training.reporting import Callbacks
 
 GOALS = (3000, 4000, 5000, 6000, 7000, 8000)
 
@@ -124,9 +123,7 @@ def together(
     milestones = make_milestones(trpo, num_timesteps, num_evals)
     callbacks = Callbacks(iteration_fn=keeper.iteration, policy_params_fn=keeper)
     with contextlib.suppress(OutOfTime):
-        with side_by_side() as compilers:
-            runner.compile(compilers)
-        Loop(trpo, runner, milestones, callbacks).run(runner.init(keys), Progress())
+        train_to_end(trpo, runner, milestones, callbacks, earlier=None, begin_fn=lambda: runner.init(keys))
     row = {"algorithm": "trpo_jax", "environment": environment, "seeds": seeds, "rules": rules, "settings": settings}
     row |= summary(keeper, trpo.environment, context, episodes=episodes, together=True)
     each = np.reshape(row["each run"], (len(rules), len(seeds)))

@@ -22,6 +22,7 @@ from trpo_jax.errors import CheckpointError, ConfigError, FileError, MissingPack
 from trpo_jax.execution.compilation_cache import enable_compilation_cache
 from trpo_jax.objective.advantages import generalized_advantage_estimation
 from trpo_jax.objective.surrogate import Batch
+from trpo_jax.objective.trust_region_config import TrustRegionConfig, TrustRegionInfo
 from trpo_jax.objective.trust_region_update import stateful_trust_region_update, trust_region_update
 from trpo_jax.policy.distributions import (
     Bernoulli,
@@ -39,9 +40,9 @@ from trpo_jax.solver.conjugate_gradient import CGInfo, conjugate_gradient
 from trpo_jax.solver.curvature import fisher_vector_product, hessian_vector_product
 from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
 from trpo_jax.solver.optax import trust_region
-from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
+from trpo_jax.solver.outcome import StepInfo, StepOutcome
+from trpo_jax.solver.step_config import StepConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_region_step
-from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.training.run_config import RunConfig, shipped_config
 from trpo_jax.training.train import train
 from trpo_jax.tree import MatVec
@@ -86,6 +87,8 @@ __all__ = [
     "PolicyUpdate",
     "RunConfig",
     "ScheduleConfig",
+    "StepConfig",
+    "StepInfo",
     "StepOutcome",
     "TRPOConfig",
     "TRPOScheduleConfig",

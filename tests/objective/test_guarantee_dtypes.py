@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trpo_jax.objective.surrogate import Batch
+from trpo_jax.objective.trust_region_config import TrustRegionConfig
 from trpo_jax.objective.trust_region_update import trust_region_update
-from trpo_jax.solver.trust_region_config import TrustRegionConfig
 from update_problems import A, H, O, gaussian_fn, numpy_kl, same_bits
 
 PARTS, SAMPLES = 3, 43  # 129 samples: shares of three parts that no binary fraction holds

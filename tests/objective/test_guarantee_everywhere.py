@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trpo_jax.objective.surrogate import Batch
+from trpo_jax.objective.trust_region_config import TrustRegionConfig
 from trpo_jax.objective.trust_region_update import stateful_trust_region_update
 from trpo_jax.policy.distributions import (
     Bernoulli,
@@ -23,7 +24,7 @@ from trpo_jax.policy.distributions import (
     TanhGaussian,
 )
 from trpo_jax.solver.outcome import StepOutcome
-from trpo_jax.solver.trust_region_config import TrustRegionConfig, init_trust_region_state
+from trpo_jax.solver.step_config import init_trust_region_state
 from update_problems import same_bits
 
 B, O, K = 12, 3, 6  # noqa: E741 - samples, observation, outputs

@@ -10,12 +10,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from trpo_jax.errors import ConfigError
-from trpo_jax.objective.partition import curvature_indices
+from trpo_jax.objective.partition import samples_for_curvature
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.objective.trust_region_update import stateful_trust_region_update, trust_region_update
 from trpo_jax.policy.distributions import DiagonalGaussian
 from trpo_jax.solver.curvature import fisher_vector_product
-from trpo_jax.solver.trust_region_config import init_trust_region_state
+from trpo_jax.solver.step_config import init_trust_region_state
 from update_problems import CONFIG, NAMES, POLICIES, A, B, O, draw, examine, gaussian_fn, same_bits, update
 
 pytestmark = pytest.mark.quick_compilation
@@ -129,18 +129,24 @@ def test_a_number_of_microbatches_that_does_not_divide_the_batch_is_refused():
 # --- curvature samples ----------------------------------------------------------------------------------
 
 
+def chosen(size, fraction, num_parts=1, key=None):
+    """Numbers of the samples that are chosen of `size`."""
+    batch = Batch(*[jnp.arange(float(size))] * 4)
+    return samples_for_curvature(batch, fraction, num_parts=num_parts, key=key).advantage.tolist()
+
+
 def test_random_curvature_samples_are_a_part_without_repetition_drawn_anew_by_each_key():
-    draws = [np.asarray(curvature_indices(100, 0.3, 3, jax.random.key(i))) for i in range(200)]
-    assert all(len(set(d.tolist())) == 30 for d in draws)
-    counts = np.bincount(np.concatenate(draws), minlength=100)
+    draws = [chosen(100, 0.3, 3, jax.random.key(i)) for i in range(200)]
+    assert all(len(set(d)) == 30 for d in draws)
+    counts = np.bincount(np.concatenate(draws).astype(int), minlength=100)
     assert abs(counts - 60).max() < 5 * np.sqrt(60 * 0.7)
-    assert curvature_indices(100, 1.0, 1, jax.random.key(0)) is None
+    assert chosen(100, 1.0, 1, jax.random.key(0)) == list(range(100))
 
 
 def test_evenly_spaced_curvature_samples_are_a_multiple_of_the_microbatches():
-    assert curvature_indices(12, 0.25, 1, None).tolist() == [0, 4, 8]
-    assert curvature_indices(12, 0.5, 3, None).tolist() == [0, 2, 4, 6, 8, 10]
-    assert len(curvature_indices(12, 0.01, 3, None)) == 3
+    assert chosen(12, 0.25) == [0, 4, 8]
+    assert chosen(12, 0.5, 3) == [0, 2, 4, 6, 8, 10]
+    assert len(chosen(12, 0.01, 3)) == 3
 
 
 def test_random_sampling_changes_the_curvature_alone(x64):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.objective.trust_region_update import stateful_trust_region_update, trust_region_update
-from trpo_jax.solver.trust_region_config import TrustRegionState, init_trust_region_state
+from trpo_jax.solver.step_config import TrustRegionState, init_trust_region_state
 from update_problems import CONFIG, draw, examine, gaussian_fn, update
 
 pytestmark = pytest.mark.quick_compilation

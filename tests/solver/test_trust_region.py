@@ -12,8 +12,8 @@ import pytest
 
 from trpo_jax.errors import ConfigError
 from trpo_jax.solver.outcome import StepOutcome
+from trpo_jax.solver.step_config import StepConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_region_step
-from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.solver.vector_step import AIM, LONGEST, SLACK
 
 N = 4
@@ -21,7 +21,7 @@ _BASIS, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(N, N)))
 CURVATURE = (_BASIS * np.array([0.5, 1.0, 3.0, 8.0])) @ _BASIS.T
 GRADIENT = np.array([1.0, -2.0, 0.5, 3.0])
 PARAMS = np.array([0.1, -0.7, 2.0, -0.0])
-CONFIG = TrustRegionConfig(max_kl=0.02, damping=0.5, cg_iterations=20, cg_tolerance=0.0, max_backtracks=8)
+CONFIG = StepConfig(max_kl=0.02, damping=0.5, cg_iterations=20, cg_tolerance=0.0, max_backtracks=8)
 
 
 def split(flat):
@@ -74,9 +74,9 @@ def test_the_step_on_a_quadratic_is_the_analytic_one(dtype):
     assert info.outcome == StepOutcome.ACCEPTED
     assert bool(info.accepted)
     for reported, expected in [
-        (info.surrogate_improvement, GRADIENT @ full),
+        (info.improvement, GRADIENT @ full),
         (info.expected_improvement, GRADIENT @ full),
-        (info.kl, 0.5 * full @ CURVATURE @ full),
+        (info.constraint, 0.5 * full @ CURVATURE @ full),
         (info.gradient_norm, np.linalg.norm(GRADIENT)),
         (info.step_norm, np.linalg.norm(full)),
         (info.step_fraction, 1.0),
@@ -85,7 +85,6 @@ def test_the_step_on_a_quadratic_is_the_analytic_one(dtype):
         np.testing.assert_allclose(reported, expected, rtol=tolerance, atol=tolerance)
     assert info.cg_residual < 1e-5
     assert info.cg_iterations <= CONFIG.cg_iterations
-    assert (info.max_kl, info.entropy) == (None, None)
     assert new.dtype == dtype
 
 
@@ -98,7 +97,7 @@ def test_the_step_ends_just_inside_the_constraint_whatever_the_damping(max_kl, d
         if precision == "float64":
             np.testing.assert_allclose(new - PARAMS, natural_step(max_kl, damping), rtol=1e-6)
         assert info.backtracks == 0
-        assert (1 - 2 * SLACK) * max_kl < info.kl <= max_kl
+        assert (1 - 2 * SLACK) * max_kl < info.constraint <= max_kl
 
 
 def test_without_a_line_search_the_length_is_the_cautious_one_of_the_damped_quadratic(x64):
@@ -129,7 +128,9 @@ def test_a_direction_that_the_curvature_does_not_see_goes_no_further_than_the_li
     assert info.accepted
     assert info.backtracks == min(needed, max_backtracks)
     longest = min(LONGEST, backtrack_factor**-max_backtracks)
-    np.testing.assert_allclose(info.kl, (longest * backtrack_factor ** int(info.backtracks)) ** 2 * config.max_kl, rtol=2e-3)
+    np.testing.assert_allclose(
+        info.constraint, (longest * backtrack_factor ** int(info.backtracks)) ** 2 * config.max_kl, rtol=2e-3
+    )
 
 
 @pytest.mark.parametrize(("kl_scale", "fraction"), [(1.02, AIM / np.sqrt(1.02)), (1.5, AIM / np.sqrt(1.5)), (1.55, 0.8)])
@@ -137,7 +138,7 @@ def test_a_first_trial_that_was_just_too_long_is_shortened_by_as_much_as_its_kl_
     _, info = step(CONFIG, kl_scale=kl_scale / (1 - SLACK))
     assert info.backtracks == 1
     np.testing.assert_allclose(info.step_fraction, fraction, rtol=1e-3)
-    np.testing.assert_allclose(info.kl, kl_scale * fraction**2 * CONFIG.max_kl, rtol=2e-3)
+    np.testing.assert_allclose(info.constraint, kl_scale * fraction**2 * CONFIG.max_kl, rtol=2e-3)
 
 
 def test_without_backtracks_the_damped_step_is_taken_and_none_that_is_too_long():
@@ -145,8 +146,8 @@ def test_without_backtracks_the_damped_step_is_taken_and_none_that_is_too_long()
     _, damped = step(dataclasses.replace(CONFIG, line_search=False))
     _, inside = step(config)
     assert inside.accepted
-    np.testing.assert_allclose(inside.kl, damped.kl, rtol=2 * SLACK)
-    new, info = step(config, kl_scale=1.1 * config.max_kl / damped.kl)
+    np.testing.assert_allclose(inside.constraint, damped.constraint, rtol=2 * SLACK)
+    new, info = step(config, kl_scale=1.1 * config.max_kl / damped.constraint)
     assert info.outcome == StepOutcome.KL_TOO_LARGE
     assert same_bits(new, np.float32(PARAMS))
 
@@ -180,7 +181,7 @@ def test_actual_and_predicted_improvement_are_compared_at_the_same_fraction_bug_
     _, info = step(dataclasses.replace(CONFIG, accept_ratio=0.5), bend=2.4)
     assert info.outcome == StepOutcome.ACCEPTED
     assert info.backtracks == 4
-    np.testing.assert_allclose(info.surrogate_improvement / info.expected_improvement, 1 - 1.2 * 0.8**4, rtol=1e-4)
+    np.testing.assert_allclose(info.improvement / info.expected_improvement, 1 - 1.2 * 0.8**4, rtol=1e-4)
 
 
 def test_a_step_accepted_at_the_very_last_backtrack_is_kept_bug_4():
@@ -213,12 +214,12 @@ def test_a_rejected_step_returns_the_parameters_bit_for_bit_and_says_why_bugs_5_
     assert StepOutcome(int(info.outcome)) == outcome
     assert same_bits(new, np.asarray(change.get("params", PARAMS), np.float32))
     assert not bool(info.accepted)
-    assert (info.surrogate_improvement, info.kl, info.step_fraction, info.step_norm) == (0, 0, 0, 0)
+    assert (info.improvement, info.constraint, info.step_fraction, info.step_norm) == (0, 0, 0, 0)
 
 
 def test_a_step_that_overflows_a_parameter_is_not_taken_even_if_objective_and_kl_are_finite():
     params = jnp.float32(3.2e38)
-    config = TrustRegionConfig(max_kl=1e38, damping=0.0, max_backtracks=0)  # a step of 4.5e37
+    config = StepConfig(max_kl=1e38, damping=0.0, max_backtracks=0)  # a step of 4.5e37
     new, info = trust_region_step(
         lambda p: jnp.minimum(p * 1e-37, 40.0), lambda p: jnp.zeros(()), lambda v: 1e-37 * v, params, config
     )
@@ -262,7 +263,7 @@ def test_steps_under_scan_equal_steps_one_by_one():
     for _ in range(3):
         params, info = step(CONFIG, params=params)
     np.testing.assert_allclose(end, params, rtol=1e-5)
-    np.testing.assert_allclose(infos.surrogate_improvement[-1], info.surrogate_improvement, rtol=1e-4)
+    np.testing.assert_allclose(infos.improvement[-1], info.improvement, rtol=1e-4)
 
 
 def test_integer_parameters_are_refused_by_name(own_errors):
@@ -279,7 +280,7 @@ def test_a_leaf_of_a_narrower_dtype_is_never_accepted_with_an_infinity(x64, narr
     def objective(params):
         return jnp.tanh(params["a"][0].astype("float64")) + params["b"][0]
 
-    config = TrustRegionConfig(max_kl=0.5 * far**2, damping=0.0, line_search=False)
+    config = StepConfig(max_kl=0.5 * far**2, damping=0.0, line_search=False)
     new, info = trust_region_step(objective, lambda _: jnp.zeros(()), lambda v: v, params, config)
     assert info.outcome == StepOutcome.NOT_FINITE
     for name, leaf in params.items():
@@ -347,7 +348,7 @@ def test_little_shaped_damping_leaves_the_natural_gradient_and_much_of_it_is_ada
     for damping, direction in ((1e-7, np.linalg.solve(CURVATURE, GRADIENT)), (1e7, GRADIENT / np.sqrt(average))):
         new, _, info = shaped_step(dataclasses.replace(SHAPED, damping=damping), AVERAGE)
         assert cosine(new, direction) > 1 - 1e-6
-        assert 0 < info.kl <= CONFIG.max_kl
+        assert 0 < info.constraint <= CONFIG.max_kl
     equal, _, _ = shaped_step(SHAPED, GRADIENT**2 / GRADIENT**2, gradient=np.ones(N))
     plain, _, _ = shaped_step(dataclasses.replace(CONFIG, damping=CONFIG.damping * (1 + 1e-4)), None, gradient=np.ones(N))
     np.testing.assert_allclose(equal, plain, rtol=1e-9)
@@ -450,6 +451,6 @@ def test_shaped_damping_of_low_precision_parameters_keeps_the_bound():
         SHAPED,
     )
     assert info.accepted
-    assert 0.5 * CONFIG.max_kl < info.kl <= CONFIG.max_kl
+    assert 0.5 * CONFIG.max_kl < info.constraint <= CONFIG.max_kl
     assert {leaf.dtype.name for leaf in jax.tree.leaves(new)} == {"bfloat16"}
     np.testing.assert_allclose(join(state.squared_gradient), 0.1 * GRADIENT**2, rtol=1e-2)

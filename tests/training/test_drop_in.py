@@ -19,7 +19,7 @@ from trpo_jax import AgentConfig, ConfigError, PPOConfig, TRPOConfig, inference_
 from trpo_jax.algorithms.registry import ALGORITHMS, Algorithm
 from trpo_jax.config import config, setting
 from trpo_jax.training.brax_names import PPO_ONLY, RENAMED, UNSUPPORTED, translate
-from trpo_jax.training.train import with_options
+from trpo_jax.training.options import with_options
 
 with warnings.catch_warnings(action="ignore"):  # what Brax imports
     from brax.io import model

@@ -21,11 +21,11 @@ from trainings import one_device_train as train
 from trpo_jax import ConfigError, TrustRegionConfig
 from trpo_jax.execution import program
 from trpo_jax.execution.runner import Runner
-from trpo_jax.training import loop
+from trpo_jax.training import reporting
 from trpo_jax.training.checkpoint import load_params
-from trpo_jax.training.loop import WINDOW, Loop, Pace
+from trpo_jax.training.options import with_options
+from trpo_jax.training.reporting import WINDOW, Pace, Reporter
 from trpo_jax.training.store import Store
-from trpo_jax.training.train import with_options
 
 
 def test_training_returns_what_brax_returns_and_calls_back_at_every_evaluation(tmp_path):
@@ -110,7 +110,7 @@ def test_checkpoints_evaluations_and_timed_iterations_do_not_show_in_the_speed(m
         now[0] += 1e-9
         return now[0]
 
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=perf_counter))
+    monkeypatch.setattr(reporting, "time", types.SimpleNamespace(perf_counter=perf_counter))
 
     def take(seconds, owner, name):
         original = getattr(owner, name)
@@ -121,10 +121,10 @@ def test_checkpoints_evaluations_and_timed_iterations_do_not_show_in_the_speed(m
 
         monkeypatch.setattr(owner, name, slow)
 
-    take(0.5, loop, "without_unknown")  # by which an iteration is waited for
+    take(0.5, reporting, "without_unknown")  # by which an iteration is waited for
     take(2.0, Runner, "timed_update")
     take(10.0, Store, "save")
-    take(20.0, Loop, "_evaluate")
+    take(20.0, Reporter, "evaluation")
     speeds = []
     options = {"num_evals": 3, "num_eval_envs": 2, "save_checkpoint_path": tmp_path, "checkpoint_interval": 7}
     train(Target(), 16 * 40, config=SMALL, iteration_fn=lambda _, metrics: speeds.append(metrics["training/sps"]), **options)

@@ -8,7 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from trpo_jax.agent.descent import descend, init_adam
+from trpo_jax.agent.descent import Passes, descend, init_adam
 from trpo_jax.config import config, setting
 from trpo_jax.policy.networks import Activation, Network
 from trpo_jax.weights import variance
@@ -95,9 +95,7 @@ def fit_critic(
         state.optimizer,
         regression,
         key,
-        learning_rate=config.learning_rate,
-        num_epochs=config.num_epochs,
-        num_minibatches=config.num_minibatches,
+        Passes(config.learning_rate, config.num_epochs, config.num_minibatches),
     )
     return CriticState(state.critic._replace(params=unravel(fitted.vector)), fitted.optimizer), fitted.values
 

@@ -20,6 +20,17 @@ def init_adam(vector: Float[Array, "P"]) -> optax.OptState:
     return _adam.init(upcast(vector))
 
 
+class Passes(NamedTuple):
+    """How often the samples are gone over, and how far each gradient step goes."""
+
+    learning_rate: float | Float[Array, ""]
+    """Adam's step size."""
+    num_epochs: int = 1
+    """Passes over the samples."""
+    num_minibatches: int = 1
+    """Gradient steps a pass. Samples that do not fill a last minibatch sit out a pass."""
+
+
 class Descended(NamedTuple):
     """What passes over the samples have led to."""
 
@@ -45,13 +56,11 @@ def descend(
     optimizer: optax.OptState,
     samples: Any,
     key: Key[Array, ""],
+    passes: Passes,
     *,
-    learning_rate: float | Float[Array, ""],
-    num_epochs: int,
-    num_minibatches: int,
     stop_fn: Callable[[Any], Bool[Array, ""]] | None = None,
 ) -> Descended:
-    """Minimize a loss by `num_epochs` passes of Adam over shuffled minibatches.
+    """Minimize a loss by Adam over shuffled minibatches.
 
     Args:
         loss_fn: (vector, minibatch) -> (loss, pytree of scalars that are averaged); a minibatch's weights have a sum of 1.
@@ -60,9 +69,7 @@ def descend(
         optimizer: of `init_adam`, or what the last call left.
         samples: NamedTuple of `[T, N, *]` with a field `weight`.
         key: consumed, for the shuffles.
-        learning_rate: Adam's step size.
-        num_epochs: passes.
-        num_minibatches: gradient steps a pass. What does not fill a last one sits out a pass.
+        passes: how many, in how many minibatches, by which learning rate.
         stop_fn: scalars of `loss_fn` before a step -> whether neither this step nor a later one is to be taken.
 
     Returns:
@@ -78,14 +85,14 @@ def descend(
 
         (_, values), gradient = jax.value_and_grad(loss_of, has_aux=True)(progress.vector)
         updates, optimizer = _adam.update(gradient, progress.optimizer)
-        moved = (progress.vector - learning_rate * updates).astype(progress.vector.dtype)
+        moved = (progress.vector - passes.learning_rate * updates).astype(progress.vector.dtype)
         stopped = progress.stopped if stop_fn is None else progress.stopped | stop_fn(values)
         stays = stopped | ~jnp.any(batch.weight > 0)  # without samples, momentum alone would move it
         old, new = progress._replace(stopped=stopped), _Progress(moved, optimizer, stopped, progress.num_steps + 1)
         return jax.tree.map(lambda a, b: jnp.where(stays, a, b), old, new), values
 
     def pass_over(progress: _Progress, key: Key[Array, ""]) -> tuple[_Progress, Any]:
-        batches = minibatches(samples, key, num_minibatches)
+        batches = minibatches(samples, key, passes.num_minibatches)
         within = tuple(range(1, batches.weight.ndim))
         # Scaled before the loop, since every sum over devices in it is waited for.
         progress, values = jax.lax.scan(step, progress, batches._replace(weight=unit_weight(batches.weight, within)))
@@ -93,7 +100,7 @@ def descend(
         return progress, jax.tree.map(lambda value: weighted_mean(value, total), values)
 
     start = _Progress(upcast(vector), optimizer, jnp.bool_(False), jnp.int32(0))
-    end, values = jax.lax.scan(pass_over, start, jax.random.split(key, num_epochs))
+    end, values = jax.lax.scan(pass_over, start, jax.random.split(key, passes.num_epochs))
     new, old = (end.vector.astype(vector.dtype), end.optimizer, end.num_steps), (vector, optimizer, jnp.int32(0))
     vector, optimizer, num_steps = where_finite(new, old)
     return Descended(vector, optimizer, jax.tree.map(lambda value: value[-1], values), num_steps, num_steps > 0)

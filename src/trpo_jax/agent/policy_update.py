@@ -28,7 +28,8 @@ class PolicyUpdate(NamedTuple):
     `batch` has the axes `[T, N]`: T steps of N environments. Observations are normalized, advantages standardized if the
     config says so, and the weight is 0 for samples that are lost. `config` is the algorithm's, with its
     scheduled values. Params and state keep their avals. Metrics are logged under "training/NAME"; all algorithms report
-    "kl" and "max_kl", mean and largest KL(old ‖ new) of any state in nats, and "entropy", that of the new policy.
+    "kl" and "max_kl", mean and largest KL(old ‖ new) of any state in nats, and "entropy", that of the new policy. Plots also
+    draw "accepted", 1 or 0 for whether the policy has moved, and "kl_bound", what the KL may not exceed, if they are reported.
     """
     sample_means: tuple[str, ...] = ("kl", "max_kl", "entropy")
     """Metrics that are averages over samples, and so unknown where all were lost."""

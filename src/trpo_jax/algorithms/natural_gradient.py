@@ -13,8 +13,8 @@ from trpo_jax.agent.schedule import ScheduleConfig, share_left
 from trpo_jax.config import config, setting
 from trpo_jax.objective.rows import in_rows, on_rows
 from trpo_jax.objective.surrogate import Batch
+from trpo_jax.objective.trust_region_config import TrustRegionConfig
 from trpo_jax.objective.trust_region_update import trust_region_update
-from trpo_jax.solver.trust_region_config import TrustRegionConfig
 
 REPORTED = ("kl", "max_kl", "entropy", "surrogate_improvement", "accepted", "cg_iterations", "cg_residual")
 """Fields of `TrustRegionInfo` that become metrics; a step is not accepted only if it is not finite."""

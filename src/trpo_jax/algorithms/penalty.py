@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float
 from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate, policy_change
 from trpo_jax.config import config, setting
-from trpo_jax.objective.partition import curvature_indices
+from trpo_jax.objective.partition import samples_for_curvature
 from trpo_jax.objective.rows import in_rows, on_rows
 from trpo_jax.objective.surrogate import Batch, mask_unweighted, mean_and_max_kl, surrogate_objective
-from trpo_jax.solver.conjugate_gradient import conjugate_gradient
+from trpo_jax.solver.conjugate_gradient import CGInfo, conjugate_gradient
 from trpo_jax.solver.curvature import fisher_vector_product
 from trpo_jax.solver.line_search import backtracking_line_search
 from trpo_jax.tree import add_scaled, all_finite, cast_like, max_abs, scaled, upcast
@@ -91,16 +91,7 @@ def update(
             return surrogate_objective(new, batch) - beta * mean_and_max_kl(old, new, batch.weight)[0]
 
         objective, gradient = jax.value_and_grad(penalized)(params)  # the KL's own gradient is zero here
-        states = _states_of_curvature(batch, options.curvature_fraction)
-        of_states = on_rows(policy_fn)
-        fisher = fisher_vector_product(lambda params: of_states(params, states.observation), params, weight=states.weight)
-        damping = jnp.asarray(options.damping, jnp.float32)
-        direction, solved = conjugate_gradient(
-            lambda v: add_scaled(upcast(fisher(cast_like(v, params))), damping, v),
-            upcast(gradient),
-            max_iterations=options.cg_iterations,
-            tolerance=options.cg_tolerance,
-        )
+        direction, solved = _natural_gradient(policy_fn, params, batch, gradient, options)
         step = scaled(1.0 / beta, direction)
 
         def trial_fn(fraction: Float[Array, ""]) -> tuple[Bool[Array, ""], _Trial]:
@@ -124,11 +115,20 @@ def update(
     return params, PenaltyState(beta), metrics
 
 
-def _states_of_curvature(batch: Batch, fraction: float) -> Batch:
-    """Return an even choice of samples, in rows."""
-    rows = in_rows(batch)
-    indices = curvature_indices(rows.log_prob.shape[-1], fraction, 1, None)
-    return rows if indices is None else jax.tree.map(lambda leaf: jnp.take(leaf, indices, 1), rows)
+def _natural_gradient(
+    policy_fn: PolicyFn, params: Any, batch: Batch, gradient: Any, options: PenalizedConfig
+) -> tuple[Any, CGInfo]:
+    """Return (F + λI)⁻¹ g by conjugate gradients, in at least float32."""
+    states = samples_for_curvature(in_rows(batch), options.curvature_fraction)
+    of_states = on_rows(policy_fn)
+    fisher = fisher_vector_product(lambda params: of_states(params, states.observation), params, weight=states.weight)
+    damping = jnp.asarray(options.damping, jnp.float32)
+    return conjugate_gradient(
+        lambda v: add_scaled(upcast(fisher(cast_like(v, params))), damping, v),
+        upcast(gradient),
+        max_iterations=options.cg_iterations,
+        tolerance=options.cg_tolerance,
+    )
 
 
 def adapted(beta: Float[Array, ""], kl: Float[Array, ""], target_kl: float | Array) -> Float[Array, ""]:

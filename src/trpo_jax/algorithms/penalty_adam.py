@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from trpo_jax.agent.config import AgentConfig
-from trpo_jax.agent.descent import descend, init_adam
+from trpo_jax.agent.descent import Passes, descend, init_adam
 from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate, policy_change
 from trpo_jax.algorithms.first_order import Samples, samples_of
 from trpo_jax.algorithms.penalty import adapted
@@ -87,9 +87,7 @@ def update(
         state.optimizer,
         samples,
         key,
-        learning_rate=options.learning_rate,
-        num_epochs=options.num_epochs,
-        num_minibatches=options.num_minibatches,
+        Passes(options.learning_rate, options.num_epochs, options.num_minibatches),
     )
     params = unravel(descended.vector)
     change = policy_change(samples.old, policy_fn(params, samples.batch.observation), samples.weight)

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from trpo_jax.agent.config import AgentConfig
-from trpo_jax.agent.descent import descend, init_adam
+from trpo_jax.agent.descent import Passes, descend, init_adam
 from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate, policy_change
 from trpo_jax.algorithms.first_order import Samples, samples_of
 from trpo_jax.config import config, setting
@@ -61,7 +61,7 @@ def update(
         return -average(log_prob * part.batch.advantage, part.weight), ()
 
     learning_rate = config.gradient.learning_rate
-    descended = descend(loss_fn, vector, state, samples, key, learning_rate=learning_rate, num_epochs=1, num_minibatches=1)
+    descended = descend(loss_fn, vector, state, samples, key, Passes(learning_rate))
     params = unravel(descended.vector)
     metrics = policy_change(samples.old, policy_fn(params, samples.batch.observation), samples.weight) | {
         "accepted": descended.accepted.astype(jnp.float32),

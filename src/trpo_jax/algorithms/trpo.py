@@ -14,9 +14,10 @@ from trpo_jax.config import config, setting
 from trpo_jax.errors import ConfigError
 from trpo_jax.objective.rows import in_rows, on_rows
 from trpo_jax.objective.surrogate import Batch
+from trpo_jax.objective.trust_region_config import TrustRegionConfig
 from trpo_jax.objective.trust_region_update import stateful_trust_region_update
 from trpo_jax.solver.outcome import StepOutcome
-from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
+from trpo_jax.solver.step_config import TrustRegionState, init_trust_region_state
 
 REPORTED = (
     *("kl", "max_kl", "entropy", "surrogate_improvement", "expected_improvement", "accepted", "outcome", "step_fraction"),

@@ -71,7 +71,10 @@ def parse(kind: type[ArgumentsT], arguments: list[str], *, command: str, descrip
 
 
 def one_line(boxed: str) -> str:
-    """Flatten an error that tyro has drawn as a box of sections into sections joined by semicolons."""
+    """Flatten an error that tyro has drawn as a box of sections into sections joined by semicolons.
+
+    The text is read because tyro has no public hook for its errors.
+    """
     text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
     rows = [row.strip(" │╰╯") for row in text.splitlines() if not row.startswith("╭")]
     sections = re.split(r"^[─-]*$", "\n".join(rows), flags=re.MULTILINE)

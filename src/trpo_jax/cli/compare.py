@@ -9,7 +9,7 @@ import tyro
 
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import say
-from trpo_jax.cli.sweep import SweepArguments, train_planned
+from trpo_jax.cli.sweep import ProgramOptions, train_planned
 from trpo_jax.errors import MissingPackageError
 
 DESCRIPTION = (
@@ -34,11 +34,13 @@ class CompareArguments:
     """Of environments given by name."""
     sweep_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for runs and report: a new one, or one to go on with; by default sweeps/compare-ENV-…-ALGORITHM-…"""
+    programs: Annotated[ProgramOptions, tyro.conf.arg(name="")] = ProgramOptions()  # noqa: RUF009 - frozen
 
 
 def compare_command(arguments: list[str]) -> int:
     """Compare as the arguments say; return the exit code."""
     parsed = parse(CompareArguments, arguments, command="compare", description=DESCRIPTION)
+    parsed.programs.check()
 
     from trpo_jax.sweep.plan import make_plan
     from trpo_jax.sweep.report.page import write_report
@@ -56,9 +58,9 @@ def compare_command(arguments: list[str]) -> int:
         mapping["num_timesteps"] = parsed.num_timesteps
     sweep = sweep_from_mapping(mapping)
     stem = "-".join(["compare", *(Path(name).stem for name in parsed.environments), *names])
-    folder = parsed.sweep_dir or str(Path("sweeps") / stem)
-    code = train_planned(SweepArguments("", sweep_dir=folder), lambda: make_plan(sweep))
-    if code == 0:
+    folder = parsed.sweep_dir or Path("sweeps") / stem
+    code = train_planned(lambda: make_plan(sweep), folder, parsed.programs)
+    if code == 0 and not parsed.programs.dry_run:
         page = write_report(folder)
         say(returns_table(read_scores(folder)).markdown())
         say(f"wrote {page}")

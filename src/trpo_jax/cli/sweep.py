@@ -36,13 +36,9 @@ WIDTH = 120
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepArguments:
-    """What `trpo-jax sweep` takes."""
+class ProgramOptions:
+    """Where the programs of a sweep run, and how many runs each of them holds."""
 
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP.toml")]
-    """The sweep file; docs/sweeps.md says what may stand in it."""
-    sweep_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the sweep: a new one, or one to go on with; by default sweeps/NAME, NAME being the file's."""
     dry_run: bool = False
     """Print the plan, and train nothing: programs, runs in each, and the memory that they are estimated to take."""
     executor: Literal["local", "ray"] = "local"
@@ -63,27 +59,46 @@ class SweepArguments:
     tpus_per_program: int | None = None
     """TPU chips that each program asks Ray for; by default 1 with --device tpu, else 0."""
 
+    def check(self) -> None:
+        """Raise ConfigError for a number out of range, or an option of Ray's without Ray."""
+        for name in ("memory_limit", "runs_per_program", "cpus_per_program"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(name, value, "a number > 0")
+        gpus = self.gpus_per_program
+        if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
+            raise ConfigError("gpus_per_program", gpus, "a number from 0 to 1, or a whole number")
+        if self.tpus_per_program is not None and self.tpus_per_program < 0:
+            raise ConfigError("tpus_per_program", self.tpus_per_program, "a whole number")
+        for name in ("ray_address", "cpus_per_program", "gpus_per_program", "tpus_per_program"):
+            if self.executor == "local" and getattr(self, name) != getattr(ProgramOptions, name):
+                raise ConfigError(name, getattr(self, name), "nothing without --executor ray")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepArguments:
+    """What `trpo-jax sweep` takes."""
+
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP.toml")]
+    """The sweep file; docs/sweeps.md says what may stand in it."""
+    sweep_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of the sweep: a new one, or one to go on with; by default sweeps/NAME, NAME being the file's."""
+    programs: Annotated[ProgramOptions, tyro.conf.arg(name="")] = ProgramOptions()
+
 
 def sweep_command(arguments: list[str]) -> int:
     """Sweep as the arguments say; return the exit code."""
     parsed = parse(SweepArguments, arguments, command="sweep", description=DESCRIPTION)
-    for name in ("memory_limit", "runs_per_program", "cpus_per_program"):
-        value = getattr(parsed, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ConfigError(name, value, "a number > 0")
-    gpus = parsed.gpus_per_program
-    if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
-        raise ConfigError("gpus_per_program", gpus, "a number from 0 to 1, or a whole number")
-    if parsed.tpus_per_program is not None and parsed.tpus_per_program < 0:
-        raise ConfigError("tpus_per_program", parsed.tpus_per_program, "a whole number")
+    parsed.programs.check()
 
     from trpo_jax.sweep.plan import plan_file
 
-    return train_planned(parsed, lambda: plan_file(parsed.file))
+    folder = parsed.sweep_dir or Path("sweeps") / Path(parsed.file).stem
+    return train_planned(lambda: plan_file(parsed.file), folder, parsed.programs)
 
 
-def train_planned(arguments: SweepArguments, plan: Callable[[], Sequence[Any]]) -> int:
-    """Train the runs of a plan, or show it; return the exit code."""
+def train_planned(plan: Callable[[], Sequence[Any]], folder: str | Path, arguments: ProgramOptions) -> int:
+    """Train the runs of a plan in a sweep's folder, or show the plan; return the exit code."""
     from trpo_jax.sweep.programs import PART_OF_MEMORY, plan_programs
 
     with _executor(arguments) as executor:  # first of all: to plan is to use JAX, which decides then what its devices are
@@ -99,18 +114,15 @@ def train_planned(arguments: SweepArguments, plan: Callable[[], Sequence[Any]]) 
             resume_limit=resume_limit,
         )
         if not arguments.dry_run:
-            return _sweep(arguments, runs, planned, executor)
+            return _sweep(folder, runs, planned, executor)
         show_plan(planned, executor.num_devices)
     return 0
 
 
 @contextlib.contextmanager
-def _executor(arguments: SweepArguments) -> Iterator[Any]:
+def _executor(arguments: ProgramOptions) -> Iterator[Any]:
     """Give what trains the programs: this process, on all devices of the kind asked for, or Ray."""
     if arguments.executor == "local":
-        for name in ("ray_address", "cpus_per_program", "gpus_per_program", "tpus_per_program"):
-            if getattr(arguments, name) != getattr(SweepArguments, name):
-                raise ConfigError(name, getattr(arguments, name), "nothing without --executor ray")
         from trpo_jax.sweep.executor import LocalExecutor, choose_devices
 
         yield LocalExecutor(choose_devices(arguments.device))
@@ -131,17 +143,20 @@ def _executor(arguments: SweepArguments) -> Iterator[Any]:
         yield executor
 
 
-def _sweep(arguments: SweepArguments, runs: Sequence[Any], planned: Sequence[Any], executor: Any) -> int:
+def _sweep(path: str | Path, runs: Sequence[Any], planned: Sequence[Any], executor: Any) -> int:
+    from trpo_jax.sweep.executor import LocalExecutor
     from trpo_jax.sweep.folder import SweepFolder
     from trpo_jax.sweep.running import run_sweep
 
-    folder = SweepFolder(arguments.sweep_dir or Path("sweeps") / Path(arguments.file).stem)
+    folder = SweepFolder(path)
     with folder.locked():
         folder.begin(runs)
         console = SweepConsole(folder.path, num_programs=len(planned))
         ended = ended_by_ctrl_c(console.last_words, lambda: console.has_begun)
         try:
-            ending = ended if arguments.executor == "local" else raised_by_ctrl_c()  # Ray's workers are to be told of the end
+            ending = (
+                ended if isinstance(executor, LocalExecutor) else raised_by_ctrl_c()
+            )  # Ray's workers are to be told of the end
             with ending, compilations_told(say):
                 run_sweep(folder, planned, executor=executor, listener=console)
         except (KeyboardInterrupt, SystemExit):

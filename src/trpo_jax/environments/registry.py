@@ -84,16 +84,14 @@ def wrapped_environment(
     episode_length: int,
     action_repeat: int = 1,
     randomization_fn: RandomizationFn | None = None,
-    suite: str = "brax",
-    backend: str = "auto",
     seed: int = 0,
     num_envs: int = 1,
 ) -> WrappedEnvironment:
     """Return an environment that a wrapper of another library vectorizes, limits in time and resets.
 
     Args:
-        environment: a name, a Brax `Env` or a Playground `MjxEnv`. Without a wrap_env_fn an object that is wrapped
-            already.
+        environment: what `as_environment` returns, a Brax `Env` or a Playground `MjxEnv`. Without a wrap_env_fn an object
+            that is wrapped already.
         wrap_env_fn: called as wrap_env_fn(environment, episode_length=…, action_repeat=…, randomization_fn=…), as by
             `brax.training.agents.ppo.train`; `brax.envs.training.wrap` is one. None: the environment is wrapped already,
             and episode_length, action_repeat and randomization_fn were its wrapper's affair.
@@ -101,8 +99,6 @@ def wrapped_environment(
         action_repeat: simulator steps for which each action is held.
         randomization_fn: as in `as_environment`. The wrapper is given it with keys for N environments bound, so it draws
             once for each N, and not at every reset.
-        suite: for an environment given by name.
-        backend: for an environment given by name.
         seed: of what randomization_fn draws.
         num_envs: the number it will be used with, where a wrapper is made for a fixed one.
 
@@ -110,7 +106,6 @@ def wrapped_environment(
         `WrappedEnvironment`, for which `resets_itself` is True. Warns if the wrapper hides final observations.
 
     Raises:
-        ConfigError: as `as_environment`.
         TypeError: an object of another kind, or a wrapper that does not tell time limits from terminations.
     """
     if wrap_env_fn is None:
@@ -120,8 +115,6 @@ def wrapped_environment(
                     f"environment: got a {type(environment).__name__}, allowed: one with reset, step and action_size"
                 )
         return WrappedEnvironment(lambda _: environment, num_envs=num_envs)
-    if isinstance(environment, str):
-        environment = as_environment(environment, suite=suite, backend=backend)
     if isinstance(environment, VectorizedEnvironment):
         if environment.randomization is not None:
             raise TypeError("environment: got a randomized one, allowed: a bare one, and randomization_fn for the wrapper")

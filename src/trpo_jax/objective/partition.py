@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
+from trpo_jax.objective.surrogate import Batch
 from trpo_jax.tree import upcast
 from trpo_jax.weights import AxisName
 
@@ -44,43 +45,43 @@ def partition(samples: Any, axes: tuple[int, ...], *, weighted: bool, num_parts:
     return Partition(parts, None if weighted or in_all == 1 else 1.0 / in_all, num_parts, axis_name)
 
 
-def mean_and_max(partition: Partition, fn: Callable[[Any], tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Return the mean over the whole batch of what `fn` averages over a part, and the largest of its other numbers.
-
-    Args:
-        partition: the batch.
-        fn: part -> (pytree of `average`s over the part, pytree of numbers >= 0).
-
-    Returns:
-        The same structure for the whole batch, in at least float32.
-    """
+def mean_over_parts(fn: Callable[[Any], Any], partition: Partition) -> Any:
+    """Return the mean over the whole batch of a pytree of numbers that `fn` averages over a part, in at least float32."""
     share = partition.share
 
-    def shared(part: Any) -> tuple[Any, Any]:
-        means, largest = fn(part)
-        means = upcast(means)
-        return means if share is None else jax.tree.map(lambda mean: mean * share, means), largest
+    def shared(part: Any) -> Any:
+        means = upcast(fn(part))
+        return means if share is None else jax.tree.map(lambda mean: mean * share, means)
 
+    means = _reduced(shared, jnp.add, partition)
+    axis_name = partition.axis_name
+    return means if axis_name is None else jax.tree.map(lambda mean: jax.lax.psum(mean, axis_name), means)
+
+
+def max_over_parts(fn: Callable[[Any], Any], partition: Partition) -> Any:
+    """Return the largest over the whole batch of each number >= 0 of a pytree, of which `fn` gives the largest in a part."""
+    largest = _reduced(fn, jnp.maximum, partition)
+    axis_name = partition.axis_name
+    return largest if axis_name is None else jax.tree.map(lambda number: jax.lax.pmax(number, axis_name), largest)
+
+
+def _reduced(fn: Callable[[Any], Any], combine: Callable[[Array, Array], Array], partition: Partition) -> Any:
+    """Combine what `fn` gives for each of this device's parts, without holding more than one of them."""
     if partition.num_parts == 1:
-        means, largest = shared(partition.parts)
-    else:
-        first = jax.tree.map(lambda leaf: leaf[0], partition.parts)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(shared, first))
+        return fn(partition.parts)
+    first = jax.tree.map(lambda leaf: leaf[0], partition.parts)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(fn, first))
 
-        def accumulate(total: Any, part: Any) -> tuple[Any, None]:
-            means, largest = shared(part)
-            return (jax.tree.map(jnp.add, total[0], means), jax.tree.map(jnp.maximum, total[1], largest)), None
+    def accumulate(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(combine, total, fn(part)), None
 
-        (means, largest), _ = jax.lax.scan(accumulate, local(zeros, partition.axis_name), partition.parts)
-    if partition.axis_name is not None:
-        means = jax.tree.map(lambda x: jax.lax.psum(x, partition.axis_name), means)
-        largest = jax.tree.map(lambda x: jax.lax.pmax(x, partition.axis_name), largest)
-    return means, largest
+    return jax.lax.scan(accumulate, local(zeros, partition.axis_name), partition.parts)[0]
 
 
-def map_parts(partition: Partition, fn: Callable[[Any], Any]) -> Any:
-    """Return what `fn` gives for each part, with the parts' axis in front where there are several."""
-    return fn(partition.parts) if partition.num_parts == 1 else jax.lax.map(fn, partition.parts)
+def map_parts(fn: Callable[[Any], Any], partition: Partition) -> Partition:
+    """Return a partition of what `fn` gives for each part."""
+    parts = fn(partition.parts) if partition.num_parts == 1 else jax.lax.map(fn, partition.parts)
+    return partition._replace(parts=parts)
 
 
 def local(tree: Any, axis_name: AxisName | None) -> Any:
@@ -91,16 +92,19 @@ def local(tree: Any, axis_name: AxisName | None) -> Any:
     return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), tree)
 
 
-def curvature_indices(
-    size: int, fraction: float, num_parts: int, key: PRNGKeyArray | None
-) -> Int[Array, "count"] | np.ndarray | None:
-    """Return which samples along an axis of `size` curvature is taken from, a multiple of `num_parts`; None for all.
+def samples_for_curvature(batch: Batch, fraction: float, *, num_parts: int = 1, key: PRNGKeyArray | None = None) -> Batch:
+    """Return a fraction of a batch's samples, along the last of its batch axes: the same ones for all others.
 
-    With a key they are drawn by chance, without one they are evenly spaced.
+    Args:
+        batch: the whole batch.
+        fraction: of the samples, in (0, 1]; the count is rounded to a multiple of `num_parts` that is not 0.
+        num_parts: into which the chosen samples will be divided.
+        key: draws the samples without replacement; None takes evenly spaced ones.
     """
+    axes = batch.log_prob.shape
+    size = axes[-1]
     count = max(1, round(fraction * size / num_parts)) * num_parts
     if count >= size:
-        return None
-    if key is not None:
-        return jax.random.permutation(key, size)[:count]
-    return np.arange(count) * size // count
+        return batch
+    indices = np.arange(count) * size // count if key is None else jax.random.permutation(key, size)[:count]
+    return jax.tree.map(lambda leaf: jnp.take(leaf, indices, len(axes) - 1), batch)

@@ -8,18 +8,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from trpo_jax.errors import ConfigError
-from trpo_jax.objective.partition import Partition, curvature_indices, local, map_parts, mean_and_max, partition
+from trpo_jax.objective.partition import (
+    Partition,
+    local,
+    map_parts,
+    max_over_parts,
+    mean_over_parts,
+    partition,
+    samples_for_curvature,
+)
 from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
+from trpo_jax.objective.trust_region_config import TrustRegionConfig, TrustRegionInfo
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.solver.curvature import curvature_of_states, unit_fisher_vector_product
-from trpo_jax.solver.outcome import TrustRegionInfo
+from trpo_jax.solver.outcome import StepInfo
+from trpo_jax.solver.step_config import TrustRegionState, check_stateless, init_trust_region_state
 from trpo_jax.solver.trust_region import step_along_gradient
-from trpo_jax.solver.trust_region_config import (
-    TrustRegionConfig,
-    TrustRegionState,
-    check_stateless,
-    init_trust_region_state,
-)
 from trpo_jax.solver.vector_step import Evaluation, Problem
 from trpo_jax.tree import MatVec, Params, cast_like, check_floating
 from trpo_jax.weights import AxisName, average, unit_weight
@@ -105,12 +109,33 @@ def stateful_trust_region_update(
     _check_config(config, batch, key)
     with jax.default_matmul_precision("highest"):
         problem, objective, gradient = _policy_problem(policy_fn, params, mask_unweighted(batch), config, key, axis_name)
-        return step_along_gradient(problem, objective, gradient, params, state, config)
+        params, state, step, report = step_along_gradient(problem, objective, gradient, params, state, config)
+    return params, state, _info(step, report)
 
 
 class _Samples(NamedTuple):
     batch: Batch
     old: Distribution
+
+
+class _Report(NamedTuple):
+    """Of new parameters, over the whole batch."""
+
+    kl: Float[Array, ""]
+    max_kl: Float[Array, ""]
+    entropy: Float[Array, ""]
+
+
+def _info(step: StepInfo, report: _Report) -> TrustRegionInfo:
+    told = step._asdict()
+    del told["constraint"]
+    return TrustRegionInfo(
+        surrogate_improvement=told.pop("improvement"),
+        kl=jnp.where(step.accepted, report.kl, 0.0),
+        max_kl=report.max_kl,
+        entropy=report.entropy,
+        **told,
+    )
 
 
 def _policy_problem(
@@ -123,24 +148,19 @@ def _policy_problem(
 ) -> tuple[Problem, Float[Array, ""], Params]:
     """Return the constrained maximization that a batch poses, with the surrogate and its gradient at `params`."""
     mine = local(params, axis_name)
-    axes = batch.log_prob.shape
-    whole = states = _divide(batch, config, axis_name)
-    old = map_parts(whole, lambda part: jax.lax.stop_gradient(policy_fn(mine, part.observation)))
-    whole = whole._replace(parts=_Samples(whole.parts, old))
+    divided = _divide(batch, config, axis_name)
+    whole = map_parts(lambda part: _Samples(part, jax.lax.stop_gradient(policy_fn(mine, part.observation))), divided)
 
     def surrogate(params: Params, batch: Batch) -> Float[Array, ""]:
         return surrogate_objective(policy_fn(params, batch.observation), batch)
 
-    (objective, gradient), _ = mean_and_max(whole, lambda part: (jax.value_and_grad(surrogate)(mine, part.batch), None))
-    chance = key if config.curvature_sampling == "random" else None
-    indices = curvature_indices(axes[-1], config.curvature_fraction, config.num_microbatches, chance)
-    if indices is not None:
-        batch = jax.tree.map(lambda leaf: jnp.take(leaf, indices, len(axes) - 1), batch)
-        states = _divide(batch, config, axis_name)
+    objective, gradient = mean_over_parts(lambda part: jax.value_and_grad(surrogate)(mine, part), divided)
+    key = key if config.curvature_sampling == "random" else None
+    states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
     problem = Problem(
         evaluate_fn=_evaluation(policy_fn, whole, config),
-        matvec=_fisher(policy_fn, mine, states),
-        largest_curvature_fn=_largest_curvature(policy_fn, mine, whole) if config.kl_constraint == "max" else None,
+        matvec=_fisher(policy_fn, mine, divided if states is batch else _divide(states, config, axis_name)),
+        least_curvature_fn=_largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
     )
     return problem, objective, gradient
 
@@ -163,14 +183,15 @@ def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig
     def evaluate(params: Params) -> Evaluation:
         mine = local(params, whole.axis_name)
 
-        def of_part(part: _Samples) -> tuple[Any, Float[Array, ""]]:
+        def of_part(part: _Samples) -> tuple[Float[Array, ""], _Report]:
             new = policy_fn(mine, part.batch.observation)
             kl, largest = mean_and_max_kl(part.old, new, part.batch.weight)
-            entropy = average(new.entropy(), part.batch.weight)
-            return (surrogate_objective(new, part.batch), kl, entropy), largest
+            return surrogate_objective(new, part.batch), _Report(kl, largest, average(new.entropy(), part.batch.weight))
 
-        (objective, kl, entropy), largest = mean_and_max(whole, of_part)
-        return Evaluation(objective, largest if config.kl_constraint == "max" else kl, kl, largest, entropy)
+        parts = map_parts(of_part, whole)
+        objective, report = mean_over_parts(lambda part: part, parts)
+        report = report._replace(max_kl=max_over_parts(lambda part: part[1].max_kl, parts))
+        return Evaluation(objective, report.max_kl if config.kl_constraint == "max" else report.kl, report)
 
     return evaluate
 
@@ -185,7 +206,7 @@ def _fisher(policy_fn: PolicyFn, params: Params, states: Partition) -> MatVec:
 
     def matvec(vector: Params) -> Params:
         mine = local(vector, states.axis_name)
-        return mean_and_max(states, lambda part: ((of_one_part or linearize(part))(mine), None))[0]
+        return mean_over_parts(lambda part: (of_one_part or linearize(part))(mine), states)
 
     return matvec
 
@@ -196,12 +217,11 @@ def _largest_curvature(policy_fn: PolicyFn, params: Params, whole: Partition) ->
     def largest(x: Params) -> Float[Array, ""]:
         mine = local(cast_like(x, params), whole.axis_name)
 
-        def of_part(part: _Samples) -> tuple[Any, Float[Array, ""]]:
-            curvature = curvature_of_states(lambda params: policy_fn(params, part.batch.observation), params, mine)
-            weight = part.batch.weight
-            return (), jnp.max(curvature if weight is None else jnp.where(weight > 0, curvature, 0.0))
+        def of_part(part: Batch) -> Float[Array, ""]:
+            curvature = curvature_of_states(lambda params: policy_fn(params, part.observation), params, mine)
+            return jnp.max(curvature if part.weight is None else jnp.where(part.weight > 0, curvature, 0.0))
 
-        return mean_and_max(whole, of_part)[1]
+        return max_over_parts(of_part, whole)
 
     return largest
 

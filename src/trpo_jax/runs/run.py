@@ -19,7 +19,7 @@ from trpo_jax.execution.host_arrays import host_like
 from trpo_jax.runs.loggers import Logger
 from trpo_jax.runs.run_folder import RunFolder, open_run_folder, read_metrics
 from trpo_jax.training.checkpoint import load_params
-from trpo_jax.training.loop import ProgressFn
+from trpo_jax.training.reporting import ProgressFn
 from trpo_jax.training.run_config import RunConfig, program_of
 from trpo_jax.training.train import train
 

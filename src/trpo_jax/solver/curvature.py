@@ -63,7 +63,7 @@ def curvature_of_states(distribution_fn: Callable[[Params], Any], params: Params
     with jax.default_matmul_precision("highest"):
         tangent, _, metric = _factors(distribution_fn, params, jnp.sum)
         moved = tangent(x)
-        axes = jax.eval_shape(lambda params: distribution_fn(params).entropy(), params).ndim
+        axes = jax.eval_shape(lambda params: distribution_fn(params).kl(distribution_fn(params)), params).ndim
         products = jax.tree.map(lambda a, b: jnp.sum(a * b, tuple(range(axes, a.ndim))), upcast(moved), metric(moved))
     return functools.reduce(jnp.add, jax.tree.leaves(products))
 

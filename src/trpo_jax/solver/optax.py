@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from trpo_jax.solver.outcome import TrustRegionInfo
+from trpo_jax.solver.outcome import StepInfo
+from trpo_jax.solver.step_config import StepConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.solver.trust_region import bare_problem, step_along_gradient
-from trpo_jax.solver.trust_region_config import TrustRegionConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.tree import MatVec, Params, check_floating, upcast, vdot
 
 
@@ -19,11 +19,11 @@ class TrustRegionOptState(NamedTuple):
 
     carried: TrustRegionState
     """What the next step starts from."""
-    info: TrustRegionInfo | None
+    info: StepInfo
     """What happened in the last step; zeros before the first."""
 
 
-def trust_region(config: TrustRegionConfig = TrustRegionConfig()) -> optax.GradientTransformationExtraArgs:  # noqa: B008
+def trust_region(config: StepConfig = StepConfig()) -> optax.GradientTransformationExtraArgs:  # noqa: B008
     """Make `trust_region_step` an optax transformation, for chains and training loops that are written for one.
 
     `update(grads, state, params, *, objective_fn, kl_fn, matvec)` takes the gradient of `objective_fn` at `params`, the
@@ -32,10 +32,10 @@ def trust_region(config: TrustRegionConfig = TrustRegionConfig()) -> optax.Gradi
     with it the direction; what comes after changes the step once its KL has been checked, and can break the bound.
 
     Args:
-        config: TrustRegionConfig, as for `trust_region_step`; the average of `damping_shape="gradient"` lives in the state.
+        config: StepConfig, as for `trust_region_step`; the average of `damping_shape="gradient"` lives in the state.
 
     Returns:
-        optax.GradientTransformationExtraArgs. `state.info` is the TrustRegionInfo of the last step. As optax has it,
+        optax.GradientTransformationExtraArgs. `state.info` is the `StepInfo` of the last step. As optax has it,
         new parameters are params + updates: in rare cases their last bit differs from the candidate that was tested.
 
     Raises:
@@ -74,7 +74,7 @@ def trust_region(config: TrustRegionConfig = TrustRegionConfig()) -> optax.Gradi
 def _step(grads, params, carried, config, objective_fn, kl_fn, matvec):
     with jax.default_matmul_precision("highest"):
         problem = bare_problem(objective_fn, kl_fn, matvec)
-        return step_along_gradient(problem, objective_fn(params), grads, params, carried, config)
+        return step_along_gradient(problem, objective_fn(params), grads, params, carried, config)[:3]
 
 
 def _squares(params: Params) -> Float[Array, ""]:

@@ -21,22 +21,18 @@ class StepOutcome(enum.IntEnum):
     """The first direction of conjugate gradients, D⁻¹g, has curvature <= 0, so that no natural step exists."""
 
 
-class TrustRegionInfo(NamedTuple):
-    """What happened in a step. Scalars that describe the step taken: zero where it was not."""
+class StepInfo(NamedTuple):
+    """What happened in a step. Scalars that describe the step taken are zero if it was rejected."""
 
     outcome: Int[Array, ""]
     """A `StepOutcome`."""
     accepted: Bool[Array, ""]
-    surrogate_improvement: Float[Array, ""]
+    improvement: Float[Array, ""]
     """Objective at the returned parameters minus objective at the given ones."""
     expected_improvement: Float[Array, ""]
-    """The linear prediction gᵀs of the improvement, for the fraction of the step that was taken (last tried, if none was)."""
-    kl: Float[Array, ""]
-    """Mean KL(old ‖ new) of the returned parameters, nats; from a bare `trust_region_step` the value of its `kl_fn`."""
-    max_kl: Float[Array, ""] | None
-    """Largest KL(old ‖ new) of any state, nats; None from a bare `trust_region_step`, which knows no states."""
-    entropy: Float[Array, ""] | None
-    """Mean entropy of the returned policy, nats; None from a bare `trust_region_step`, which knows no policy."""
+    """The linear prediction gᵀs of the improvement, for the fraction of the step that was taken, or else tried last."""
+    constraint: Float[Array, ""]
+    """Value of the constraint at the returned parameters, at most `max_kl`."""
     step_fraction: Float[Array, ""]
     backtracks: Int[Array, ""]
     cg_iterations: Int[Array, ""]

@@ -1,6 +1,7 @@
 """The trust-region step on pytrees: what is public, and how it becomes a step on vectors."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +9,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from trpo_jax.solver.damping import average_squares, damping_diagonal
-from trpo_jax.solver.outcome import TrustRegionInfo
-from trpo_jax.solver.trust_region_config import (
-    TrustRegionConfig,
-    TrustRegionState,
-    check_state,
-    check_stateless,
-    init_trust_region_state,
-)
+from trpo_jax.solver.outcome import StepInfo
+from trpo_jax.solver.step_config import StepConfig, TrustRegionState, check_state, check_stateless, init_trust_region_state
 from trpo_jax.solver.vector_step import Evaluation, Problem, step_on_vectors
 from trpo_jax.tree import MatVec, Params, check_floating, structure_and_shapes, upcast, where_finite
 
@@ -25,8 +20,8 @@ def trust_region_step(
     kl_fn: Callable[[Params], Float[Array, ""]],
     matvec: MatVec,
     params: Params,
-    config: TrustRegionConfig,
-) -> tuple[Params, TrustRegionInfo]:
+    config: StepConfig,
+) -> tuple[Params, StepInfo]:
     """Maximize `objective_fn` around `params` subject to `kl_fn` <= max_kl, by one damped natural-gradient step.
 
         x ≈ (F + damping·D)⁻¹ g,    s = x · sqrt(2·max_kl / xᵀFx),    new = params + c^k · s
@@ -44,11 +39,10 @@ def trust_region_step(
         kl_fn: params -> scalar >= 0, zero at `params`: the constraint, in nats when it is a KL.
         matvec: v -> F v, the Hessian of `kl_fn` at `params` or its Gauss-Newton form, undamped.
         params: pytree of floating arrays.
-        config: TrustRegionConfig; its float fields may be traced. What it says about batches (kl_constraint,
-            curvature_*, num_microbatches) concerns `trust_region_update`, which makes such functions.
+        config: StepConfig; its float fields may be traced.
 
     Returns:
-        (params, TrustRegionInfo). When no step is accepted the parameters are the ones passed in, bit for bit, and
+        (params, StepInfo). When no step is accepted the parameters are the ones passed in, bit for bit, and
         `info.outcome` says why. Runs in full matmul precision; nothing numerical raises.
 
     Raises:
@@ -70,8 +64,8 @@ def stateful_trust_region_step(
     matvec: MatVec,
     params: Params,
     state: TrustRegionState,
-    config: TrustRegionConfig,
-) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
+    config: StepConfig,
+) -> tuple[Params, TrustRegionState, StepInfo]:
     """Take `trust_region_step` with what the last step left in `state`; return (params, state, info).
 
     Raises:
@@ -82,7 +76,8 @@ def stateful_trust_region_step(
     with jax.default_matmul_precision("highest"):
         objective, gradient = jax.value_and_grad(objective_fn)(params)
         problem = bare_problem(objective_fn, kl_fn, matvec)
-        return step_along_gradient(problem, objective, gradient, params, state, config)
+        params, state, info, _ = step_along_gradient(problem, objective, gradient, params, state, config)
+    return params, state, info
 
 
 def bare_problem(
@@ -90,13 +85,8 @@ def bare_problem(
     kl_fn: Callable[[Params], Float[Array, ""]],
     matvec: MatVec,
 ) -> Problem:
-    """Make a problem of functions that know no states and no policy."""
-
-    def evaluate(params: Params) -> Evaluation:
-        kl = kl_fn(params)
-        return Evaluation(objective_fn(params), kl, kl, None, None)
-
-    return Problem(evaluate, matvec)
+    """Make a problem whose evaluations report nothing."""
+    return Problem(lambda params: Evaluation(objective_fn(params), kl_fn(params)), matvec)
 
 
 def step_along_gradient(
@@ -105,12 +95,13 @@ def step_along_gradient(
     gradient: Params,
     params: Params,
     state: TrustRegionState,
-    config: TrustRegionConfig,
-) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
+    config: StepConfig,
+) -> tuple[Params, TrustRegionState, StepInfo, Any]:
     """Take the step of `trust_region_step` from an objective and a gradient that are known already.
 
-    On vectors of all parameters: an accelerator starts a kernel for each array that it works on. A vector has the widest of
-    its leaves' dtypes, so that what does not change comes back bit for bit.
+    Returns (params, state, info, the problem's report on those params). Works on one vector of all parameters, since an
+    accelerator starts a kernel for each array. The vector has the widest dtype of the leaves, so that what does not change
+    comes back bit for bit.
     """
     check_state(state, params, config)
     vector, unravel = ravel_pytree(params)
@@ -123,8 +114,8 @@ def step_along_gradient(
         new = _rounding(upcast(params), unravel_direction)(average_squares(old, gradient, config.gradient_decay))
         average = where_finite(new, old)  # a gradient that cannot be squared in a leaf's dtype leaves it as it was
         state, diagonal = TrustRegionState(unravel_direction(average)), damping_diagonal(average)
-    vector, info = step_on_vectors(vectors, objective, gradient, diagonal, vector, config)
-    return unravel(vector), state, info
+    vector, info, report = step_on_vectors(vectors, objective, gradient, diagonal, vector, config)
+    return unravel(vector), state, info, report
 
 
 def _ravel_like(params: Params, tree: Params, name: str) -> Float[Array, "P"]:
@@ -143,14 +134,14 @@ def _on_vectors(
     Directions, unlike parameters and what a product is taken with, have at least float32.
     """
 
-    def largest_curvature_fn(x: Float[Array, "P"]) -> Float[Array, ""]:
-        assert problem.largest_curvature_fn is not None
-        return problem.largest_curvature_fn(unravel_direction(x))
+    def least_curvature_fn(x: Float[Array, "P"]) -> Float[Array, ""]:
+        assert problem.least_curvature_fn is not None
+        return problem.least_curvature_fn(unravel_direction(x))
 
     return Problem(
         evaluate_fn=lambda vector: problem.evaluate_fn(unravel(vector)),
         matvec=lambda vector: _ravel_like(params, problem.matvec(unravel(vector)), "what matvec returns"),
-        largest_curvature_fn=None if problem.largest_curvature_fn is None else largest_curvature_fn,
+        least_curvature_fn=None if problem.least_curvature_fn is None else least_curvature_fn,
         round_fn=_rounding(params, unravel),
     )
 

@@ -1,7 +1,7 @@
 """The trust-region step on vectors: a direction by conjugate gradients, its length by the constraint, then a line search."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from trpo_jax.solver.conjugate_gradient import solve_with_residual
 from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
-from trpo_jax.solver.outcome import StepOutcome, TrustRegionInfo
-from trpo_jax.solver.trust_region_config import TrustRegionConfig
+from trpo_jax.solver.outcome import StepInfo, StepOutcome
+from trpo_jax.solver.step_config import StepConfig
 from trpo_jax.tree import MatVec, Params, add_scaled, all_finite, cast_like, max_abs, scaled, upcast, vdot
 from trpo_jax.weights import power_of_two
 
@@ -25,15 +25,13 @@ AIM = 0.98
 
 
 class Evaluation(NamedTuple):
-    """What a step needs to know of parameters, and what it reports of them."""
+    """What a step needs to know about parameters, and what the caller wants to know about those it returns."""
 
     objective: Float[Array, ""]
     constraint: Float[Array, ""]
-    """What must not exceed max_kl."""
-    kl: Float[Array, ""]
-    """Mean KL."""
-    max_kl: Float[Array, ""] | None
-    entropy: Float[Array, ""] | None
+    """Must not exceed max_kl."""
+    report: Any = ()
+    """Pytree of scalars, handed back to the caller."""
 
 
 class Problem(NamedTuple):
@@ -42,8 +40,8 @@ class Problem(NamedTuple):
     evaluate_fn: Callable[[Params], Evaluation]
     matvec: MatVec
     """v -> F v, undamped."""
-    largest_curvature_fn: Callable[[Params], Float[Array, ""]] | None = None
-    """x -> the largest xᵀF_i x of any state i; given where the constraint is the largest KL."""
+    least_curvature_fn: Callable[[Params], Float[Array, ""]] | None = None
+    """x -> the smallest curvature along x that the step's length may assume; None for no bound."""
     round_fn: Callable[[Params], Params] = lambda params: params
     """params -> what of them the leaves' dtypes can hold."""
 
@@ -69,9 +67,9 @@ def step_on_vectors(
     gradient: Float[Array, "P"],
     diagonal: Float[Array, "P"] | None,
     params: Float[Array, "P"],
-    config: TrustRegionConfig,
-) -> tuple[Float[Array, "P"], TrustRegionInfo]:
-    """Take the step; `diagonal` is that of D, None for the identity."""
+    config: StepConfig,
+) -> tuple[Float[Array, "P"], StepInfo, Any]:
+    """Take the step with D = `diagonal`, or the identity for None; return (params, info, the report on those params)."""
     # The direction does not depend on the gradient's scale: dividing by it keeps ‖g‖² in range for any finite gradient.
     largest = max_abs(gradient)
     scale = power_of_two(largest)
@@ -89,16 +87,13 @@ def step_on_vectors(
         trial.outcome,
     )
     accepted = outcome == StepOutcome.ACCEPTED
-    returned = _returned(accepted, trial, problem, params)
     unit_norm = jnp.sqrt(vdot(unit_gradient, unit_gradient))
-    info = TrustRegionInfo(
+    info = StepInfo(
         outcome=outcome,
         accepted=accepted,
-        surrogate_improvement=jnp.where(accepted, trial.improvement, 0.0),
+        improvement=jnp.where(accepted, trial.improvement, 0.0),
         expected_improvement=search.fraction * slope,
-        kl=jnp.where(accepted, trial.evaluation.kl, 0.0),
-        max_kl=returned.max_kl,
-        entropy=returned.entropy,
+        constraint=jnp.where(accepted, trial.evaluation.constraint, 0.0),
         step_fraction=jnp.where(accepted, search.fraction, 0.0),
         backtracks=search.backtracks,
         cg_iterations=direction.cg_iterations,
@@ -106,7 +101,7 @@ def step_on_vectors(
         gradient_norm=scale * unit_norm,
         step_norm=jnp.where(accepted, search.fraction * jnp.sqrt(vdot(step, step)), 0.0),
     )
-    return jnp.where(accepted, trial.params, params), info
+    return jnp.where(accepted, trial.params, params), info, _report(accepted, trial, problem, params)
 
 
 def _solve(
@@ -114,14 +109,12 @@ def _solve(
     unit_gradient: Float[Array, "P"],
     diagonal: Float[Array, "P"] | None,
     params: Float[Array, "P"],
-    config: TrustRegionConfig,
+    config: StepConfig,
 ) -> _Direction:
     """Return x ≈ (F + damping·D)⁻¹ g and the curvature along x that sets its length.
 
-    That is xᵀFx with a line search (bounded below) and xᵀ(F + damping·D)x without, and no less than what
-    `largest_curvature_fn` says where that is given.
-
-    Solved for y = D^½ x, in whose coordinates the damping is a multiple of the identity.
+    That is xᵀFx with a line search (bounded below) and xᵀ(F + damping·D)x without, and at least `least_curvature_fn`(x).
+    Conjugate gradients look for y = D^½ x, since the damping is a multiple of the identity in its coordinates.
     """
     inverse_root = None if diagonal is None else jax.lax.rsqrt(diagonal)
     damping = jnp.asarray(config.damping, unit_gradient.dtype)
@@ -142,8 +135,8 @@ def _solve(
         undamped = damped_curvature - vdot(scaled(damping, y), y)
         longest = jnp.minimum(LONGEST, jnp.asarray(config.backtrack_factor, b.dtype) ** -float(config.max_backtracks))
         curvature = jnp.maximum(undamped, damped_curvature / longest**2)
-    if problem.largest_curvature_fn is not None:
-        curvature = jnp.where(curvature > 0, jnp.maximum(curvature, problem.largest_curvature_fn(x)), curvature)
+    if problem.least_curvature_fn is not None:
+        curvature = jnp.where(curvature > 0, jnp.maximum(curvature, problem.least_curvature_fn(x)), curvature)
     if config.line_search:
         curvature = curvature * (1.0 + SLACK)
     norm = jnp.sqrt(vdot(b, b))
@@ -156,7 +149,7 @@ def _search(
     step: Float[Array, "P"],
     slope: Float[Array, ""],
     params: Float[Array, "P"],
-    config: TrustRegionConfig,
+    config: StepConfig,
 ) -> LineSearchResult:
     """Look for the largest fraction of the step that is accepted; without line search, try the whole step only."""
 
@@ -188,8 +181,8 @@ def _search(
     return LineSearchResult(accepted, jnp.float32(1), jnp.int32(0), trial)
 
 
-def _returned(accepted: Bool[Array, ""], trial: _Trial, problem: Problem, params: Float[Array, "P"]) -> Evaluation:
-    """Return the evaluation of the returned parameters, without a pass over the batch when the step was taken."""
-    if trial.evaluation.entropy is None:
-        return trial.evaluation
-    return jax.lax.cond(accepted, lambda: trial.evaluation, lambda: problem.evaluate_fn(params))
+def _report(accepted: Bool[Array, ""], trial: _Trial, problem: Problem, params: Float[Array, "P"]) -> Any:
+    """Return the report on the returned parameters; an accepted trial has it already."""
+    if not jax.tree.leaves(trial.evaluation.report):
+        return trial.evaluation.report
+    return jax.lax.cond(accepted, lambda: trial.evaluation.report, lambda: problem.evaluate_fn(params).report)

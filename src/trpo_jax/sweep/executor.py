@@ -18,7 +18,7 @@ from trpo_jax.sweep.folder import PATIENCE, begin_together
 from trpo_jax.sweep.plan import Run
 from trpo_jax.sweep.programs import free_bytes
 from trpo_jax.sweep.train_together import Trained, train_together
-from trpo_jax.training.loop import ProgressFn
+from trpo_jax.training.reporting import ProgressFn
 from trpo_jax.versions import version_of
 
 VERSIONS = ("trpo-jax", "jax", "jaxlib", "flax", "brax", "mujoco")

@@ -1,10 +1,11 @@
 """Training runs of one program together, from start to end."""
 
+import functools
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,24 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.agent.agent import Agent
-from trpo_jax.agent.evaluate import Episodes, make_evaluator
 from trpo_jax.agent.inference import Params
 from trpo_jax.agent.state import TrainState, inference_params
 from trpo_jax.algorithms.registry import make_agent
 from trpo_jax.errors import CheckpointError, ConfigError
 from trpo_jax.execution.host_arrays import to_host
 from trpo_jax.execution.placement import ManyTrainings
-from trpo_jax.execution.program import side_by_side
 from trpo_jax.execution.runner import Runner
 from trpo_jax.runs.loggers import finite
 from trpo_jax.runs.run import run_environment
 from trpo_jax.runs.run_folder import MetricsLog, metrics_record
 from trpo_jax.sweep.plan import Run
-from trpo_jax.training.loop import Callbacks, Loop, ProgressFn
-from trpo_jax.training.run_config import RunConfig
+from trpo_jax.training.loop import train_to_end
+from trpo_jax.training.milestones import make_milestones
+from trpo_jax.training.reporting import Callbacks, ProgressFn
 from trpo_jax.training.store import Progress, Store
-from trpo_jax.training.train import make_milestones
+from trpo_jax.training.train import run_evaluator
 
 RETURN, TRAINING_RETURN = "eval/episode_reward", "training/episode_reward"
 """The metric that a run is judged by, and its substitute in runs without evaluations."""
@@ -79,20 +78,22 @@ def train_together(
     agent = make_agent(run_environment(config), config.agent)
     keys = jnp.stack([jax.random.split(jax.random.key(run.config.seed)) for run in runs])
     hyperparameters = jax.tree.map(lambda *values: np.asarray(values, np.float32), *(run.config.agent for run in runs))
-    evaluate = _evaluator(agent, config) if config.num_evals else None
+    evaluate = run_evaluator(agent, config)
     runner = Runner(agent, ManyTrainings(len(runs), devices), hyperparameters=hyperparameters, evaluate=evaluate)
     milestones = make_milestones(agent, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
     metrics = folder / METRICS
     store, earlier = _open(folder / "checkpoints", {"runs": [run.name for run in runs]}, runner)
     with store, _Log(metrics, progress_fn) as log:
-        if earlier is None or earlier[1].iteration < milestones.num_iterations:
-            with side_by_side() as compilers:
-                runner.compile(compilers, to_init=earlier is None)
-        state, progress = earlier or (runner.init(keys[:, 0]), Progress())
-        callbacks = Callbacks(log.iteration, log.evaluation)
-        evaluator = runner.evaluate if evaluate else None
-        loop = Loop(agent, runner, milestones, callbacks, store=store, evaluator=evaluator, eval_key=keys[:, 1])
-        state = loop.run(state, progress)
+        state, _ = train_to_end(
+            agent,
+            runner,
+            milestones,
+            Callbacks(log.iteration, log.evaluation),
+            earlier=earlier,
+            begin_fn=lambda: runner.init(keys[:, 0]),
+            evaluate_fn=functools.partial(runner.evaluate, keys=keys[:, 1]) if evaluate else None,
+            store=store,
+        )
         params = to_host(inference_params(runner.snapshot(state)))
     of_each = [jax.tree.map(lambda leaf, run=run: leaf[run], params) for run in range(len(runs))]
     return tuple(map(Trained, _records_of_each(metrics, len(runs)), of_each))
@@ -126,12 +127,6 @@ def _open(folder: Path, origin: dict[str, Any], runner: Runner) -> tuple[Store, 
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
         return Store(folder, resume=True, keep=KEEP, origin=origin), None
-
-
-def _evaluator(agent: Agent, config: RunConfig) -> Callable[[Any, Any], Episodes]:
-    return make_evaluator(
-        agent.environment, agent.make_policy, num_episodes=config.num_eval_envs, deterministic=config.deterministic_eval
-    )
 
 
 class _Log:

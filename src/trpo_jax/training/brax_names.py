@@ -48,7 +48,7 @@ def translate(options: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
         kind = known.config.__name__
         warnings.warn(
             f"{', '.join(ignored)}: of Brax's PPO only, and without effect here; see {kind} for what {algorithm} takes",
-            stacklevel=3,
+            stacklevel=4,
         )
     left_out = without_meaning | known.brax_names.keys() | set(UNSUPPORTED)
     translated = {RENAMED.get(name, name): value for name, value in options.items() if name not in left_out}

@@ -33,8 +33,8 @@ class RunConfig:
     """Seed of everything random."""
     num_evals: int = setting(default=1, at_least=0)
     """Evaluations, evenly spread; with more than one the first comes before training, the last after it."""
-    num_eval_envs: int = setting(default=64, at_least=1)
-    """Episodes an evaluation plays."""
+    num_eval_envs: int = setting(default=64, at_least=0)
+    """Episodes an evaluation plays; 0 evaluates nothing."""
     deterministic_eval: bool = setting(default=True)
     """Evaluate the policy's mean action instead of samples."""
     checkpoint_interval: int = setting(default=10, at_least=0)

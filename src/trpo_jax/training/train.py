@@ -1,41 +1,38 @@
 """Training from start to end, with Brax's conventions."""
 
 import contextlib
-import dataclasses
 import functools
 import inspect
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from trpo_jax.agent.agent import Agent, with_time_limit
 from trpo_jax.agent.config import AgentConfig
-from trpo_jax.agent.evaluate import make_evaluator
+from trpo_jax.agent.evaluate import Episodes, make_evaluator
 from trpo_jax.agent.inference import Params, Policy, PolicyMaker
-from trpo_jax.agent.state import TrainState, inference_params
-from trpo_jax.algorithms.registry import DEFAULT, algorithm_name, default_config, make_agent
-from trpo_jax.config import LARGEST_SEED, Allowed, as_integers, flatten, from_mapping, to_mapping, unknown_name
+from trpo_jax.agent.state import TrainState
+from trpo_jax.algorithms.registry import make_agent
+from trpo_jax.config import to_mapping
 from trpo_jax.environments.protocol import Box, Environment
 from trpo_jax.environments.registry import as_environment, wrapped_environment
 from trpo_jax.errors import ConfigError
 from trpo_jax.execution.devices import all_devices
-from trpo_jax.execution.host_arrays import to_host
 from trpo_jax.execution.memory import check_training
 from trpo_jax.execution.placement import OneTraining
-from trpo_jax.execution.program import side_by_side
 from trpo_jax.execution.runner import Runner
 from trpo_jax.policy.networks import Networks
-from trpo_jax.training.brax_names import networks_from_brax, translate
-from trpo_jax.training.checkpoint import load_params
-from trpo_jax.training.loop import Callbacks, Loop, Milestones, ProgressFn, local_params
+from trpo_jax.training.brax_names import networks_from_brax
+from trpo_jax.training.loop import train_to_end
+from trpo_jax.training.milestones import Milestones, make_milestones
+from trpo_jax.training.options import agent_config, whole_number, whole_number_or_none
 from trpo_jax.training.progress import ProgressLines, compilations_told
-from trpo_jax.training.run_config import RunConfig, shipped_config
-from trpo_jax.training.store import Progress, Store
+from trpo_jax.training.reporting import Callbacks, ProgressFn, local_params
+from trpo_jax.training.restoring import Elsewhere, restored
+from trpo_jax.training.run_config import RunConfig
+from trpo_jax.training.store import Store
 
 
 def train(
@@ -137,117 +134,78 @@ def train(
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477). Keywords and metrics follow `brax.training.agents.ppo.train`.
     """
-    num_timesteps = _count("num_timesteps", num_timesteps)
-    num_evals, num_eval_envs = _count("num_evals", num_evals), _count("num_eval_envs", num_eval_envs)
-    num_resets_per_eval = _count("num_resets_per_eval", num_resets_per_eval)
-    checkpoint_interval = _count("checkpoint_interval", checkpoint_interval)
-    keep_checkpoints = _count("keep_checkpoints", keep_checkpoints, at_least=1)
-    seed = _count("seed", seed, at_most=LARGEST_SEED)
-    if max_devices_per_host is not None:
-        max_devices_per_host = _count("max_devices_per_host", max_devices_per_host, at_least=1)
-    if training_metrics_steps is not None:
-        training_metrics_steps = _count("training_metrics_steps", training_metrics_steps)
+    config = agent_config(environment, config, options, suite=suite, algorithm=algorithm, beside=KEYWORDS)
+    run = RunConfig(
+        num_timesteps=num_timesteps,  # type: ignore[arg-type]  # 1e6 is a whole number, too
+        seed=seed,
+        num_evals=num_evals,
+        num_eval_envs=num_eval_envs,
+        deterministic_eval=deterministic_eval,
+        checkpoint_interval=checkpoint_interval,
+        keep_checkpoints=keep_checkpoints,
+        agent=config,
+    )
+    num_resets_per_eval = whole_number("num_resets_per_eval", num_resets_per_eval)
+    max_devices_per_host = whole_number_or_none("max_devices_per_host", max_devices_per_host, at_least=1)
+    training_metrics_steps = whole_number_or_none("training_metrics_steps", training_metrics_steps)
     if resume and save_checkpoint_path is None:
         raise ConfigError("save_checkpoint_path", None, "the folder to resume from, which resume=True needs")
-    if config is None:
-        name = DEFAULT if algorithm is None else algorithm
-        shipped = shipped_config(environment, suite=suite, algorithm=name) if isinstance(environment, str) else None
-        config = default_config(name) if shipped is None else shipped.agent
-    elif algorithm not in (None, algorithm_name(config)):
-        raise ConfigError("algorithm", algorithm, f"{algorithm_name(config)}, which the config is for")
-    options = translate(options, algorithm_name(config))
-    config = with_options(config, options, beside=tuple(inspect.signature(train).parameters)[:-1])
-    named = {"suite": suite, "backend": backend}
-    limited = functools.partial(
-        _limited,
-        config=config,
-        named=named,
-        wrap_env=wrap_env,
-        wrap_env_fn=wrap_env_fn,
-        randomization_fn=randomization_fn,
-        seed=seed,
-    )
-    training_environment = limited(environment, config.num_envs)
-    if network_factory is not None:
-        networks = _networks_by(network_factory, training_environment, config.num_envs)
-    agent = make_agent(training_environment, config, networks)
-    milestones = make_milestones(agent, num_timesteps, num_evals, num_resets_per_eval, checkpoint_interval)
-    evaluate = None
-    if run_evals and num_eval_envs and milestones.evaluations:
-        evaluate = make_evaluator(
-            agent.environment if eval_env is None else limited(eval_env, num_eval_envs),
-            agent.make_policy,
-            num_episodes=num_eval_envs,
-            deterministic=deterministic_eval,
-        )
+    loading = _Loading(suite, backend, wrap_env, wrap_env_fn, randomization_fn)
+    training_environment = loading.environment(environment, run, config.num_envs)
+    made = None if network_factory is None else _networks_by(network_factory, training_environment, config.num_envs)
+    agent = make_agent(training_environment, config, made or networks)
+    milestones = make_milestones(agent, run.num_timesteps, run.num_evals, num_resets_per_eval, run.checkpoint_interval)
+    eval_environment = None if eval_env is None else loading.environment(eval_env, run, max(run.num_eval_envs, 1))
+    evaluate_fn = run_evaluator(agent, run, eval_environment) if run_evals else None
     if log_training_metrics:
-        interval = training_metrics_steps or agent.steps_per_iteration
-        iteration_fn = _both(iteration_fn, functools.partial(_every, interval, agent.steps_per_iteration, progress_fn))
-    telling: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if progress and jax.process_index() == 0:
-        lines = ProgressLines(num_timesteps)
-        iteration_fn, progress_fn = _both(iteration_fn, lines.iteration), _both(progress_fn, lines.evaluation)
-        telling = compilations_told(lines.say)
-    devices = all_devices(max_devices_per_host)
-    runner = Runner(agent, OneTraining(config.num_envs, devices), evaluate=evaluate)
-    check_training(config, runner.state_like, devices)
-    store = None
-    if save_checkpoint_path is not None:
-        origin = {"algorithm": algorithm_name(config), "config": to_mapping(config), "seed": int(seed)}
-        store = Store(save_checkpoint_path, resume=resume, keep=keep_checkpoints, origin=origin)
-    state_key, eval_key = jax.random.split(jax.random.key(seed))
-    earlier = store if store is not None and store.goes_on else None
-    with store or contextlib.nullcontext(), telling:
-        if earlier is not None:
-            state, counted = earlier.load(runner)
-            if counted.iteration > milestones.num_iterations:
-                allowed = f"at least {counted.iteration * agent.steps_per_iteration}, which {save_checkpoint_path} has trained"
-                raise ConfigError("num_timesteps", num_timesteps, allowed)
-        else:
-            counted = Progress()
-        if counted.iteration < milestones.num_iterations:
-            with side_by_side() as compilers:
-                runner.compile(compilers, to_init=earlier is None)
-        if earlier is None:
-            state = runner.init(state_key)
-            state = _restored(runner, state, restore_checkpoint_path, restore_params, restore_value_fn)
-        loop = Loop(
+        iteration_fn = _all_of(iteration_fn, _every(training_metrics_steps, agent, progress_fn))
+    lines = ProgressLines(run.num_timesteps) if progress and jax.process_index() == 0 else None
+    if lines is not None:
+        iteration_fn, progress_fn = _all_of(iteration_fn, lines.iteration), _all_of(progress_fn, lines.evaluation)
+    with compilations_told(lines.say) if lines else contextlib.nullcontext():
+        state, metrics = _train_agent(
             agent,
-            runner,
+            run,
             milestones,
             Callbacks(iteration_fn, progress_fn, policy_params_fn),
-            store=store,
-            evaluator=runner.evaluate if evaluate else None,
-            eval_key=eval_key,
+            evaluate_fn=evaluate_fn,
+            devices=all_devices(max_devices_per_host),
+            checkpoints=None if save_checkpoint_path is None else (save_checkpoint_path, resume),
+            restored_from=Elsewhere(restore_checkpoint_path, restore_params, restore_value_fn),
         )
-        state = loop.run(state, counted)
-    return agent.make_policy, local_params(state), loop.metrics
+    return agent.make_policy, local_params(state), metrics
 
 
-def _limited(
-    environment: Any,
-    num_envs: int,
-    *,
-    config: AgentConfig,
-    named: dict[str, str],
-    wrap_env: bool,
-    wrap_env_fn: Any,
-    randomization_fn: Any,
-    seed: int,
-) -> Environment:
-    """Return an environment with a time limit: the one built in, or that of a wrapper."""
-    if wrap_env and wrap_env_fn is None:
-        return with_time_limit(as_environment(environment, randomization_fn=randomization_fn, **named), config)
-    return wrapped_environment(
-        environment,
-        wrap_env_fn if wrap_env else None,
-        episode_length=config.episode_length,
-        action_repeat=config.action_repeat,
-        randomization_fn=randomization_fn,
-        seed=seed,
-        num_envs=num_envs,
-        **named,
-    )
+KEYWORDS = tuple(inspect.signature(train).parameters)[:-1]
+"""Names that `train` takes besides fields of a configuration."""
+
+
+class _Loading(NamedTuple):
+    """How `train` makes environments."""
+
+    suite: str
+    backend: str
+    wrap_env: bool
+    wrap_env_fn: Any
+    randomization_fn: Any
+
+    def environment(self, environment: Any, run: RunConfig, num_envs: int) -> Environment:
+        """Return an environment with a time limit: the one built in, or that of a wrapper."""
+        config = run.agent
+        named: dict[str, Any] = {"suite": self.suite, "backend": self.backend}
+        if self.wrap_env and self.wrap_env_fn is None:
+            return with_time_limit(as_environment(environment, randomization_fn=self.randomization_fn, **named), config)
+        if self.wrap_env and isinstance(environment, str):
+            environment = as_environment(environment, **named)
+        return wrapped_environment(
+            environment,
+            self.wrap_env_fn if self.wrap_env else None,
+            episode_length=config.episode_length,
+            action_repeat=config.action_repeat,
+            randomization_fn=self.randomization_fn,
+            seed=run.seed,
+            num_envs=num_envs,
+        )
 
 
 def _networks_by(network_factory: Callable[..., Any], environment: Environment, num_envs: int) -> Networks:
@@ -258,69 +216,63 @@ def _networks_by(network_factory: Callable[..., Any], environment: Environment, 
     return networks_from_brax(network_factory, observation, int(environment.action_space.size))
 
 
-def _restored(
-    runner: Runner,
-    state: TrainState,
-    path: str | Path | None,
-    params: Params | None,
-    restore_value_fn: bool,
-) -> TrainState:
-    """Put parameters from elsewhere into a fresh state."""
-    if params is None and path is None:
-        return state
-    host_state = to_host(state)
-    fresh = inference_params(host_state)
-    params = Params(*(load_params(str(path), fresh)[1] if params is None else params))
-    value = params.value if restore_value_fn else fresh.value
-    _check_fits("normalizer", params.normalizer, fresh.normalizer)
-    _check_fits("policy", params.policy, fresh.policy)
-    _check_fits("value", value.params, fresh.value.params)
-    scaling, wanted = float(value.reward_scaling), float(fresh.value.reward_scaling)
-    if scaling != wanted:
-        allowed = f"{scaling}, with which the restored value function was trained, unless restore_value_fn is false"
-        raise ConfigError("reward_scaling", wanted, allowed)
-    normalizer, policy, value_params = to_host(jax.tree.map(jnp.asarray, (params.normalizer, params.policy, value.params)))
-    learner = host_state.learner._replace(normalizer=normalizer, policy=policy)
-    critic = host_state.critic._replace(critic=fresh.value._replace(params=value_params))
-    return runner.place(host_state._replace(learner=learner, critic=critic))
+def run_evaluator(
+    agent: Agent, run: RunConfig, environment: Environment | None = None
+) -> Callable[[Any, Any], Episodes] | None:
+    """Return a function (params, key) -> episodes as a configuration says; None if it says that none are played.
+
+    Args:
+        agent: who plays.
+        run: says how many episodes, and whether by the mode.
+        environment: to play in; None for the one that the agent trains in.
+    """
+    if not (run.num_evals and run.num_eval_envs):
+        return None
+    environment = agent.environment if environment is None else environment
+    return make_evaluator(environment, agent.make_policy, num_episodes=run.num_eval_envs, deterministic=run.deterministic_eval)
 
 
-def _check_fits(name: str, params: Any, like: Any) -> None:
-    given, wanted = (jax.tree.map(np.shape, tree) for tree in (params, like))
-    if given != wanted:
-        raise ConfigError("restore_params", given, f"{name} of shapes {wanted}, those of this training")
-    for (path, leaf), other in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(like), strict=True):
-        if getattr(leaf, "dtype", other.dtype) != other.dtype:
-            allowed = f"{other.dtype}, the dtype of {name}{jax.tree_util.keystr(path)} in this training; astype converts"
-            raise ConfigError("restore_params", str(leaf.dtype), allowed)
+def _train_agent(
+    agent: Agent,
+    run: RunConfig,
+    milestones: Milestones,
+    callbacks: Callbacks,
+    *,
+    evaluate_fn: Callable[[Any, Any], Episodes] | None,
+    devices: Sequence[jax.Device],
+    checkpoints: tuple[str | Path, bool] | None,
+    restored_from: Elsewhere,
+) -> tuple[TrainState, dict[str, float]]:
+    """Train from the beginning, or from the newest of the `checkpoints` in a folder if they are to be resumed."""
+    runner = Runner(agent, OneTraining(agent.config.num_envs, devices), evaluate=evaluate_fn)
+    check_training(agent.config, runner.state_like, devices)
+    store = None
+    if checkpoints is not None:
+        folder, resume = checkpoints
+        origin = {"algorithm": run.algorithm, "config": to_mapping(run.agent), "seed": int(run.seed)}
+        store = Store(folder, resume=resume, keep=run.keep_checkpoints, origin=origin)
+    state_key, eval_key = jax.random.split(jax.random.key(run.seed))
+    with store or contextlib.nullcontext():
+        earlier = store.load(runner) if store is not None and store.goes_on else None
+        if store is not None and earlier is not None and earlier[1].iteration > milestones.num_iterations:
+            allowed = f"at least {earlier[1].iteration * agent.steps_per_iteration}, which {store.directory} has trained"
+            raise ConfigError("num_timesteps", run.num_timesteps, allowed)
+        return train_to_end(
+            agent,
+            runner,
+            milestones,
+            callbacks,
+            earlier=earlier,
+            begin_fn=lambda: restored(runner, runner.init(state_key), restored_from),
+            evaluate_fn=None if evaluate_fn is None else functools.partial(runner.evaluate, keys=eval_key),
+            store=store,
+        )
 
 
-def make_milestones(
-    agent: Agent, num_timesteps: int, num_evals: int, num_resets_per_eval: int = 0, checkpoint_interval: int = 0
-) -> Milestones:
-    """Return what happens after which iterations, evaluations and resets evenly spread."""
-    num_iterations = -(-num_timesteps // agent.steps_per_iteration)
-    if num_iterations >= 2**31:
-        allowed = f"fewer than 2^31 iterations of {agent.steps_per_iteration:,} steps"
-        raise ConfigError("num_timesteps", num_timesteps, allowed)
-    evaluations = _evaluations(num_iterations, num_evals)
-    parts = num_resets_per_eval * max(num_evals - 1, 1)
-    resets = {round(k * num_iterations / parts) for k in range(1, parts)} if num_resets_per_eval else set()
-    return Milestones(num_iterations, evaluations, resets, checkpoint_interval)
-
-
-def _evaluations(num_iterations: int, num_evals: int) -> set[int]:
-    """Return the iterations after which to evaluate; 0 is before the first."""
-    if num_evals == 0:
-        return set()
-    if num_evals == 1 or num_iterations == 0:
-        return {num_iterations}
-    return {round(k * num_iterations / (num_evals - 1)) for k in range(num_evals)}
-
-
-def _both(*callbacks: ProgressFn | None) -> ProgressFn:
-    """Return a callback that calls those which there are, in turn."""
-    return functools.partial(_call_all, [callback for callback in callbacks if callback])
+def _all_of(*callbacks: ProgressFn | None) -> ProgressFn | None:
+    """Return a callback that calls those that are not None, in turn."""
+    given = [callback for callback in callbacks if callback]
+    return functools.partial(_call_all, given) if given else None
 
 
 def _call_all(callbacks: Sequence[ProgressFn], steps: int, metrics: dict[str, float]) -> None:
@@ -328,37 +280,14 @@ def _call_all(callbacks: Sequence[ProgressFn], steps: int, metrics: dict[str, fl
         callback(steps, metrics)
 
 
-def _every(interval: int, stride: int, callback: ProgressFn | None, steps: int, metrics: dict[str, float]) -> None:
-    """Call back after an iteration of `stride` steps that passes a multiple of `interval`."""
-    if callback and steps // interval > (steps - stride) // interval:
+def _every(interval: int | None, agent: Agent, callback: ProgressFn | None) -> ProgressFn | None:
+    """Return a callback that is called when an iteration passes a multiple of `interval` steps, or after each for None."""
+    if callback is None:
+        return None
+    stride = agent.steps_per_iteration
+    return functools.partial(_call_every, interval or stride, stride, callback)
+
+
+def _call_every(interval: int, stride: int, callback: ProgressFn, steps: int, metrics: dict[str, float]) -> None:
+    if steps // interval > (steps - stride) // interval:
         callback(steps, metrics)
-
-
-def with_options(config: AgentConfig, options: dict[str, Any], *, beside: Sequence[str] = ()) -> AgentConfig:
-    """Put options by name over a config, a mapping over a part of it.
-
-    Raises:
-        ConfigError: an unknown name; the message has the nearest ones, also of what may stand `beside` the fields.
-    """
-    algorithm_name(config)  # raises TypeError
-    known, deeper = [field.name for field in dataclasses.fields(config)], list(flatten(to_mapping(config)))
-    for name, value in options.items():
-        if name not in known:
-            names = [*known, *beside]
-            raise ConfigError(
-                name, value, unknown_name(f"option of train or field of {type(config).__name__}", name, names, deeper)
-            )
-    whole = {name: value for name, value in options.items() if not isinstance(value, Mapping)}
-    parts = {name: value for name, value in options.items() if name not in whole}
-    return from_mapping(dataclasses.replace(config, **whole), parts)
-
-
-def _count(name: str, value: Any, *, at_least: int = 0, at_most: int | None = None) -> int:
-    """Return a whole number as an integer; raise ConfigError for anything else."""
-    try:
-        number = operator.index(as_integers(value))
-    except TypeError:
-        number = at_least - 1
-    if isinstance(value, bool) or number < at_least or (at_most is not None and number > at_most):
-        raise ConfigError(name, value, Allowed(at_least=at_least, at_most=at_most).describe("an integer"))
-    return number

@@ -11,11 +11,11 @@ from trpo_jax.tree import Params, check_floating, structure_and_shapes, upcast
 
 
 @config
-class TrustRegionConfig:
+class StepConfig:
     """How a trust-region step is taken."""
 
     max_kl: float = setting(default=0.01, above=0.0)
-    """Largest mean KL(old ‖ new) of an update (δ), in nats."""
+    """Bound on the constraint (δ): the largest KL(old ‖ new) of an update, in nats."""
     damping: float = setting(default=0.1, at_least=0.0)
     """Multiple λ of the matrix D that is added to the Fisher matrix in conjugate gradients (dimensionless)."""
     damping_shape: Literal["identity", "gradient"] = setting(default="identity")
@@ -25,7 +25,7 @@ class TrustRegionConfig:
     cg_iterations: int = setting(default=10, at_least=1)
     """Most conjugate-gradient iterations, a Fisher-vector product each."""
     cg_tolerance: float = setting(default=1e-10, at_least=0.0)
-    """Conjugate gradients stop once the squared relative residual (`TrustRegionInfo.cg_residual`) is below this."""
+    """Conjugate gradients stop once the squared relative residual (`cg_residual`) is below this."""
     backtrack_factor: float = setting(default=0.8, above=0.0, below=1.0)
     """The line search multiplies the step by this after a failed trial; by more if the first trial's KL was just too large."""
     max_backtracks: int = setting(default=15, at_least=0)
@@ -34,14 +34,6 @@ class TrustRegionConfig:
     """Smallest accepted ratio of actual to predicted improvement, each for the step fraction tried."""
     line_search: bool = setting(default=True)
     """False takes the whole natural-gradient step unseen, so that `max_kl` holds to second order only."""
-    kl_constraint: Literal["mean", "max"] = setting(default="mean")
-    """What `max_kl` bounds: the mean KL over the states of the batch, or the largest KL of any of them."""
-    curvature_fraction: float = setting(default=1.0, static=True, above=0.0, at_most=1.0)
-    """Part of the batch that Fisher-vector products use; gradient and line search always use all of it."""
-    curvature_sampling: Literal["strided", "random"] = setting(default="strided")
-    """Which part: evenly spaced samples, or others by chance in each update."""
-    num_microbatches: int = setting(default=1, at_least=1)
-    """Pieces in which the batch is worked through, one after another; memory is that of one, results are those of all."""
 
 
 class TrustRegionState(NamedTuple):
@@ -52,26 +44,26 @@ class TrustRegionState(NamedTuple):
     the config does not ask for it."""
 
 
-def init_trust_region_state(params: Params, config: TrustRegionConfig) -> TrustRegionState:
+def init_trust_region_state(params: Params, config: StepConfig) -> TrustRegionState:
     """Return the state before the first step.
 
     Args:
         params: pytree of floating arrays, as the steps will take it.
-        config: TrustRegionConfig; `damping_shape` says what is carried.
+        config: its `damping_shape` says what is carried.
     """
     check_floating(params, "params")
     shaped = config.damping_shape == "gradient"
     return TrustRegionState(jax.tree.map(jnp.zeros_like, upcast(params)) if shaped else None)
 
 
-def check_stateless(config: TrustRegionConfig) -> None:
+def check_stateless(config: StepConfig) -> None:
     """Raise ConfigError if the config asks for what only a step with a state can do."""
     if config.damping_shape == "gradient":
         allowed = '"identity" where no state is carried; stateful_trust_region_step and …_update carry one'
         raise ConfigError("damping_shape", config.damping_shape, allowed)
 
 
-def check_state(state: TrustRegionState, params: Params, config: TrustRegionConfig) -> None:
+def check_state(state: TrustRegionState, params: Params, config: StepConfig) -> None:
     """Raise ValueError if the state does not hold what the config asks for, or belongs to other parameters."""
     got = state.squared_gradient
     if (got is not None) != (config.damping_shape == "gradient"):

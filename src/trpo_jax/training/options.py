@@ -1,0 +1,79 @@
+"""Which configuration an agent gets from what a caller of `train` has said."""
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trpo_jax.agent.config import AgentConfig
+from trpo_jax.algorithms.registry import DEFAULT, algorithm_name, default_config
+from trpo_jax.config import Allowed, as_integers, flatten, from_mapping, to_mapping, unknown_name
+from trpo_jax.errors import ConfigError
+from trpo_jax.training.brax_names import translate
+from trpo_jax.training.run_config import shipped_config
+
+
+def agent_config(
+    environment: Any,
+    config: AgentConfig | None,
+    options: dict[str, Any],
+    *,
+    suite: str,
+    algorithm: str | None,
+    beside: Sequence[str],
+) -> AgentConfig:
+    """Return how to learn in an environment: the config or what ships for the environment's name, with options over it.
+
+    Args:
+        environment: a name, or an environment.
+        config: None takes what ships.
+        options: fields by name, and keywords of Brax's PPO.
+        suite: of the name.
+        algorithm: by which to learn; None for that of the config, or else TRPO.
+        beside: names that may also be given to the caller, for the message about an unknown one.
+    """
+    if config is None:
+        name = DEFAULT if algorithm is None else algorithm
+        config = (
+            shipped_config(environment, suite=suite, algorithm=name).agent
+            if isinstance(environment, str)
+            else default_config(name)
+        )
+    elif algorithm not in (None, algorithm_name(config)):
+        raise ConfigError("algorithm", algorithm, f"{algorithm_name(config)}, which the config is for")
+    return with_options(config, translate(options, algorithm_name(config)), beside=beside)
+
+
+def with_options(config: AgentConfig, options: dict[str, Any], *, beside: Sequence[str] = ()) -> AgentConfig:
+    """Put options by name over a config, a mapping over a part of it.
+
+    Raises:
+        ConfigError: an unknown name; the message has the nearest ones, also of what may stand `beside` the fields.
+    """
+    algorithm_name(config)  # raises TypeError
+    known, deeper = [field.name for field in dataclasses.fields(config)], list(flatten(to_mapping(config)))
+    for name, value in options.items():
+        if name not in known:
+            names = [*known, *beside]
+            raise ConfigError(
+                name, value, unknown_name(f"option of train or field of {type(config).__name__}", name, names, deeper)
+            )
+    whole = {name: value for name, value in options.items() if not isinstance(value, Mapping)}
+    parts = {name: value for name, value in options.items() if name not in whole}
+    return from_mapping(dataclasses.replace(config, **whole), parts)
+
+
+def whole_number_or_none(name: str, value: Any, *, at_least: int = 0) -> int | None:
+    """Do as `whole_number`, but let None pass."""
+    return None if value is None else whole_number(name, value, at_least=at_least)
+
+
+def whole_number(name: str, value: Any, *, at_least: int = 0) -> int:
+    """Return a whole number as an integer; raise ConfigError for anything else."""
+    try:
+        number = operator.index(as_integers(value))
+    except TypeError:
+        number = at_least - 1
+    if isinstance(value, bool) or number < at_least:
+        raise ConfigError(name, value, Allowed(at_least=at_least).describe("an integer"))
+    return number

@@ -1,0 +1,63 @@
+"""Beginning a training with the parameters of another one."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trpo_jax.agent.inference import Params
+from trpo_jax.agent.state import TrainState, inference_params
+from trpo_jax.errors import ConfigError
+from trpo_jax.execution.host_arrays import to_host
+from trpo_jax.execution.runner import Runner
+from trpo_jax.training.checkpoint import load_params
+
+
+class Elsewhere(NamedTuple):
+    """Where the parameters come from that a training begins with; None and None draws them."""
+
+    path: str | Path | None
+    """Folder of checkpoints, of which the newest that can be read is taken."""
+    params: Params | None
+    """(normalizer, policy, value), which are taken instead of those in a folder."""
+    restore_value_fn: bool
+    """False leaves the value function as drawn."""
+
+
+def restored(runner: Runner, state: TrainState, elsewhere: Elsewhere) -> TrainState:
+    """Put parameters from elsewhere into a fresh state.
+
+    Raises:
+        ConfigError: parameters of other shapes or dtypes, or a value function in other units of reward.
+        CheckpointError: no checkpoint that can be read.
+    """
+    path, params, restore_value_fn = elsewhere
+    if params is None and path is None:
+        return state
+    host_state = to_host(state)
+    fresh = inference_params(host_state)
+    params = Params(*(load_params(str(path), fresh)[1] if params is None else params))
+    value = params.value if restore_value_fn else fresh.value
+    _check_fits("normalizer", params.normalizer, fresh.normalizer)
+    _check_fits("policy", params.policy, fresh.policy)
+    _check_fits("value", value.params, fresh.value.params)
+    scaling, wanted = float(value.reward_scaling), float(fresh.value.reward_scaling)
+    if scaling != wanted:
+        allowed = f"{scaling}, with which the restored value function was trained, unless restore_value_fn is false"
+        raise ConfigError("reward_scaling", wanted, allowed)
+    normalizer, policy, value_params = to_host(jax.tree.map(jnp.asarray, (params.normalizer, params.policy, value.params)))
+    learner = host_state.learner._replace(normalizer=normalizer, policy=policy)
+    critic = host_state.critic._replace(critic=fresh.value._replace(params=value_params))
+    return runner.place(host_state._replace(learner=learner, critic=critic))
+
+
+def _check_fits(name: str, params: Any, like: Any) -> None:
+    given, wanted = (jax.tree.map(np.shape, tree) for tree in (params, like))
+    if given != wanted:
+        raise ConfigError("restore_params", given, f"{name} of shapes {wanted}, those of this training")
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(like), strict=True):
+        if getattr(leaf, "dtype", other.dtype) != other.dtype:
+            allowed = f"{other.dtype}, the dtype of {name}{jax.tree_util.keystr(path)} in this training; astype converts"
+            raise ConfigError("restore_params", str(leaf.dtype), allowed)
