@@ -26,6 +26,7 @@ import report
 from brax_ppo import ONE_SETTING, Settings, Stopwatch, steady_stretch
 from ppo_runs import PPORun, train_all
 from time_to_return import OURS, PPO, take
+from trpo_jax import AgentConfig
 from trpo_jax.environments.brax import resolve_backend
 from trpo_jax.errors import ConfigError
 from trpo_jax.execution.devices import num_cores_to_use, show_cpu_devices
@@ -114,14 +115,16 @@ def measure_speeds(run: Run, ppo_settings: Settings, num_stretches: int) -> dict
     config = run.config
     stretch = config.num_timesteps // (config.num_evals - 1)
     num_stretches += 2
-    ways: dict[str, Settings | None] = {OURS: None, PPO: ppo_settings}
+    ways: dict[str, tuple[AgentConfig | Settings, int]] = {
+        OURS: (config.agent, config.agent.num_envs),
+        PPO: (ppo_settings, ppo_settings["num_envs"]),
+    }
     speeds = {}
-    for name, settings in ways.items():
+    for name, (how, num_envs) in ways.items():
         stopwatch = Stopwatch()
-        num_envs = config.agent.num_envs if settings is None else settings["num_envs"]
-        options = {"num_timesteps": stretch * num_stretches, "num_evals": num_stretches + 1, "seed": 0}
         num_devices = num_cores_to_use(num_envs, os.cpu_count() or 1)
-        take(stopwatch, config.environment, config.backend, config.agent, settings, num_devices=num_devices, **options)
+        options = {"num_evals": num_stretches + 1, "seed": 0, "backend": config.backend, "num_devices": num_devices}
+        take(stopwatch, config.environment, stretch * num_stretches, how, **options)
         speeds[name] = stretch / steady_stretch(stopwatch.stretches)
     print(config.environment, {name: f"{speed:,.0f} steps/s" for name, speed in speeds.items()}, flush=True)
     return speeds

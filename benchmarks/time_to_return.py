@@ -10,6 +10,7 @@ without the return counts with its whole time, a lower bound: a ratio with it is
 "at most" (ours did not).
 """
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -21,7 +22,7 @@ import tyro
 
 import report
 from brax_ppo import SMALL_SCALE, Settings, Stopwatch, steady_stretch, train_ppo
-from trpo_jax import TRPOConfig, make_trpo, train
+from trpo_jax import AgentConfig, make_agent, train
 from trpo_jax.agent.evaluate import make_evaluator
 from trpo_jax.environments.brax import load_environment
 from trpo_jax.execution.devices import num_cores_to_use, show_cpu_devices
@@ -121,43 +122,36 @@ def main(arguments: Arguments) -> None:
 def run(name: str, arguments: Arguments, seed: int) -> Course:
     """Train once, from the start to the target or the end."""
     config = starting_config(arguments.environment).agent
-    environment = make_trpo(arguments.environment, config).environment
+    environment = make_agent(arguments.environment, config).environment
     course = Course(environment, target=arguments.target, episodes=arguments.episodes)
     num_timesteps = arguments.stretch * arguments.num_stretches
-    settings = SMALL_SCALE if name == PPO else None
-    options = {"num_timesteps": num_timesteps, "num_evals": arguments.num_stretches + 1, "seed": seed}
-    return take(course, arguments.environment, "spring", config, settings, num_devices=arguments.devices, **options)
-
-
-def take(
-    course: Course,
-    environment: str,
-    backend: str,
-    config: TRPOConfig,
-    settings: Settings | None,
-    *,
-    num_timesteps: int,
-    num_evals: int,
-    seed: int,
-    num_devices: int = 1,
-) -> Course:
-    """Send a training along a course: PPO's if there are settings for it, else ours."""
-    options = {"num_evals": num_evals, "policy_params_fn": course, "seed": seed}
-    try:
-        if settings is None:
-            train(
-                load_environment(environment, backend),
-                num_timesteps,
-                config=config,
-                num_eval_envs=0,
-                max_devices_per_host=num_devices,
-                **options,
-            )
-        else:
-            train_ppo(environment, num_timesteps, settings, backend=backend, num_devices=num_devices, **options)
-    except Ended:
-        pass
+    how = SMALL_SCALE if name == PPO else config
+    options = {"num_evals": arguments.num_stretches + 1, "seed": seed, "backend": "spring", "num_devices": arguments.devices}
+    take(course, arguments.environment, num_timesteps, how, **options)
     return course
+
+
+def take(course: Stopwatch, environment: str, num_timesteps: int, how: AgentConfig | Settings, **options: Any) -> None:
+    """Send a training along a course: ours for a configuration, Brax's PPO for its settings.
+
+    Args:
+        course: sees the policy every so often, and may end the training.
+        environment: name of a Brax environment.
+        num_timesteps: environment steps.
+        how: what decides how the algorithm learns.
+        **options: backend, num_devices, num_evals and seed, and for ours keywords of `trpo_jax.train`.
+    """
+    train_fn = train_ours if isinstance(how, AgentConfig) else train_ppo
+    with contextlib.suppress(Ended):
+        train_fn(environment, num_timesteps, how, policy_params_fn=course, **options)  # type: ignore[operator]
+
+
+def train_ours(
+    environment: str, num_timesteps: int, config: AgentConfig, *, backend: str, num_devices: int, **options: Any
+) -> None:
+    """Train without evaluations of its own, as `train_ppo` does."""
+    loaded = load_environment(environment, backend)
+    train(loaded, num_timesteps, config=config, num_eval_envs=0, max_devices_per_host=num_devices, **options)
 
 
 def compare(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any]:

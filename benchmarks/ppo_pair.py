@@ -1,0 +1,135 @@
+"""Our PPO beside Brax's, with the same settings and the same networks: returns, and environment steps a second.
+
+    python benchmarks/ppo_pair.py [--folder runs/ppo_pair] [--json FILE]
+
+Settings are `brax_ppo.ONE_SETTING`, networks those that Brax's PPO makes. A batch of Brax's is 20 steps of 256 environments,
+for which it steps 64 of them four times; ours is 80 steps of 64. Each algorithm keeps its own loop: Brax's fits policy and
+critic by one loss, ours one after the other; resets and the bootstrap at time limits differ, too. Returns are those of
+deterministic evaluations at the end. Speeds are measured first, each algorithm alone on all cores. What the folder holds is
+not measured again. It may be the folder of suite.py, whose runs of Brax's PPO are the same.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+import report
+from brax_ppo import ONE_SETTING, Stopwatch, ppo_networks, steady_stretch
+from ppo_runs import PPORun, train_all
+from time_to_return import Course, take
+from trpo_jax import AgentConfig, PPOConfig, ScheduleConfig, make_agent
+from trpo_jax.environments.brax import resolve_backend
+from trpo_jax.execution.devices import num_cores_to_use, show_cpu_devices
+from trpo_jax.files import write_whole
+from trpo_jax.sweep.report.statistics import estimate, mean
+from trpo_jax.sweep.report.tables import show
+from trpo_jax.training.brax_names import translate
+from trpo_jax.training.options import with_options
+
+OURS, THEIRS = "our PPO", "Brax's PPO"
+STEPS = 983_040
+NUM_EVALS, EPISODES = 7, 64
+SIZES = ("policy_hidden_layer_sizes", "value_hidden_layer_sizes")
+OTHERWISE_HERE = (*SIZES, "batch_size", "unroll_length", "learning_rate_at_end")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Compare two implementations of PPO."""
+
+    environments: tuple[str, ...] = ("inverted_pendulum", "reacher", "hopper", "ant")
+    """Brax environments."""
+    seeds: tuple[int, ...] = (20, 21, 22, 23, 24)
+    """Seeds of the trainings."""
+    folder: str = "runs/ppo_pair"
+    """For what trainings leave."""
+    json: str | None = None
+    """Where to write the result."""
+
+
+def main(arguments: Arguments) -> None:
+    folder = Path(arguments.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for environment in arguments.environments:
+        speeds = known(folder / f"pair-speeds-{environment}.json", functools.partial(measure_speeds, environment))
+        files = {seed: folder / f"pair-{environment}-seed{seed}.json" for seed in arguments.seeds}
+        ours = [known(file, functools.partial(final_return, environment, seed)) for seed, file in files.items()]
+        runs = [PPORun(environment, THEIRS, {}, ONE_SETTING, seed, STEPS, NUM_EVALS, EPISODES) for seed in arguments.seeds]
+        theirs = [run.score for run in train_all(runs, folder / "ppo")]
+        returns = {OURS: np.array(ours), THEIRS: np.array(theirs)}
+        rows.append(
+            {"environment": environment, "seeds": len(arguments.seeds)}
+            | {name: show(estimate({environment: values}, mean)) for name, values in returns.items()}
+            | {f"{name}, steps/s": round(speed) for name, speed in speeds.items()}
+            | {"steps/s, ratio": speeds[OURS] / speeds[THEIRS]}
+            | {f"{name}, each seed": ", ".join(f"{value:.4g}" for value in values) for name, values in returns.items()}
+        )
+        print(rows[-1], flush=True)
+    report.publish("PPO, the same settings and networks", rows, arguments.json)
+
+
+def known(file: Path, measure: Any) -> Any:
+    """Return what a file holds, or measure it and keep it there."""
+    if not file.is_file():
+        write_whole(file, json.dumps(measure()) + "\n")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def our_config() -> AgentConfig:
+    """Return Brax's settings as ours has them."""
+    samples = ONE_SETTING["batch_size"] * ONE_SETTING["num_minibatches"] * ONE_SETTING["unroll_length"]
+    names = {name: value for name, value in ONE_SETTING.items() if name not in OTHERWISE_HERE}
+    config = PPOConfig(
+        unroll_length=samples // ONE_SETTING["num_envs"],
+        schedule=ScheduleConfig(learning_rate_at_end=ONE_SETTING["learning_rate_at_end"]),
+    )
+    return with_options(config, translate(names, "ppo"))
+
+
+def our_options() -> dict[str, Any]:
+    """Return what makes Brax's networks."""
+    sizes = {name: ONE_SETTING[name] for name in SIZES}
+    return {"network_factory": functools.partial(ppo_networks.make_ppo_networks, **sizes)}
+
+
+def final_return(environment: str, seed: int) -> float:
+    """Train our PPO on all cores; return the mean return of the last policy."""
+    config = our_config()
+    course = Course(make_agent(environment, config).environment, target=math.inf, episodes=EPISODES, eval_seed=seed)
+    options = {"seed": seed, "num_evals": NUM_EVALS} | common(environment)
+    take(course, environment, STEPS, config, **options, **our_options())
+    return course.points[-1]["return"]
+
+
+def measure_speeds(environment: str) -> dict[str, float]:
+    """Return the environment steps a second of both; compilation and evaluations left out."""
+    stretch, num_stretches = STEPS // (NUM_EVALS - 1), 5
+    speeds = {}
+    for name, how, more in ((OURS, our_config(), our_options()), (THEIRS, ONE_SETTING, {})):
+        stopwatch = Stopwatch()
+        options = {"seed": 0, "num_evals": num_stretches + 1} | common(environment)
+        take(stopwatch, environment, stretch * num_stretches, how, **options, **more)
+        speeds[name] = stretch / steady_stretch(stopwatch.stretches)
+    return speeds
+
+
+def common(environment: str) -> dict[str, Any]:
+    """Return physics and cores of both."""
+    num_devices = num_cores_to_use(ONE_SETTING["num_envs"], os.cpu_count() or 1)
+    return {"backend": resolve_backend(environment), "num_devices": num_devices}
+
+
+if __name__ == "__main__":
+    parsed = tyro.cli(Arguments, description=__doc__)
+    show_cpu_devices(os.cpu_count() or 1)
+    jax.config.update("jax_compilation_cache_dir", str(Path(parsed.folder) / "cache"))
+    main(parsed)
