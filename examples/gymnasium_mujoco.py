@@ -3,8 +3,8 @@
     pip install -e ".[gymnasium]"
     python examples/gymnasium_mujoco.py --environments Hopper-v5 Swimmer-v5 --steps 1000000 --seeds 0 1 2
 
-The simulator is ordinary Python. What learns is one jitted function: advantages, `trust_region_update`, critic fit, and,
-after them, the normalizers. The default settings are those of the table in docs/benchmarks, the same for all environments.
+The simulator is ordinary Python. Learning is one jitted function: advantages, `trust_region_update`, critic fit, and
+finally the normalizers. The default settings are those of the table in docs/benchmarks, the same for all environments.
 """
 
 import dataclasses
@@ -44,17 +44,17 @@ class Arguments:
     """Train on Gymnasium's MuJoCo environments."""
 
     environments: tuple[str, ...] = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Swimmer-v5")
-    """Names of Gymnasium environments with a box of actions."""
+    """Names of Gymnasium environments with continuous (Box) actions."""
     steps: int = 1_000_000
     """Environment steps of each run."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; a run for each."""
+    """Seeds; one run for each."""
     num_envs: int = 16
     """Environments stepped in turn (N)."""
     unroll_length: int = 128
     """Steps of each environment in a batch (T)."""
     discounting: float = 0.995
-    """Discount a step (γ)."""
+    """Discount per step (γ)."""
     gae_lambda: float = 0.97
     """Decay of generalized advantage estimation (λ)."""
     normalize_observations: bool = True
@@ -66,13 +66,13 @@ class Arguments:
     trust_region: TrustRegionConfig = dataclasses.field(default_factory=lambda: TRUST_REGION)
     critic: CriticConfig = dataclasses.field(default_factory=lambda: CRITIC)
     evaluation_episodes: int = 20
-    """Episodes of the mean action that judge the last policy of a run."""
+    """Episodes that evaluate a run's last policy, acting with its mean."""
     json: str | None = None
     """Where to write the result of each run."""
 
 
 class Agent(NamedTuple):
-    """All that learning changes."""
+    """Everything that learning changes."""
 
     policy: Any
     critic: CriticState
@@ -82,20 +82,20 @@ class Agent(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Experience of N environments, after stacking time-major `[T, N, *]`."""
+    """Experience of N environments; `[T, N, *]` after the steps are stacked."""
 
     observation: Any
     action: Any
     reward: Any
     next_observation: Any
-    """What was reached, before any reset."""
+    """Observation after the step, before any reset."""
     terminated: Any
     done: Any
     discounted_return: Any
 
 
 class HostEnvironments:
-    """Environments that are stepped in turn; one that ends is reset at once, and its last observation kept."""
+    """Environments that are stepped in turn. One that ends is reset at once; its last observation is kept."""
 
     def __init__(self, name: str, num_envs: int, seed: int, discounting: float = 1.0):
         self.members = [gymnasium.make(name, disable_env_checker=True) for _ in range(num_envs)]
@@ -139,7 +139,7 @@ class Learner(NamedTuple):
 
 
 def make_agent(arguments: Arguments, observation: jax.Array, action_size: int, key: jax.Array) -> tuple[Agent, Learner]:
-    """Draw an agent for observations like `observation` (one) and make what acts and learns."""
+    """Initialize an agent for observations like `observation` (a single one), and make its learner."""
     policy_network = GaussianPolicy(action_size, init_log_std=arguments.init_log_std)
     critic_network = ValueNetwork(arguments.critic.hidden_sizes, arguments.critic.activation)
     policy_key, critic_key = jax.random.split(key)
@@ -179,12 +179,12 @@ def make_agent(arguments: Arguments, observation: jax.Array, action_size: int, k
             (advantage - advantage.mean()) / (advantage.std() + 1e-8),
         )
         policy, info = trpo_jax.trust_region_update(policy_network.apply, agent.policy, batch, arguments.trust_region)
-        column = (-1, 1)  # all samples as the steps of one environment, so that they are shuffled among each other
+        column = (-1, 1)  # one environment with all samples as its steps, so that all are shuffled together
         regression = Regression(
             observation.reshape(*column, observation.shape[-1]), target.reshape(column), jnp.ones_like(target.reshape(column))
         )
         critic, _ = fit_critic(critic_network, agent.critic, regression, key, arguments.critic)
-        # The normalizers move last: within an iteration the old policy is one policy.
+        # The normalizers are updated last, so that the old policy does not change within an iteration.
         observations = update_normalizer(agent.observations, rollout.observation)
         returns = update_normalizer(agent.returns, rollout.discounted_return)
         metrics = {"kl": info.kl, "outcome": info.outcome, "explained_variance": explained_variance(target - value, target)}
@@ -229,7 +229,7 @@ def train(name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
 
 
 def evaluate(name: str, seed: int, agent: Agent, learner: Learner, arguments: Arguments) -> np.ndarray:
-    """Return the first episode's return in each of several fresh environments, acting by the mean."""
+    """Return the first episode's return in each of several fresh environments, acting with the policy's mean."""
     environments = HostEnvironments(name, arguments.evaluation_episodes, 10_000 + seed)
     total, playing = np.zeros(arguments.evaluation_episodes), np.ones(arguments.evaluation_episodes, bool)
     while playing.any():
@@ -241,7 +241,7 @@ def evaluate(name: str, seed: int, agent: Agent, learner: Learner, arguments: Ar
 
 
 def make_table(results: list[dict[str, Any]]) -> rich.table.Table:
-    """Return a row an environment, with mean and standard deviation over seeds."""
+    """Return a table with a row per environment: mean and standard deviation over seeds."""
     table = rich.table.Table(title="deterministic return of the last policy")
     for column in ("environment", "mean", "std over seeds", "each seed", "seconds a run"):
         table.add_column(column, justify="left" if column == "environment" else "right")

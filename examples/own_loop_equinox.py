@@ -3,7 +3,7 @@
     python examples/own_loop_equinox.py --seed 1 --max-kl 0.02
 
 A pole stands on a cart that a continuous force pushes; the return is the seconds it stays up, at most 5. A line shows the mean
-return of the episodes that ended in an iteration, the KL of its policy update, never above max_kl, and the update's outcome.
+return of the episodes that ended in an iteration, the KL of its policy update (never above max_kl), and the update's outcome.
 The return rises from half a second to nearly 5 within 15 iterations.
 """
 
@@ -19,7 +19,7 @@ import tyro
 import trpo_jax
 
 STEP_SECONDS, EPISODE_STEPS, CRITIC_STEPS = 0.02, 250, 50
-optimizer = optax.adam(3e-3)  # of the critic
+optimizer = optax.adam(3e-3)  # for the critic
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Policy(eqx.Module):
 
 
 def rollout(policy: Policy, carts: CartPole, key, unroll_length: int):
-    """Act for T steps, with fresh starts -> (carts, experience of [T, N, …])."""
+    """Act for T steps, resetting carts that are done -> (carts, experience of [T, N, …])."""
 
     def act(carts, key):
         action_key, reset_key = jax.random.split(key)
@@ -101,18 +101,18 @@ def iterate(policy: Policy, critic: eqx.nn.MLP, state: optax.OptState, carts: Ca
     carts, (observation, action, log_prob, reached, terminated, done) = rollout(policy, carts, key, arguments.unroll_length)
     reward = jnp.full(done.shape, STEP_SECONDS)
     value = jax.vmap(jax.vmap(critic))(observation)
-    next_value = jax.vmap(jax.vmap(critic))(reached.observation)  # before any reset: a time limit is no termination
+    next_value = jax.vmap(jax.vmap(critic))(reached.observation)  # before any reset: a time limit is not a termination
     advantage = trpo_jax.generalized_advantage_estimation(
         reward, value, next_value, terminated, done, discounting=0.99, gae_lambda=0.95
     )
     batch = trpo_jax.Batch(observation, action, log_prob, (advantage - advantage.mean()) / (advantage.std() + 1e-8))
 
-    params, static = eqx.partition(policy, eqx.is_inexact_array)  # a module also holds functions: parameters are its arrays
+    params, static = eqx.partition(policy, eqx.is_inexact_array)  # a module also holds functions; its arrays are the parameters
     policy_fn = lambda params, observation: eqx.combine(params, static)(observation)  # noqa: E731
     params, info = trpo_jax.trust_region_update(policy_fn, params, batch, trpo_jax.TrustRegionConfig(arguments.max_kl))
 
     critic, state = fit(critic, state, observation, value + advantage)
-    mean_length = jnp.mean(reached.steps, where=done)  # of the episodes that ended; NaN where none did
+    mean_length = jnp.mean(reached.steps, where=done)  # of the episodes that ended; NaN if none did
     metrics = {"return": STEP_SECONDS * mean_length, "kl": info.kl, "outcome": info.outcome}
     return (eqx.combine(params, static), critic, state, carts), metrics
 

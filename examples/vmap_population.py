@@ -2,8 +2,8 @@
 
     python examples/vmap_population.py --environment inverted_pendulum --seeds 3 --max-kls 0.001 0.01 0.1
 
-At the end a table shows, for each max_kl, mean ± standard deviation over seeds of the return of the latest episodes, and of the
-KL of the updates, averaged over iterations.
+At the end a table shows, for each max_kl, the return of the latest episodes and the KL of the updates averaged over iterations,
+each as mean ± standard deviation over seeds.
 """
 
 from dataclasses import dataclass, replace
@@ -53,7 +53,7 @@ def main(arguments: Arguments, environment: Environment | None = None, config: T
     trpo = make_trpo(environment or arguments.environment, config)
     shape = len(arguments.max_kls), arguments.seeds
     max_kls = jnp.repeat(jnp.asarray(arguments.max_kls), arguments.seeds)
-    keys = jnp.tile(jax.random.split(jax.random.key(0), arguments.seeds), len(arguments.max_kls))  # each max_kl has all seeds
+    keys = jnp.tile(jax.random.split(jax.random.key(0), arguments.seeds), len(arguments.max_kls))  # every max_kl gets all seeds
     _, metrics = train_population(trpo, max_kls, keys, arguments.iterations)
     returns = metrics["training/episode_reward"][-1].reshape(shape)
     kl = metrics["training/kl"].mean(axis=0).reshape(shape)

@@ -68,7 +68,7 @@ def test_traced_and_batched_floats_and_jaxs_placeholders_pass_unchecked():
         (lambda: Outer(speed=True), "speed: got True, allowed: a number > 0"),
         (lambda: Outer(speed=np.float32(-1)), "speed: got np.float32(-1.0), allowed: a number > 0"),
         (lambda: Outer(verbose=1), "verbose: got 1, allowed: true or false"),
-        (lambda: Outer(name=3), "name: got 3, allowed: a text"),
+        (lambda: Outer(name=3), "name: got 3, allowed: a string"),
         (lambda: Outer(inner=3), "inner: got 3, allowed: a Inner"),
         (lambda: Inner(rate=1.0), "rate: got 1.0, allowed: a number >= 0 and < 1"),
         (lambda: Inner(size=0), "size: got 0, allowed: an integer >= 1"),

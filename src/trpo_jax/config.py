@@ -1,7 +1,7 @@
 """How configuration dataclasses are declared, checked, and read from plain mappings.
 
-A configuration is a frozen dataclass and a pytree at once: its float fields are leaves, so they may be traced, batched
-by `vmap` or swept in one program; every other field is static and selects a program of its own.
+A configuration is a frozen dataclass and a pytree. Its float fields are leaves, so they may be traced, batched by `vmap`
+or swept in one program. Every other field is static: each of its values needs a separate program.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from trpo_jax.errors import ConfigError
 ConfigT = TypeVar("ConfigT")
 
 LARGEST_SEED = 2**32 - 1
-"""`jax.random.key` makes the same key of a larger seed as of a smaller one."""
+"""For a larger seed `jax.random.key` returns the same key as for some smaller seed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Allowed:
-    """Say in which range a number must lie."""
+    """The range in which a number must lie."""
 
     at_least: int | float | None = None
     above: int | float | None = None
@@ -32,7 +32,7 @@ class Allowed:
     below: int | float | None = None
 
     def describe(self, kind: str) -> str:
-        """Put the allowed values into words, after the name of their type."""
+        """Describe the allowed values in words, such as "an integer >= 1"."""
         bounds = ((">", self.above), (">=", self.at_least), ("<", self.below), ("<=", self.at_most))
         limits = [
             f"{sign} {limit if isinstance(limit, int) else format(limit, 'g')}" for sign, limit in bounds if limit is not None
@@ -56,7 +56,7 @@ def setting(*, default: Any, static: bool = False, **allowed: Any) -> Any:
     Args:
         default: the value when none is given.
         static: keep a float out of the pytree's leaves, because it decides shapes.
-        **allowed: the fields of `Allowed`, applied to each element of a tuple.
+        **allowed: the fields of `Allowed`; they apply to each element of a tuple.
     """
     return dataclasses.field(default=default, metadata={"allowed": Allowed(**allowed), "force_static": static})
 
@@ -65,11 +65,11 @@ def setting(*, default: Any, static: bool = False, **allowed: Any) -> Any:
 def config(cls: type) -> type:
     """Make a class a configuration: a frozen dataclass, checked when it is built, registered as a pytree.
 
-    An array, traced or not, passes unchecked where a float is wanted.
+    A float field also accepts an array, traced or not, whose values are not checked.
     """
     cls.__post_init__ = check  # type: ignore[attr-defined]
     cls = dataclasses.dataclass(frozen=True)(cls)
-    typing.no_type_check(vars(cls)["__init__"])  # `check` does it, and lets tracers pass
+    typing.no_type_check(vars(cls)["__init__"])  # `check` checks types instead: it lets tracers pass
     leaves: list[str] = []
     static: list[str] = []
     for field in dataclasses.fields(cls):
@@ -82,8 +82,8 @@ def config(cls: type) -> type:
 def register_fields(cls: type, leaves: Sequence[str], static: Sequence[str]) -> None:
     """Register a dataclass as a pytree whose children are the fields `leaves`; the fields `static` are part of its structure.
 
-    Not by `jax.tree_util.register_dataclass`, by which two classes with fields of the same names have structures that
-    compare equal (jax 0.10 to 0.12): now and then jit takes for one class what it has compiled for the other.
+    This does not use `jax.tree_util.register_dataclass`: with it, the structures of two classes with the same field names
+    compare equal (jax 0.10 to 0.12), and jit sometimes reuses for one class a program compiled for the other.
     """
 
     def flatten(instance: Any) -> tuple[list[Any], tuple[Any, ...]]:
@@ -103,9 +103,9 @@ def register_fields(cls: type, leaves: Sequence[str], static: Sequence[str]) -> 
 
 
 def check(settings: Any) -> None:
-    """Raise `ConfigError` for the first field whose value is not allowed; an array's elements are not looked at.
+    """Raise `ConfigError` for the first field whose value is not allowed; the elements of arrays are not checked.
 
-    Whole numbers that are written as floats (1e6) become integers where an integer is wanted.
+    Floats that are whole numbers (1e6) become integers in integer fields.
     """
     for field in dataclasses.fields(settings):
         allowed = field.metadata.get("allowed", Allowed())
@@ -133,7 +133,7 @@ def _check_value(name: str, value: Any, kind: Any, allowed: Allowed) -> None:
 
 
 def as_integers(value: Any, kind: Any = int) -> Any:
-    """Return whole floats, alone or in a tuple, as integers where `kind` asks for them; anything else as it is."""
+    """Turn whole floats, alone or in a tuple, into integers if `kind` is an integer type; return anything else unchanged."""
     kind = _plain(kind)
     if typing.get_origin(kind) is tuple and isinstance(value, tuple):
         return tuple(as_integers(item, typing.get_args(kind)[0]) for item in value)
@@ -141,11 +141,11 @@ def as_integers(value: Any, kind: Any = int) -> Any:
 
 
 def _plain(kind: Any) -> Any:
-    """Take the annotations that only the command line reads off a type."""
+    """Strip `Annotated`, which only the command line reads, from a type."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
 
 
-_KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+_KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 _ACCEPTED = {int: (int, np.integer), float: (int, float, np.number), bool: (bool, np.bool_), str: (str,)}
 
 
@@ -158,11 +158,11 @@ def _fits(value: Any, kind: type, allowed: Allowed) -> bool:
 
 
 def from_mapping(defaults: ConfigT, mapping: Mapping[str, Any]) -> ConfigT:
-    """Return `defaults` with the values of a nested mapping (such as a parsed TOML file) put in.
+    """Return `defaults` updated with the values of a nested mapping (such as a parsed TOML file).
 
     Args:
-        defaults: a configuration; what the mapping leaves out keeps its value.
-        mapping: field name -> value; a nested configuration is a mapping in turn, a tuple is a list.
+        defaults: a configuration; fields that the mapping leaves out keep their values.
+        mapping: field name -> value; a nested configuration is given as a mapping, a tuple as a list.
 
     Raises:
         ConfigError: an unknown name (with the nearest known one), a value of the wrong type, or one out of range.
@@ -189,7 +189,7 @@ def from_mapping(defaults: ConfigT, mapping: Mapping[str, Any]) -> ConfigT:
 
 
 def to_mapping(settings: Any) -> dict[str, Any]:
-    """Turn a configuration with concrete values into a nested dict of plain Python values; None is left out."""
+    """Turn a configuration with concrete values into a nested dict of plain Python values, without fields that are None."""
     mapping: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -203,7 +203,7 @@ def to_mapping(settings: Any) -> dict[str, Any]:
 
 
 def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a nested mapping holds by dotted names."""
+    """Flatten a nested mapping into one with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in mapping.items():
         inner = flatten(value) if isinstance(value, Mapping) else {"": value}
@@ -212,13 +212,13 @@ def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unknown_name(kind: str, name: str, known: list[str], deeper: Sequence[str] = ()) -> str:
-    """Say in words what is allowed where `name` is not known: the nearest names first, else all of them.
+    """Describe the names that are allowed instead of an unknown one: the nearest ones, or all if none is near.
 
     Args:
-        kind: what the names are called.
-        name: what came.
-        known: what may stand in its place.
-        deeper: dotted names of what may stand in tables.
+        kind: word for what the names denote, such as "field".
+        name: the unknown name.
+        known: the allowed names.
+        deeper: dotted names of the fields of tables.
     """
     within = [dotted for dotted in deeper if dotted.rpartition(".")[2] == name]
     if within:

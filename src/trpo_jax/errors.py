@@ -1,4 +1,4 @@
-"""Everything that the package raises of its own."""
+"""The package's own exceptions."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """Report a configuration value that cannot be used: the field, what came, what is allowed."""
+    """Report an unusable configuration value: the field, the value given, and the values allowed."""
 
     def __init__(self, field: str, got: Any, allowed: str):
         super().__init__(f"{field}: got {got!r}, allowed: {allowed}")
@@ -17,16 +17,16 @@ class ConfigError(ValueError):
         return ConfigError, (self.field, self.got, self.allowed)
 
     def within(self, prefix: str) -> "ConfigError":
-        """Return the same error with the field named from one level further out."""
+        """Return the same error with `prefix.` put before the field's name."""
         return ConfigError(f"{prefix}.{self.field}", self.got, self.allowed)
 
 
 class MissingPackageError(ImportError):
-    """Report that something needs a package that is not installed, and which extra brings it."""
+    """Report that a package is not installed, what needs it, and which extra installs it."""
 
     @classmethod
     def of(cls, what: str, package: str, extra: str) -> "MissingPackageError":
-        """Return the error in words."""
+        """Return the error with its message."""
         return cls(f'{what} needs {package}, which is not installed: pip install "trpo-jax[{extra}]"')
 
 
@@ -35,7 +35,7 @@ class FileError(OSError):
 
     @classmethod
     def unwritable(cls, path: Path | str, error: OSError) -> "FileError":
-        """Return the error in words."""
+        """Return the error with its message."""
         return cls(f"{path} cannot be written: {error.strerror or error}")
 
 
@@ -45,7 +45,7 @@ class CheckpointError(Exception):
 
 @contextlib.contextmanager
 def errors_in(path: Path | str) -> Iterator[None]:
-    """Have a ConfigError name the file that it is about."""
+    """Put the file's path before the field's name in a ConfigError raised inside."""
     try:
         yield
     except ConfigError as error:

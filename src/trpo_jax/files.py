@@ -1,14 +1,14 @@
-"""Writing files whole, and saying what stands in the way."""
+"""Atomic writing of text files."""
 
 import os
 from pathlib import Path
 
 NEW = ".new"
-"""What a file's name ends with while it is written."""
+"""Suffix of a file's name while it is being written."""
 
 
 def write_whole(path: Path | str, text: str) -> None:
-    """Put a text in a file's place in one move, so that the file is never torn. Raises OSError; the file then stays."""
+    """Write a text file atomically: it holds either the old text or the new. If OSError is raised, the old file stays."""
     path = Path(path)
     new = path.with_name(path.name + NEW)
     try:

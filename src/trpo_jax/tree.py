@@ -15,14 +15,14 @@ Params = PyTree[Float[Array, "..."]]
 """Any pytree of floating arrays."""
 
 MatVec = Callable[[Params], Params]
-"""A symmetric linear map on parameter space: takes a vector of the parameters' structure, returns another."""
+"""A symmetric linear map on parameter space. Vectors have the structure of the parameters."""
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def pytree_dataclass(cls: type) -> type:
-    """Make a class a frozen dataclass that is a pytree; fields with metadata {"static": True} are no leaves."""
+    """Make a class a frozen dataclass and a pytree. Fields with metadata {"static": True} are not leaves."""
     cls = dataclasses.dataclass(frozen=True)(cls)
-    no_type_check(vars(cls)["__init__"])  # trees of them hold numpy arrays too, and descriptions of arrays
+    no_type_check(vars(cls)["__init__"])  # fields may also hold numpy arrays or `jax.ShapeDtypeStruct`s
     static = [field.name for field in dataclasses.fields(cls) if field.metadata.get("static")]
     register_fields(cls, [field.name for field in dataclasses.fields(cls) if field.name not in static], static)
     return cls
@@ -37,11 +37,11 @@ def check_floating(tree: Any, name: str) -> None:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             where = name + jax.tree_util.keystr(path)
-            raise TypeError(f"{where}: got dtype {dtype}, allowed: a floating dtype; close over leaves of other kinds")
+            raise TypeError(f"{where}: got dtype {dtype}, allowed: a floating dtype; close over non-floating leaves")
 
 
 def upcast(tree: Any) -> Any:
-    """Cast leaves below float32 (integers too) to float32; wider ones stay."""
+    """Cast integers, and floats narrower than float32, to float32. Leave wider floats unchanged."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), tree)
 
 
@@ -69,7 +69,7 @@ def scaled(scale: Float[Array, ""], tree: Params) -> Params:
 
 
 def max_abs(tree: Params) -> Float[Array, ""]:
-    """Return the largest absolute value of any element; NaN if there is one."""
+    """Return the largest absolute value of any element, or NaN if any element is NaN."""
     return jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(upcast(tree))]).max()
 
 
@@ -79,11 +79,11 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
 
 
 def where_finite(new: Any, old: Any) -> Any:
-    """Return `new` if all of it is finite, else `old`, each as a whole; both of one structure, shapes and dtypes."""
+    """Return `new` if all of its elements are finite, else all of `old`. Both have the same structure, shapes and dtypes."""
     finite = all_finite(new)
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
 
 def structure_and_shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
-    """Return what must be equal in two pytrees that are vectors of one space."""
+    """Return the structure and the leaves' shapes of a pytree. Vectors of the same space have both in common."""
     return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]

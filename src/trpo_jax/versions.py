@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def version_of(package: str) -> str:
-    """Return the version of an installed package, "unknown" where it has no metadata, as on a path without its wheel."""
+    """Return a package's version, or "unknown" if it has no metadata (for example a source folder on the path)."""
     try:
         return version(package)
     except PackageNotFoundError:

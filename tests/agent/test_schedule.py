@@ -102,7 +102,7 @@ def test_a_training_that_is_resumed_goes_on_as_if_nothing_had_happened(tmp_path)
 
 def test_a_training_that_is_lengthened_says_so_and_continues_as_the_longer_one(tmp_path):
     train(2, save_checkpoint_path=tmp_path)
-    with pytest.warns(UserWarning, match="schedule: this training of 2 iterations is to end after 4; what falls over"):
+    with pytest.warns(UserWarning, match="schedule: this training of 2 iterations now ends after 4; scheduled values"):
         _, bound, _ = train(4, save_checkpoint_path=tmp_path, resume=True)
     np.testing.assert_allclose(bound, SMALL.trust_region.max_kl * (1 - 0.8 * np.array([2, 3]) / 4), rtol=1e-6)
 

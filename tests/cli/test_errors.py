@@ -41,8 +41,8 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 PLATFORMS = {
-    "nonsense": "JAX_PLATFORMS: got 'nonsense', allowed: what JAX can start here (Unable to initialize backend",
-    "cuda": "JAX_PLATFORMS: got 'cuda', allowed: what JAX can start here",
+    "nonsense": "JAX_PLATFORMS: got 'nonsense', allowed: platforms that JAX can start here (Unable to initialize backend",
+    "cuda": "JAX_PLATFORMS: got 'cuda', allowed: platforms that JAX can start here",
 }
 
 
@@ -75,19 +75,19 @@ BAD = {
     "trian ant": "trpo-jax trian: error: command: got 'trian', allowed: a known command; did you mean train?",
     "train": "ENV|CONFIG.toml: got '', allowed: an environment or a TOML file as first argument",
     "train --resume none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",
-    "train ant --resume began": "ENV|CONFIG.toml: got 'ant', allowed: none where --resume names a run",
-    "train --resume began --run-dir other": "run_dir: got 'other', allowed: nothing, because --resume names",
-    "train --resume began --accelerator": "accelerator: got True, allowed: none where --resume names a run",
+    "train ant --resume began": "ENV|CONFIG.toml: got 'ant', allowed: no value with --resume",
+    "train --resume began --run-dir other": "run_dir: got 'other', allowed: no value with --resume, which names",
+    "train --resume began --accelerator": "accelerator: got True, allowed: no value with --resume",
     "train nothing.toml --accelerator": "accelerator: got True, allowed: a configuration file whose table [accelerator]",
     "train strange.toml": "strange.toml: accelerator.num_env: got 3, allowed: a known field; did you mean num_envs",
-    "train --resume began --num-envs 7": "num_envs: got 7, allowed: 128, with which the run began",
-    "train --resume began --trust-region.max-kl 0.5": "trust_region.max_kl: got 0.5, allowed: 0.1, with which the run began",
-    "train ant --process-index 1": "process_index: got 1, allowed: none without --distributed",
-    "train ant --distributed": "distributed: got True, allowed: where a cluster's environment variables or all three options",
+    "train --resume began --num-envs 7": "num_envs: got 7, allowed: 128, the value that the run started with",
+    "train --resume began --trust-region.max-kl 0.5": "trust_region.max_kl: got 0.5, allowed: 0.1, the value",
+    "train ant --process-index 1": "process_index: got 1, allowed: no value without --distributed",
+    "train ant --distributed": "distributed: got True, allowed: only if a cluster's environment variables or all three options",
     "train CartpoleBalanced --suite playground": "did you mean CartpoleBalance",
     "train ant --suite gym": "invalid choice 'gym' for argument '--suite'",
-    "train CartpoleBalance": "allowed: a Brax environment; this one is of the suite playground (--suite playground)",
-    "train empty.toml": "empty.toml: environment: got None, allowed: the name of one",
+    "train CartpoleBalance": "allowed: a Brax environment; this one belongs to the suite playground (--suite playground)",
+    "train empty.toml": "empty.toml: environment: got None, allowed: the name of an environment",
     "train toplevel.toml": "toplevel.toml: max_kl: got 0.1, allowed: a known field; did you mean trust_region.max_kl?",
     "train --seed 1": "ENV|CONFIG.toml: got '--seed', allowed:",
     "train antt": "environment: got 'antt', allowed: a known Brax environment; did you mean ant",
@@ -98,7 +98,7 @@ BAD = {
     "train ant --trust-region.maxkl 3": "Perhaps you meant: --trust-region.max-kl FLOAT",
     "train ant --num-envs": "Missing value for argument '--num-envs'",
     "train ant --num-envs 3.5": "--num-envs: got '3.5', allowed: an integer; Argument helptext: --num-envs INT",
-    "train fast --num-envs 1e11": "got '4,000,000,000,000 samples an iteration', allowed: fewer than 2^31",
+    "train fast --num-envs 1e11": "got '4,000,000,000,000 samples per iteration', allowed: fewer than 2^31",
     "train fast --episode-length 3e9": "episode_length: got 3000000000, allowed: an integer >= 1 and <= 1073741824",
     "train ant --num-envs 0": "num_envs: got 0, allowed: an integer >= 1",
     "train ant --discounting 1.5": "discounting: got 1.5, allowed: a number >= 0 and <= 1",
@@ -123,10 +123,10 @@ BAD = {
     "sweep noconfig.toml": "config file: got 'missing.toml', allowed: a readable TOML file (No such file or directory)",
     "sweep good.toml --device gpu": "device: got 'gpu', allowed: one that JAX sees here: cpu",
     "sweep good.toml --executor ray --ray-address 127.0.0.1:1": "ray_address: got '127.0.0.1:1', allowed: HOST:PORT or ray://",
-    "sweep good.toml --ray-address auto": "ray_address: got 'auto', allowed: nothing without --executor ray",
+    "sweep good.toml --ray-address auto": "ray_address: got 'auto', allowed: no value without --executor ray",
     "sweep good.toml --memory-limit 0": "memory_limit: got 0.0, allowed: a number > 0",
     "sweep good.toml --memory-limit 1e-6": "memory_limit: got 0.0, allowed: at least",
-    "sweep good.toml --sweep-dir taken": "sweep_dir: got 'taken', allowed: a folder of a sweep, a new or an empty one",
+    "sweep good.toml --sweep-dir taken": "sweep_dir: got 'taken', allowed: a sweep's folder, or a new or empty one",
     "sweep good.toml --sweep-dir taken/file/sweep": "Not a directory",
     "report": "DIR",
     "report taken": "sweep_dir: got 'taken', allowed: a folder that a sweep has written, with a plan.json",
@@ -203,19 +203,19 @@ def test_the_help_of_train_explains_every_option(capsys):
 
 def test_a_run_that_could_not_begin_leaves_no_folder(tmp_path, monkeypatch, capsys):
     def no_login(*arguments, **options):
-        raise ConfigError("wandb_project", "p", "one after `wandb login`")
+        raise ConfigError("wandb_project", "p", "any, after `wandb login`")
 
     monkeypatch.setattr("trpo_jax.cli.train.WandbLogger", no_login)
     command = "train inverted_pendulum --run-dir new --max-devices-per-host 1 --wandb-project p"
     assert main.run(command.split()) == 2
-    assert "wandb_project: got 'p', allowed: one after `wandb login`" in capsys.readouterr().err
+    assert "wandb_project: got 'p', allowed: any, after `wandb login`" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_another_training_writes_is_refused(tmp_path, capsys):
     with RunFolder(tmp_path / "began").locked():
         assert main.run(["train", "--resume", "began", "--max-devices-per-host", "1"]) == 2
-    assert "error: another training is running in began; let it end, or take another folder" in capsys.readouterr().err
+    assert "error: another training is running in began; wait for it, or use another folder" in capsys.readouterr().err
 
 
 def test_two_trainings_that_begin_in_one_folder_at_once_do_not_harm_each_other(tmp_path, capsys, monkeypatch):

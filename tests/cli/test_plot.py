@@ -36,5 +36,5 @@ def test_a_run_without_metrics_is_reported_and_nothing_is_written(runs, capsys):
     assert main.run(["plot", "a", "b"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert err.startswith("trpo-jax plot: error: metrics: got 'b/metrics.jsonl', allowed: a file with at least one whole line")
+    assert err.startswith("trpo-jax plot: error: metrics: got 'b/metrics.jsonl', allowed: a file with at least one complete")
     assert not (runs / "plot.png").exists()

@@ -40,7 +40,7 @@ def test_render_writes_a_page_and_a_moving_picture(trpo_jax):
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
         "inverted_pendulum (spring) after 0 steps",
-        "an episode of 6 actions, where it was cut off; return 6.0",
+        "an episode of 6 actions, then cut off; return 6.0",
         "wrote run/render.html",
         "wrote run/render.gif",
     ]

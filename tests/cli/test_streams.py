@@ -53,7 +53,7 @@ def test_a_training_goes_on_without_its_lines(monkeypatch, capfd):
     console.say("two")
     assert sys.stdout.name == os.devnull
     sys.stdout.close()
-    assert capfd.readouterr().err == "trpo-jax: warning: stdout: No space left on device; going on without it\n"
+    assert capfd.readouterr().err == "trpo-jax: warning: stdout: No space left on device; continuing without it\n"
 
 
 def test_a_training_goes_on_with_nowhere_to_complain(monkeypatch):

@@ -54,7 +54,7 @@ def test_a_sweep_trains_reports_and_does_nothing_when_called_again(capsys):
     assert printed[:2] == ["8 runs in 2 programs", "sweep folder sweeps/mine"]
     assert "fast: 4 runs of 64 steps; compiling …" in printed
     assert "fast: 4 finished, 8 of 8 in all" in printed
-    assert printed[-1] == "look at it with: trpo-jax report sweeps/mine"
+    assert printed[-1] == "make a report with: trpo-jax report sweeps/mine"
     assert len(Path("sweeps/mine/results.csv").read_text().splitlines()) == 9
 
     assert main.run(["sweep", "mine.toml"]) == 0
@@ -92,9 +92,9 @@ def check_policies_are_shown(capsys):
     assert config.read_text() == before
     errors = capsys.readouterr().err.splitlines()
     assert errors[0].startswith(
-        "trpo-jax evaluate: error: run: got 'sweeps/mine/slow', allowed: one of its 8 finished runs, such"
+        "trpo-jax evaluate: error: run: got 'sweeps/mine/slow', allowed: one of the sweep's 8 finished runs, such"
     )
-    assert "holds only the parameters of a finished run, so training cannot go on; begin a new training from" in errors[1]
+    assert "holds only the parameters of a finished run, so training cannot resume; start a new training from" in errors[1]
     assert len(errors) == 2
 
 
@@ -105,7 +105,7 @@ def test_a_program_that_fails_is_told_of_in_whole_and_is_an_exit_code(capsys, mo
     monkeypatch.setattr(executor, "train_together", fail)
     assert main.run(["sweep", "mine.toml"]) == 1
     printed = capsys.readouterr()
-    failed = "fast: 4 runs failed: 2 values of gae_lambda, trust_region.cg_iterations = 2, 2 seeds; the others go on"
+    failed = "fast: 4 runs failed: 2 values of gae_lambda, trust_region.cg_iterations = 2, 2 seeds; the others continue"
     assert failed in printed.out.splitlines()
     assert printed.err.count("RuntimeError: RESOURCE_EXHAUSTED\nIn a program of 4 runs: fast-") == 2
     message = "2 of 2 programs failed, the others are finished; the same command tries them again"

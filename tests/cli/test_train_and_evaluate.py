@@ -46,7 +46,7 @@ def test_training_prints_plain_lines_and_nothing_else(finished_run):
     lines = result.stdout.splitlines()
     assert lines[0] == "inverted_pendulum (spring), 96 steps, 4 environments × 8 steps an iteration"
     assert [line for line in lines if line.startswith("step         96") and "steps/s" in line]
-    assert lines[-1] == "look again with: trpo-jax evaluate run"
+    assert lines[-1] == "evaluate it with: trpo-jax evaluate run"
     assert "warp" not in result.stdout
 
 
@@ -113,7 +113,7 @@ def test_ctrl_c_before_the_training_ends_the_process_at_once(finished_run, envir
     assert process.returncode == 130
     assert err == ""
     if out:  # it had begun, and left what can be gone on with
-        assert out.splitlines()[-1].endswith(f"go on with: trpo-jax train --resume {name}")
+        assert out.splitlines()[-1].endswith(f"resume with: trpo-jax train --resume {name}")
         assert (cwd / name / "config.toml").is_file()
 
 
@@ -131,18 +131,18 @@ def test_ctrl_c_leaves_a_usable_run_folder_and_says_where(environment, tmp_path)
     assert err == ""
     steps = sorted(int(path.name) for path in (cwd / "stopped" / "checkpoints").iterdir())
     last = json.loads(metrics.read_text().splitlines()[-1])["step"]
-    message = f"interrupted; saved as it was after {last:,} steps; go on with: trpo-jax train --resume stopped"
+    message = f"interrupted; saved after {last:,} steps; resume with: trpo-jax train --resume stopped"
     assert out.splitlines()[-1] == message
     assert steps[-1] == last
     resumed = trpo_jax(["train", "--resume", "stopped", "--num-timesteps", str(last + 64)], environment, cwd)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on in stopped" in resumed.stdout
+    assert "resuming in stopped" in resumed.stdout
     trained = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "training/kl" in line]
     assert trained == list(range(32, last + 65, 32))
     config = (cwd / "stopped" / "config.toml").read_bytes()
     shorter = trpo_jax(["train", "--resume", "stopped", "--num-timesteps", "32"], environment, cwd)
     assert shorter.returncode == 2
-    assert f"num_timesteps: got 32, allowed: at least {last + 64}, which stopped/checkpoints has trained" in shorter.stderr
+    assert f"num_timesteps: got 32, allowed: at least {last + 64}, already trained in stopped/checkpoints" in shorter.stderr
     assert (cwd / "stopped" / "config.toml").read_bytes() == config
     again = trpo_jax(["train", "--resume", "stopped"], environment, cwd)
     assert f"all {last + 64:,} steps had been trained before; this was only evaluated again" in again.stdout

@@ -59,15 +59,15 @@ as_bfloat16 = changing(observation=lambda x: x.astype("bfloat16"))
 FAULTS = {
     "observation of reset in integers": (
         {"reset": as_ints},
-        r"got float32\[\d, 2\] for observation from step .* reset gave int32",
+        r"got float32\[\d, 2\] for observation from step .* but int32\[\d, 2\] from reset",
     ),
     "observation of reset in bfloat16": (
         {"reset": as_bfloat16},
-        "for observation from step of Changed where reset gave bfloat16",
+        "for observation from step of Changed but bfloat16",
     ),
     "what the simulator carries": (
         {"step": changing(simulator=lambda x: x[:, None])},
-        r"for simulator from step of Changed where reset gave key",
+        r"for simulator from step of Changed but key",
     ),
     "a plain tuple": ({"reset": tuple}, "got a tuple from reset of Changed, allowed: a trpo_jax.EnvironmentState"),
     "a plain tuple of step": ({"step": tuple}, "got a tuple from step of Changed"),
@@ -95,13 +95,13 @@ def test_what_does_not_keep_the_protocol_is_named(fault, play):
 def test_an_integer_that_a_float_cannot_hold_is_refused():
     counts = changing(simulator=lambda keys: jnp.full(keys.shape, 2**24 + 1, "int32"))
     floats = changing(simulator=lambda keys: jnp.zeros(keys.shape))
-    with pytest.raises(TypeError, match=r"got int32\[\d\] for simulator from step of Scripted where reset gave float32"):
+    with pytest.raises(TypeError, match=r"got int32\[\d\] for simulator from step of Scripted but float32"):
         iterate(Scripted(floats, counts))
 
 
 def test_a_key_in_place_of_its_data_is_named():
     data = changing(simulator=jax.random.key_data)
-    with pytest.raises(TypeError, match=r"for simulator from step of Scripted where reset gave uint32"):
+    with pytest.raises(TypeError, match=r"for simulator from step of Scripted but uint32"):
         iterate(Scripted(data, lambda state: state))
 
 
@@ -113,7 +113,7 @@ def test_a_narrower_step_takes_the_dtype_of_the_reset():
 
 
 def test_repeated_actions_are_checked_too():
-    with pytest.raises(TypeError, match="for observation from step of Changed where reset gave int32"):
+    with pytest.raises(TypeError, match="for observation from step of Changed but int32"):
         iterate(Changed(reset=as_ints), dataclasses.replace(CONFIG, action_repeat=2))
 
 
@@ -155,7 +155,7 @@ def test_observations_of_any_dtype_are_learned_from(dtype, normalized):
 @pytest.mark.filterwarnings("ignore:.*hides the final observations")
 def test_an_environment_that_is_wrapped_already_is_checked_too():
     environment = wrapped_environment(Wrapped(), None, episode_length=8)
-    with pytest.raises(TypeError, match="from step of WrappedEnvironment where reset gave int32"):
+    with pytest.raises(TypeError, match="from step of WrappedEnvironment but int32"):
         iterate(environment)
 
 

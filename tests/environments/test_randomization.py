@@ -91,7 +91,7 @@ WRONG = {
     lambda sys, rng: (sys, {"gravity": 0}): ("a function whose in_axes do not fit its model", "the model's structure"),
     lambda sys, rng: (sys.replace(gravity=jnp.ones(7)), sys.replace(gravity=0, mass=None, unused=None)): (
         r"a leaf \(7,\) with axis 0 mapped",
-        r"as many values as keys \(2\)",
+        r"one value per key \(2\)",
     ),
 }
 
@@ -109,9 +109,9 @@ def test_an_environment_without_a_model_cannot_be_randomized():
         def __init__(self):
             pass
 
-    with pytest.raises(TypeError, match="randomization_fn: got a function, allowed: None for a NoModel, which keeps no"):
+    with pytest.raises(TypeError, match="randomization_fn: got a function, allowed: None for a NoModel, which has no model"):
         as_environment(NoModel(), randomization_fn=random_gravity)
-    with pytest.raises(TypeError, match="randomization_fn: got a function, allowed: None for a Counter, whose reset"):
+    with pytest.raises(TypeError, match="randomization_fn: got a function, allowed: None for a Counter; only Brax"):
         as_environment(Counter(), randomization_fn=random_gravity)
 
 

@@ -162,4 +162,4 @@ def test_a_playground_environment_is_drawn():
 def test_an_environment_of_ones_own_is_one_clear_line(environment):
     with pytest.raises(ConfigError) as error:
         make_scene(environment)
-    assert str(error.value) == "environment: got 'Counter', allowed: one of Brax or MuJoCo Playground, which can be drawn"
+    assert str(error.value) == "environment: got 'Counter', allowed: one of Brax or Playground; others cannot be drawn"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from environments.falling import Falling, brax, random_gravity
+from trpo_jax import ConfigError, train
 from trpo_jax.environments.checked import checked_reset
 from trpo_jax.environments.protocol import SelfResettingEnvironment
 from trpo_jax.environments.registry import as_environment, wrapped_environment
@@ -99,12 +100,12 @@ def test_a_final_observation_that_is_kept_is_found_without_a_warning():
 
 
 @pytest.mark.filterwarnings(HIDES)
-def test_actions_repeat_and_a_name_or_an_adapted_environment_are_taken():
+def test_actions_repeat_and_an_adapted_environment_is_taken():
     for given in (Falling(), as_environment(Falling())):
         environment = wrapped_environment(given, training.wrap, episode_length=LENGTH, action_repeat=2)
         assert play(environment, 2)[-1].truncated.all()
-    with pytest.raises(ValueError, match="environment: got 'hoper'"):
-        wrapped_environment("hoper", training.wrap, episode_length=LENGTH)
+    with pytest.raises(ConfigError, match="environment: got 'hoper'"):
+        train("hoper", 16, wrap_env_fn=training.wrap)
 
 
 @pytest.mark.filterwarnings(HIDES)

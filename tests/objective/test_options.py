@@ -160,7 +160,7 @@ def test_random_sampling_changes_the_curvature_alone(x64):
 
 def test_random_sampling_without_a_key_is_refused():
     params, batch = draw("gaussian", "float32")
-    with pytest.raises(ConfigError, match='key: got None, allowed: a PRNG key where curvature_sampling is "random"'):
+    with pytest.raises(ConfigError, match='key: got None, allowed: a PRNG key, since curvature_sampling is "random"'):
         trust_region_update(gaussian_fn, params, batch, config(curvature_fraction=0.5, curvature_sampling="random"))
 
 
@@ -307,13 +307,13 @@ def test_shaped_damping_over_several_updates_is_that_of_dense_algebra(x64, name)
 
 def test_shaped_damping_without_a_state_is_refused():
     params, batch = draw("gaussian", "float32")
-    with pytest.raises(ConfigError, match="damping_shape: got 'gradient', allowed: \"identity\" where no state is carried"):
+    with pytest.raises(ConfigError, match='damping_shape: got \'gradient\', allowed: "identity"; "gradient" needs a state'):
         trust_region_update(gaussian_fn, params, batch, config(damping_shape="gradient"))
 
 
 def test_actions_of_another_kind_than_the_policys_are_refused(own_errors):
     params, batch = draw("categorical", "float32")
-    with pytest.raises(TypeError, match=r"batch.action: got dtype float32, allowed: one like int32"):
+    with pytest.raises(TypeError, match=r"batch.action: got dtype float32, allowed: the same kind as int32"):
         trust_region_update(POLICIES["categorical"], params, batch._replace(action=batch.action.astype("float32")), CONFIG)
 
 

@@ -109,7 +109,7 @@ def valid_batch():
         (
             {"action": jnp.zeros((3, 2, 1))},
             ValueError,
-            "action: got shape (3, 2, 1), allowed: leading axes (2, 3), those of batch.",
+            "action: got shape (3, 2, 1), allowed: leading axes (2, 3), as in batch.",
         ),
         ({"action": (jnp.zeros((2, 3)), jnp.zeros(2))}, ValueError, "action[1]: got shape (2,), allowed: leading axes (2, 3)"),
         ({"observation": {"v": jnp.zeros(6)}}, ValueError, "observation['v']: got shape (6,), allowed: leading axes (2, 3)"),

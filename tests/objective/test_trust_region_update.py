@@ -207,7 +207,7 @@ def test_every_matrix_product_of_an_update_runs_in_full_precision_whatever_the_d
             lambda p, x: DiagonalGaussian(x[:1, :A], x[:1, :A]),
             {},
             ValueError,
-            r"batch.action: got shape \(12, 2\), allowed: \(1, 2\), that of the policy's actions",
+            r"batch.action: got shape \(12, 2\), allowed: \(1, 2\), the shape of the policy's actions",
         ),
         (gaussian_fn, {"advantage": jnp.zeros(3)}, ValueError, r"batch.advantage: got shape \(3,\), allowed: \(12,\)"),
         (gaussian_fn, {"weight": jnp.ones(B, "int32")}, TypeError, "batch.weight: got dtype int32, allowed: a floating dtype"),
@@ -237,6 +237,6 @@ def test_the_scale_of_weights_does_not_matter_at_the_ends_of_float32(scale):
 def test_actions_of_another_shape_than_the_policys_are_refused(own_errors):
     params, batch = draw("gaussian", "float32")
     with pytest.raises(
-        ValueError, match=r"batch.action: got shape \(12, 1\), allowed: \(12, 2\), that of the policy's actions"
+        ValueError, match=r"batch.action: got shape \(12, 1\), allowed: \(12, 2\), the shape of the policy's actions"
     ):
         trust_region_update(gaussian_fn, params, batch._replace(action=batch.action[:, :1]), CONFIG)

@@ -112,7 +112,7 @@ def test_wandb_without_login_is_one_clear_line(tmp_path):
     result = log_by_wandb(tmp_path / "run", 1, mode="online")
     last = result.stderr.splitlines()[-1]
     assert result.returncode == 1
-    assert "ConfigError: wandb_project: got 'trpo', allowed: one after `wandb login`, or with WANDB_MODE=offline (" in last
+    assert "ConfigError: wandb_project: got 'trpo', allowed: any, after `wandb login` or with WANDB_MODE=offline (" in last
 
 
 def test_a_run_id_is_drawn_once_a_folder(tmp_path):

@@ -54,7 +54,7 @@ def test_of_two_values_at_one_step_the_later_one_counts(tmp_path):
 @pytest.mark.parametrize("content", ["", "\n", '{"step": 3, "a', '{"step": 3}\n'])
 def test_metrics_without_a_record_are_one_clear_line(content, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(content)
-    with pytest.raises(ConfigError, match=r"metrics: got '.*metrics.jsonl', allowed: a file with at least one whole line"):
+    with pytest.raises(ConfigError, match=r"metrics: got '.*metrics.jsonl', allowed: a file with at least one complete line"):
         plot.read_curves(tmp_path / "metrics.jsonl")
 
 

@@ -299,7 +299,7 @@ def renamed(v):
 @pytest.mark.parametrize("wrong", [transposed, renamed])
 def test_a_vector_of_another_structure_is_refused_by_name(wrong):
     params = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
-    pattern = r"^what matvec returns: got PyTreeDef\(.*\) of shapes .*, allowed: PyTreeDef\(.*, as params are"
+    pattern = r"^the result of matvec: got PyTreeDef\(.*\) of shapes .*, allowed: PyTreeDef\(.*, as in params"
     with pytest.raises(ValueError, match=pattern):
         trust_region_step(lambda p: jnp.sum(p["w"]), lambda p: jnp.sum(p["w"] ** 2), wrong, params, CONFIG)
 
@@ -391,17 +391,17 @@ def test_without_any_gradient_so_far_the_shape_is_the_identity():
 def test_shaped_damping_without_a_state_is_refused_and_so_are_states_of_others():
     params = split(jnp.zeros(N))
     functions = (lambda p: jnp.sum(p["b"]), lambda p: jnp.sum(p["b"] ** 2), lambda v: v)
-    with pytest.raises(ConfigError, match="damping_shape: got 'gradient', allowed: \"identity\" where no state is carried"):
+    with pytest.raises(ConfigError, match='damping_shape: got \'gradient\', allowed: "identity"; "gradient" needs a state'):
         trust_region_step(*functions, params, SHAPED)
     plain, shaped = (init_trust_region_state(params, config) for config in (CONFIG, SHAPED))
     for state, config in ((plain, SHAPED), (shaped, CONFIG)):
         with pytest.raises(
             ValueError,
-            match=r"state.squared_gradient: got (None|an average), allowed: what init_trust_region_state gives this config",
+            match=r"state.squared_gradient: got (None|an average), allowed: the result of init_trust_region_state for this",
         ):
             stateful_trust_region_step(*functions, params, state, config)
     other = init_trust_region_state({**params, "b": jnp.zeros(7)}, SHAPED)
-    with pytest.raises(ValueError, match=r"state.squared_gradient: got arrays of other shapes than params"):
+    with pytest.raises(ValueError, match=r"state.squared_gradient: got arrays unlike params"):
         stateful_trust_region_step(*functions, params, other, SHAPED)
 
 

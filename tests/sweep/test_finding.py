@@ -42,7 +42,7 @@ def test_runs_are_found_by_a_name_that_a_person_can_type(finished):
     assert find_runs(folder.runs / names[0]) == [FoundRun(folder.runs / names[0], {}, None)]
     assert find_runs("elsewhere") == [FoundRun(Path("elsewhere"), {}, None)]
     for typed in ("fas", "fast-seed", "fast-seed11", f"fast-{digest}0", names[-1]):
-        with pytest.raises(ConfigError, match=r"run: got .*, allowed: one of its 7 finished runs, such as .*/sweep/fast-"):
+        with pytest.raises(ConfigError, match=r"run: got .*, allowed: one of the sweep's 7 finished runs, .*/sweep/fast-"):
             find_runs(folder.path / typed)
 
 
@@ -56,7 +56,7 @@ def test_the_best_of_several_runs_has_the_highest_return(finished):
 
 def test_a_sweep_that_has_finished_nothing_has_no_runs_to_show(tmp_path):
     SweepFolder(tmp_path / "sweep").begin(runs_of(SIX_RUNS))
-    with pytest.raises(ConfigError, match=r"run: got .*, allowed: a run of the sweep .*/sweep, which has finished none yet"):
+    with pytest.raises(ConfigError, match=r"run: got .*, allowed: a finished run; the sweep .*/sweep has none yet"):
         find_runs(tmp_path / "sweep")
 
 

@@ -111,7 +111,7 @@ def test_more_runs_may_be_planned_later_but_none_that_is_finished_left_out(begun
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="a folder of a sweep, a new or an empty one; nothing was changed"):
+    with pytest.raises(ConfigError, match="a sweep's folder, or a new or empty one; nothing was changed"):
         SweepFolder(tmp_path).begin(runs_of(SIX_RUNS))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(ConfigError, match=r"a folder that a sweep has written, with a plan\.json"):

@@ -73,8 +73,8 @@ def test_a_sweep_over_algorithms_has_settings_for_all_and_for_one():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"trust_region.max_kl": 0.03}, "trust_region: got .*, allowed: a field of ppo; this one is of trpo"),
-        ({"ppo": {"trust_region.max_kl": 0.03}}, "trust_region: got .*, allowed: a field of ppo; this one is of trpo"),
+        ({"trust_region.max_kl": 0.03}, "trust_region: got .*, allowed: a field of ppo; this one belongs to trpo"),
+        ({"ppo": {"trust_region.max_kl": 0.03}}, "trust_region: got .*, allowed: a field of ppo; this one belongs to trpo"),
         ({"ppo": {"epochs": 3}}, r"config.ppo.epochs: got 3, allowed: a known field"),
         ({"ppo": {"algorithm": "trpo"}}, r"config.ppo.algorithm: got 'trpo', allowed: other fields; this one is given under"),
         ({"ppo": 3}, r"config.ppo: got 3, allowed: a table"),
@@ -108,7 +108,7 @@ def test_a_configuration_file_is_an_environment_too(tmp_path):
         ({"grid": {"critic.num_epochs": [0.5]}}, "critic.num_epochs: got 0.5, allowed: an integer"),
         ({"grid": {"gae_lambda": [1, 1.0]}}, "grid.gae_lambda: got .* differ"),
         ({"config": SIX_RUNS["config"] | {"suite": 3}}, "suite: got 3, allowed: one of brax, playground"),
-        ({"grid": {"backend": ["spring", "auto"]}}, "sweep: got 'fast-.*', allowed: settings that differ"),
+        ({"grid": {"backend": ["spring", "auto"]}}, "sweep: got 'fast-.*', allowed: settings that give different"),
     ],
 )
 def test_what_cannot_be_planned_is_named(change, message):

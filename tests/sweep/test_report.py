@@ -170,7 +170,7 @@ def test_a_sweep_that_is_going_on_is_reported_as_far_as_it_is(swept, tmp_path):
     assert write_report(part, tmp_path / "out").is_file()
     for file in files[-3:]:
         shutil.rmtree(file)
-    with pytest.raises(ConfigError, match="a sweep of which at least one run is finished"):
+    with pytest.raises(ConfigError, match="a sweep with at least one finished run"):
         read_scores(part)
 
 

@@ -123,7 +123,7 @@ def test_what_was_begun_goes_on_together_as_long_as_a_program_may_hold_as_many(t
     assert [len(job.runs) for job in jobs] == [4, 2]
     assert jobs[0].folder == together
     assert [len(job.runs) for job in jobs_left(folder, plan(SIX_RUNS, most=4), finished=set(names[:3]))] == [4, 2]
-    with pytest.warns(UserWarning, match="3 runs are begun anew: a program may not hold all of their company any more"):
+    with pytest.warns(UserWarning, match="3 runs start over: a program may no longer hold as many runs as theirs"):
         jobs = jobs_left(folder, plan(SIX_RUNS, most=3), finished=set(names[3:4]))
     assert [len(job.runs) for job in jobs] == [3, 2]
     assert not together.exists()
@@ -133,7 +133,7 @@ def test_what_was_begun_with_runs_that_are_planned_no_more_begins_anew(tmp_path)
     names = [run.name for run in runs_of(SIX_RUNS)]
     SweepFolder(tmp_path).begin(runs_of(SIX_RUNS))
     folder, together = begun_together(tmp_path, names)
-    with pytest.warns(UserWarning, match="3 runs are begun anew: others that they were trained with are planned no more"):
+    with pytest.warns(UserWarning, match="3 runs start over: other runs of their program are no longer planned"):
         jobs = jobs_left(folder, plan(SIX_RUNS | {"seeds": 1}), finished=set())
     assert [len(job.runs) for job in jobs] == [3]
     assert not together.exists()

@@ -118,7 +118,7 @@ def test_what_was_begun_and_cannot_be_read_is_trained_anew(tmp_path):
     for path in (tmp_path / "torn" / "checkpoints").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.warns(UserWarning, match="what was begun there is trained anew"):
+    with pytest.warns(UserWarning, match="the training starts over"):
         again = train_together(program.runs, tmp_path / "torn", devices=jax.devices()[:1])
     assert list(map(timeless, again[0].records)) == list(map(timeless, whole[0].records))
     assert list((tmp_path / "torn" / "checkpoints-unusable").iterdir())

@@ -69,7 +69,7 @@ def test_a_script_written_for_brax_ppo_runs_with_its_import_changed():
     changed = SCRIPT.replace("from brax.training.agents.ppo import train as ppo", "import trpo_jax as ppo")
     assert changed != SCRIPT
     names = {}
-    with pytest.warns(UserWarning, match="batch_size, entropy_cost, learning_rate, num_minibatches.*: of Brax's PPO only"):
+    with pytest.warns(UserWarning, match="batch_size, entropy_cost, learning_rate, num_minibatches.*: only for Brax's PPO"):
         exec(compile(changed, "script", "exec"), names)
     assert names["xdata"][0] == 0
     assert names["xdata"][-1] >= 2_000
@@ -104,7 +104,7 @@ def test_keywords_with_another_name_here_get_it():
 
 def test_keywords_of_braxs_ppo_set_the_fields_of_ours():
     options = {"learning_rate": 0.5, "num_updates_per_batch": 3, "num_minibatches": 2, "entropy_cost": 0.1, "batch_size": 8}
-    with pytest.warns(UserWarning, match="^batch_size: of Brax's PPO only, and without effect here; see PPOConfig"):
+    with pytest.warns(UserWarning, match="^batch_size: only for Brax's PPO, without effect here; see PPOConfig"):
         translated = translate(options, "ppo")
     both = {"learning_rate": 0.5, "num_epochs": 3, "num_minibatches": 2}
     assert translated == {"clipped": both | {"entropy_cost": 0.1}, "critic": both}
@@ -208,7 +208,7 @@ def test_parameters_of_networks_that_a_factory_makes_are_restored():
 def test_a_value_function_of_another_reward_scale_is_refused():
     _, params, _ = one_device_train(Target(), 16, config=SMALL, num_eval_envs=0)
     options = {"config": SMALL, "num_eval_envs": 0, "restore_params": params, "reward_scaling": 2.0}
-    with pytest.raises(ConfigError, match=r"reward_scaling: got 2.0, allowed: 1.0, with which .* unless restore_value_fn is"):
+    with pytest.raises(ConfigError, match=r"reward_scaling: got 2.0, allowed: 1.0, as in .* unless restore_value_fn is"):
         one_device_train(Target(), 0, **options)
     _, restored, _ = one_device_train(Target(), 0, **options, restore_value_fn=False)
     jax.tree.map(np.testing.assert_array_equal, restored.policy, params.policy)
@@ -341,3 +341,8 @@ def test_a_foreign_wrapper_is_warned_of_and_its_truncated_steps_weigh_nothing():
     assert np.isfinite(metrics["eval/episode_reward"])
     # Of 4 · 12 steps each fifth is a time limit's; the normalizer does not count it.
     assert params.normalizer.count == 4 * 12 - 4 * 2
+
+
+def test_randomization_of_an_environment_that_is_not_wrapped_is_refused():
+    with pytest.raises(ConfigError, match=r"randomization_fn: got .*, allowed: None with wrap_env=False"):
+        trpo_jax.train(Target(), 16, config=SMALL, wrap_env=False, randomization_fn=lambda sys, keys: (sys, None))

@@ -75,13 +75,13 @@ def test_a_table_named_after_an_algorithm_is_for_that_alone(tmp_path):
     ("line", "message"),
     [
         ("[ppo]\nclipped.epsilon = 1", "ppo.clipped.epsilon: got 1, allowed: a known field"),
-        ("[ppo]\ntrust_region.max_kl = 1", "ppo.trust_region: got .*, allowed: a field of ppo; this one is of trpo"),
+        ("[ppo]\ntrust_region.max_kl = 1", "ppo.trust_region: got .*, allowed: a field of ppo; this one belongs to trpo"),
         ("ppo = 3", "ppo: got 3, allowed: a table of fields of that algorithm"),
         ('[ppo]\nalgorithm = "trpo"', "ppo: got .*, allowed: a table of fields of that algorithm"),
-        ('[accelerator]\nalgorithm = "ppo"', "accelerator.algorithm: got 'ppo', allowed: nothing here; it stands at the top"),
+        ('[accelerator]\nalgorithm = "ppo"', "accelerator.algorithm: got 'ppo', allowed: none here; it may only stand"),
         ('algorithm = ["ppo"]', r"algorithm: got \['ppo'\], allowed: one of trpo, ppo"),
         ('algorithm = "dqn"', "algorithm: got 'dqn', allowed: one of trpo, ppo"),
-        ('algorithm = "ppo"\ntrust_region.max_kl = 0.1', "trust_region: got .*, allowed: a field of ppo; this one is of trpo"),
+        ('algorithm = "ppo"\ntrust_region.max_kl = 0.1', "trust_region: got .*, allowed: a field of ppo; this one belongs to"),
     ],
 )
 def test_what_an_algorithm_does_not_know_is_named(tmp_path, line, message):

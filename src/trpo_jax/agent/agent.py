@@ -38,38 +38,38 @@ from trpo_jax.policy.normalization import NormalizerState, init_normalizer, norm
 from trpo_jax.weights import average, unit_weight, variance
 
 METRIC_STEPS = 8
-"""Steps of a rollout, evenly spaced, from which metrics are taken that cost a forward pass."""
+"""Metrics that cost a forward pass use about this many evenly spaced steps of a rollout."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Agent:
-    """What learns in one environment by one algorithm: pure functions, each of which returns what it changes.
+    """One algorithm that learns in one environment: pure functions that return the new state.
 
-    `init` and `update` are for whoever wants whole iterations; the stages one by one serve programs that overlap them.
+    `init` and `update` run whole iterations. The separate stages are for callers that overlap them.
     """
 
     environment: Environment
-    """With the time limit, without resets."""
+    """Includes the time limit, but no automatic resets."""
     networks: Networks
     config: AgentConfig
     policy_update: PolicyUpdate
 
     @property
     def steps_per_iteration(self) -> int:
-        """Environment steps of one iteration, repeated actions counted as the simulator does."""
+        """Simulator steps of one iteration: each repeat of an action counts."""
         return self.config.batch_size * self.config.action_repeat
 
     @functools.cached_property
     def make_policy(self) -> PolicyMaker:
-        """Make a policy of parameters, `make_policy(params, deterministic=False)(observation, key) -> (action, extras)`.
+        """Make a policy from parameters: `make_policy(params, deterministic=False)(observation, key) -> (action, extras)`.
 
-        And a value function: `make_policy.value_fn(params)(observation) -> value`.
+        `make_policy.value_fn(params)(observation) -> value` is the value function.
         """
         return PolicyMaker(self.networks, self.environment.action_space)
 
     @functools.cached_property
     def init(self) -> Callable[..., TrainState]:
-        """Begin a training: `init(key, hyperparameters=None, num_iterations=0) -> TrainState`, jitted."""
+        """Start a training: `init(key, hyperparameters=None, num_iterations=0) -> TrainState`, jitted."""
         return jax.jit(self._init)
 
     @functools.cached_property
@@ -90,7 +90,7 @@ class Agent:
         return run_stages(self.stages, state)
 
     def draw(self, key: jax.Array) -> EnvironmentState:
-        """Draw `[S, N, ...]` initial states. A program of its own: it serves the beginning and every iteration."""
+        """Draw `[S, N, ...]` initial states. A separate program, because both initialization and every iteration use it."""
         shape = num_starts(self.config.unroll_length), self.config.num_envs
         return jax.vmap(self._resetting.reset)(jax.random.split(as_typed_key(key), shape))
 
@@ -101,11 +101,11 @@ class Agent:
         hyperparameters: AgentConfig | None = None,
         num_iterations: int | Array = 0,
     ) -> TrainState:
-        """Draw networks, and put environments at the first of their initial states; 0 iterations are without an end."""
+        """Initialize networks, and put environments in the first of their initial states; `num_iterations` 0 means no end."""
         hyperparameters = self.config if hyperparameters is None else hyperparameters
         if len({jax.tree.structure(hyperparameters), jax.tree.structure(self.config)}) > 1:
             kind = type(self.config).__name__
-            raise ConfigError("hyperparameters", hyperparameters, f"a {kind} that differs in float fields only")
+            raise ConfigError("hyperparameters", hyperparameters, f"a {kind} like the agent's except for its float fields")
         hyperparameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), hyperparameters)
         policy_key, critic_key, key = jax.random.split(as_typed_key(key), 3)
         rollout = self.restart(starts)
@@ -127,7 +127,7 @@ class Agent:
         return strong(state)
 
     def restart(self, starts: EnvironmentState) -> RolloutState:
-        """Put environments at the first of their initial states, out of step with each other."""
+        """Put environments in the first of their initial states, with staggered time limits."""
         environments, age = self._resetting.out_of_step(jax.tree.map(lambda leaf: leaf[0], starts))
         return strong(RolloutState(environments, init_episode_statistics(environments.reward, age)))
 
@@ -157,7 +157,7 @@ class Agent:
         key: Key[Array, ""],
         progress: Float[Array, ""],
     ) -> tuple[Learner, Regression, Metrics]:
-        """Estimate advantages and take the policy step; the normalizer moves after it."""
+        """Estimate advantages, take the policy step, then update the normalizer."""
         config = hyperparameters.at(progress)
         observation = normalize(learner.normalizer, transition.observation)
         weight = self._weight(transition)
@@ -200,7 +200,7 @@ class Agent:
         return FreshAutoReset(self.environment)
 
     def _value(self, params: Any, normalizer: NormalizerState | None, observation: Any) -> Float[Array, "..."]:
-        """Return the critic's value of observations as the simulator gives them."""
+        """Return the critic's value of unnormalized observations."""
         return self.networks.critic.apply(params, normalize(normalizer, observation))
 
     def _weight(self, transition: Transition) -> Float[Array, "T N"]:
@@ -219,9 +219,9 @@ class Agent:
     def _policy_metrics(
         self, params: Any, normalizer: NormalizerState | None, normalized: Any, observation: Any, weight: Float[Array, "T N"]
     ) -> Metrics:
-        """Report a Gaussian's mean standard deviation, in units of the action box, and what moving the normalizer did.
+        """Report a Gaussian's mean standard deviation, in units of the action box, and the KL that the new normalizer causes.
 
-        Some steps of the rollout tell enough.
+        A sample of the rollout's steps is enough.
         """
         every = slice(None, None, max(1, weight.shape[0] // METRIC_STEPS))
         normalized, observation, weight = jax.tree.map(lambda leaf: leaf[every], (normalized, observation, weight))
@@ -239,10 +239,10 @@ def bind(policy_update: PolicyUpdate, environment: Any, config: AgentConfig, net
 
     Args:
         policy_update: the algorithm.
-        environment: a name ("hopper"), a Brax environment, or an object behind the `Environment` protocol; neither
-            vectorized, nor time-limited, nor resetting itself, unless it says so (`resets_itself`).
-        config: the algorithm's.
-        networks: policy and critic; None makes multilayer perceptrons as the config says.
+        environment: a name ("hopper"), a Brax environment, or an object that implements the `Environment` protocol. It must
+            not be vectorized, time-limited or self-resetting, unless its attribute `resets_itself` is True.
+        config: the algorithm's configuration.
+        networks: policy and critic; None makes the multilayer perceptrons that the config describes.
 
     Raises:
         ConfigError: an unknown environment, or a batch of a size that the config cannot use.
@@ -279,13 +279,13 @@ def make_networks(action_space: Box | Discrete, config: AgentConfig) -> Networks
 
 
 def _check_metrics(metrics: Metrics, own: Metrics) -> None:
-    """Raise ValueError, while JAX traces, if an algorithm leaves out a metric that all report, or uses another's name."""
+    """Raise ValueError, during tracing, if an algorithm omits a required metric or reuses the name of an agent's metric."""
     missing, taken = {"kl", "max_kl", "entropy"} - metrics.keys(), metrics.keys() & own.keys()
     if missing or taken:
-        allowed = "kl, max_kl and entropy among them, as policy_change returns them, and none of " + ", ".join(sorted(own))
+        allowed = "at least kl, max_kl and entropy, as policy_change returns them, but none of " + ", ".join(sorted(own))
         raise ValueError(f"metrics of the policy update: got {', '.join(sorted(metrics))}, allowed: {allowed}")
 
 
 def _named(metrics: Metrics) -> Metrics:
-    """Return metrics of an iteration under the names by which they are logged."""
+    """Return an iteration's metrics under their logged names."""
     return {f"training/{name}": value for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""What every algorithm's configuration has: the batch, the estimates, the critic, the networks."""
+"""Settings that all algorithms share: the batch, the estimates, the critic, the networks."""
 
 import dataclasses
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ ConfigT = TypeVar("ConfigT", bound="AgentConfig")
 
 @config
 class AgentConfig:
-    """What every algorithm's configuration has; an algorithm's own is a subclass that adds what its policy update needs."""
+    """Settings that all algorithms share. Each algorithm has a subclass that adds the settings of its policy update."""
 
     num_envs: int = setting(default=128, at_least=1)
     """Environments simulated side by side (N)."""
@@ -27,7 +27,7 @@ class AgentConfig:
     action_repeat: int = setting(default=1, at_least=1, at_most=2**30)
     """Simulator steps for which each action is held."""
     discounting: float = setting(default=0.995, at_least=0.0, at_most=1.0)
-    """Discount a step (γ)."""
+    """Discount factor per step (γ)."""
     gae_lambda: float = setting(default=0.99, at_least=0.0, at_most=1.0)
     """Decay of generalized advantage estimation (λ): 0 trusts the critic, 1 the returns."""
     reward_scaling: float = setting(default=1.0, above=0.0)
@@ -42,7 +42,7 @@ class AgentConfig:
 
     @property
     def batch_size(self) -> int:
-        """Samples of an iteration."""
+        """Number of samples in an iteration."""
         return self.num_envs * self.unroll_length
 
     def at(self: ConfigT, progress: Float[Array, ""]) -> ConfigT:
@@ -51,13 +51,13 @@ class AgentConfig:
         return dataclasses.replace(self, critic=dataclasses.replace(self.critic, learning_rate=rate))
 
     def rate_at(self, learning_rate: Any, progress: Float[Array, ""]) -> Any:
-        """Return a learning rate at this progress."""
+        """Return the scheduled value of a learning rate at this progress (0 to 1)."""
         return learning_rate * share_left(self.schedule.learning_rate_at_end, progress)
 
     def check_batch(self) -> None:
-        """Raise ConfigError if the batch has not the size that the rest asks for."""
+        """Raise ConfigError if the batch size does not fit the other settings."""
         if self.batch_size >= 2**31:
-            raise ConfigError("num_envs and unroll_length", f"{self.batch_size:,} samples an iteration", "fewer than 2^31")
+            raise ConfigError("num_envs and unroll_length", f"{self.batch_size:,} samples per iteration", "fewer than 2^31")
         self.check_minibatches("critic.num_minibatches", self.critic.num_minibatches)
 
     def check_minibatches(self, field: str, num_minibatches: int) -> None:

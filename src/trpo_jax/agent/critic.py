@@ -27,13 +27,13 @@ class CriticConfig:
     num_epochs: int = setting(default=4, at_least=1)
     """Passes over the batch in each iteration."""
     num_minibatches: int = setting(default=32, at_least=1)
-    """Gradient steps a pass; at most num_envs times unroll_length, and best a power of two, as they are."""
+    """Gradient steps per pass; at most num_envs times unroll_length, ideally a power of two."""
     observation_key: str = setting(default="state")
-    """Entry that the critic sees where observations are a dict; it may hold what the policy is not to know."""
+    """Entry that the critic sees if observations are a dict; it may hold information that is hidden from the policy."""
 
 
 class CriticParams(NamedTuple):
-    """A value network's parameters, and the units of what they predict."""
+    """A value network's parameters, and the scale of its predictions."""
 
     params: Any
     reward_scaling: Float[Array, ""]
@@ -43,7 +43,7 @@ class CriticParams(NamedTuple):
 class CriticState(NamedTuple):
     critic: CriticParams
     optimizer: optax.OptState
-    """Of all parameters as one vector."""
+    """Adam's state, for all parameters as one vector."""
 
 
 def init_critic(
@@ -56,14 +56,14 @@ def init_critic(
 
 
 class Regression(NamedTuple):
-    """What the critic is fitted to: T steps of N environments."""
+    """The data that the critic is fitted to: T steps of N environments."""
 
     observation: Any
-    """Pytree of `[T, N, *]`, normalized; finite, also where the weight is zero."""
+    """Pytree of `[T, N, *]`, normalized; finite, even if the weight is zero."""
     target: Float[Array, "T N"]
     """λ-returns in units of the scaled reward; finite."""
     weight: Float[Array, "T N"]
-    """Of each sample's squared error."""
+    """Weight of each sample's squared error."""
 
 
 def fit_critic(
@@ -74,12 +74,12 @@ def fit_critic(
     Args:
         network: the critic's; apply(params, normalized observation) -> value in units of the scaled reward.
         state: critic and optimizer.
-        regression: what it is fitted to.
+        regression: the data to fit.
         key: consumed, for the shuffles.
-        config: CriticConfig. What does not fill a last minibatch sits out a pass.
+        config: CriticConfig. Samples that do not fill a last minibatch are skipped in that pass.
 
     Returns:
-        (state, mean squared error during the last pass, in squared units of the scaled reward). Should numbers overflow,
+        (state, mean squared error during the last pass, in squared units of the scaled reward). If numbers overflow,
         the state is the one passed in.
     """
     vector, unravel = ravel_pytree(state.critic.params)
@@ -105,10 +105,10 @@ def explained_variance(
 ) -> Float[Array, ""]:
     """Return 1 - Var[error] / Var[target] for error = target - value: 1 is perfect, 0 no better than a constant.
 
-    Weights have a sum of 1; None weighs all alike.
+    Weights sum to 1; None weights all samples equally.
     """
     return 1.0 - variance(error, weight) / jnp.maximum(variance(target, weight), 1e-12)
 
 
 ValueFn = Callable[[Any], Float[Array, "..."]]
-"""Observations `[..., *]`, as the environment gives them -> values `[...]`, in units of unscaled reward."""
+"""Maps unnormalized observations `[..., *]` to values `[...]`, in units of unscaled reward."""

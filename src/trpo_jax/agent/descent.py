@@ -21,26 +21,26 @@ def init_adam(vector: Float[Array, "P"]) -> optax.OptState:
 
 
 class Passes(NamedTuple):
-    """How often the samples are gone over, and how far each gradient step goes."""
+    """Number of passes over the samples, minibatches per pass, and step size."""
 
     learning_rate: float | Float[Array, ""]
     """Adam's step size."""
     num_epochs: int = 1
     """Passes over the samples."""
     num_minibatches: int = 1
-    """Gradient steps a pass. Samples that do not fill a last minibatch sit out a pass."""
+    """Gradient steps per pass. Samples that do not fill a last minibatch are skipped in that pass."""
 
 
 class Descended(NamedTuple):
-    """What passes over the samples have led to."""
+    """Result of `descend`."""
 
     vector: Float[Array, "P"]
     optimizer: optax.OptState
     values: Any
-    """What the loss function told, averaged over the last pass."""
+    """Scalars that the loss function returned, averaged over the last pass."""
     num_steps: Int[Array, ""]
     accepted: Bool[Array, ""]
-    """Whether the vector has moved: there were samples that count, and no number overflowed."""
+    """Whether the vector has moved: some sample had a positive weight, and no number overflowed."""
 
 
 class _Progress(NamedTuple):
@@ -63,17 +63,17 @@ def descend(
     """Minimize a loss by Adam over shuffled minibatches.
 
     Args:
-        loss_fn: (vector, minibatch) -> (loss, pytree of scalars that are averaged); a minibatch's weights have a sum of 1.
-            Where all are zero no step is taken.
+        loss_fn: (vector, minibatch) -> (loss, pytree of scalars that are averaged). A minibatch's weights sum to 1; if
+            all are zero, no step is taken.
         vector: all parameters. Steps are added up in at least float32, whatever its dtype.
-        optimizer: of `init_adam`, or what the last call left.
+        optimizer: Adam's state, from `init_adam` or the previous call.
         samples: NamedTuple of `[T, N, *]` with a field `weight`.
         key: consumed, for the shuffles.
-        passes: how many, in how many minibatches, by which learning rate.
-        stop_fn: scalars of `loss_fn` before a step -> whether neither this step nor a later one is to be taken.
+        passes: number of passes, minibatches per pass, and learning rate.
+        stop_fn: scalars of `loss_fn` before a step -> whether to skip this step and all later ones.
 
     Returns:
-        `Descended`. Should numbers overflow, vector and optimizer are those passed in.
+        `Descended`. If numbers overflow, vector and optimizer are those passed in.
 
     Reference:
         Kingma and Ba 2015 (arXiv 1412.6980).
@@ -94,7 +94,7 @@ def descend(
     def pass_over(progress: _Progress, key: Key[Array, ""]) -> tuple[_Progress, Any]:
         batches = minibatches(samples, key, passes.num_minibatches)
         within = tuple(range(1, batches.weight.ndim))
-        # Scaled before the loop, since every sum over devices in it is waited for.
+        # Weights are scaled before the loop, because devices would wait for every sum inside it.
         progress, values = jax.lax.scan(step, progress, batches._replace(weight=unit_weight(batches.weight, within)))
         total = jnp.sum(batches.weight, within)
         return progress, jax.tree.map(lambda value: weighted_mean(value, total), values)

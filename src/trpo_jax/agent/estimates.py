@@ -1,4 +1,4 @@
-"""What the critic makes of a rollout: values and advantages."""
+"""Values and advantages of a rollout, estimated by the critic."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from trpo_jax.agent.rollout import Transition
 from trpo_jax.objective.advantages import generalized_advantage_estimation
 
 ValueFn = Callable[[Any], Float[Array, "..."]]
-"""Observation `[...]`, as the simulator gives it -> value, in units of the scaled reward."""
+"""Maps an unnormalized observation `[...]` to its value, in units of the scaled reward."""
 
 
 def estimate_advantages(
@@ -23,9 +23,9 @@ def estimate_advantages(
     weight: Float[Array, "T N"],
     hyperparameters: AgentConfig,
 ) -> Float[Array, "T N"]:
-    """Return the advantages of a rollout whose steps begin with these values, in units of the scaled reward.
+    """Return the advantages of a rollout, given the value of each step's observation, in units of the scaled reward.
 
-    A step of weight zero counts as an end that paid what the critic had expected: its own advantage is zero, and the
+    A step of weight zero counts as a termination whose reward is the critic's value: its own advantage is zero, and the
     step before it is bootstrapped.
     """
     next_value = _next_value(value_fn, transition, value)
@@ -43,9 +43,9 @@ def estimate_advantages(
 
 
 def _next_value(value_fn: ValueFn, transition: Transition, value: Float[Array, "T N"]) -> Float[Array, "T N"]:
-    """Return the value of what each step led to: that of the next step's observation, unless an end or fault parts them.
+    """Return the value of each step's next observation.
 
-    What a termination led to has a value that no one asks for.
+    It is the value of the next step, unless a truncation or fault separates them. After a termination it is never used.
     """
     following = jnp.concatenate([value[1:], value_fn(jax.tree.map(lambda leaf: leaf[-1:], transition.next_observation))])
     fault_next = jnp.concatenate([transition.fault[1:], jnp.zeros_like(transition.fault[:1])])

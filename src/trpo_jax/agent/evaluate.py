@@ -1,4 +1,4 @@
-"""How well a policy does: whole episodes from fresh starts."""
+"""Evaluation of a policy: whole episodes from fresh initial states."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from trpo_jax.environments.wrappers import is_faulty
 
 
 class Episodes(NamedTuple):
-    """Return (sum of unscaled rewards) and length (environment steps) of each of E episodes."""
+    """The return (sum of unscaled rewards) and length (environment steps) of each of E episodes."""
 
     episode_return: Float[Array, "E"]
     episode_length: Int[Array, "E"]
@@ -38,10 +38,10 @@ def make_evaluator(
 ) -> Callable[[Any, Any], Episodes]:
     """Return a jitted function (params, key) -> `Episodes` that plays `num_episodes` episodes side by side to their end.
 
-    An episode in which the simulator loses the environment (`wrappers.is_faulty`) ends before that step.
+    If the simulator fails in a step (`wrappers.is_faulty`), the episode ends before that step.
 
     Args:
-        environment: with a time limit, without resets (`Agent.environment`); every episode must end.
+        environment: has a time limit and no automatic resets, like `Agent.environment`; every episode must end.
         make_policy: (params, deterministic) -> policy(observation, key) -> (action, extras).
         num_episodes: E, static.
         deterministic: act with the distribution's mode instead of a sample.
@@ -78,7 +78,7 @@ def make_evaluator(
 def summarize(episodes: Episodes, action_repeat: int = 1) -> dict[str, Any]:
     """Return mean and standard deviation of episode return and length (simulator steps), under Brax's metric names.
 
-    Numbers; lists of them, one a run, where the episodes of several runs are `[R, E]`.
+    Each value is a number, or a list of R numbers if the episodes are those of R runs, `[R, E]`.
     """
     episode_return, length = (np.asarray(leaf, np.float32) for leaf in episodes)
     length = length * action_repeat
@@ -91,7 +91,7 @@ def summarize(episodes: Episodes, action_repeat: int = 1) -> dict[str, Any]:
 
 
 def confidence_interval(episodes: Episodes) -> tuple[float, float]:
-    """Return the 95 % interval of the mean return, by Student's t over the episodes; needs two of them."""
+    """Return the 95 % confidence interval of the mean return, by Student's t over at least two episodes."""
     returns = np.asarray(episodes.episode_return, np.float64)
     from scipy import stats  # slow to import, and no training needs it
 

@@ -1,4 +1,4 @@
-"""Using what was trained: a policy that acts and a critic that predicts, from parameters."""
+"""Policy and value functions, made from trained parameters."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Policy = Callable[..., tuple[Any, dict[str, Any]]]
 
 
 class Params(NamedTuple):
-    """What acts and predicts, in Brax's order: arrays in tuples and in what the networks' own parameters are built of."""
+    """Parameters for acting and predicting, in Brax's order: arrays in tuples and in the networks' own containers."""
 
     normalizer: NormalizerState | None
     policy: Any
@@ -28,7 +28,7 @@ class Params(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PolicyMaker:
-    """Turns parameters into functions: called, into a policy, as in Brax; by `value_fn`, into a value function."""
+    """Turns parameters into functions: a call makes a policy, as in Brax; `value_fn` makes a value function."""
 
     networks: Networks
     action_space: Box | Discrete
@@ -36,8 +36,9 @@ class PolicyMaker:
     def __call__(self, params: Params, deterministic: bool = False) -> Policy:
         """Return policy(observation, key) -> (action, extras).
 
-        The action is what the environment takes. Extras of a stochastic policy hold "raw_action", before it is brought into
-        the action box, and its "log_prob"; a deterministic one takes the distribution's mode, ignores the key, and has none.
+        The action is ready for the environment. The extras of a stochastic policy hold "raw_action", the sample before it is
+        brought into the action box, and its "log_prob". A deterministic policy takes the distribution's mode, ignores the
+        key and has no extras.
         """
 
         def policy(observation: Any, key: jax.Array | None = None) -> tuple[Any, dict[str, Any]]:
@@ -51,7 +52,7 @@ class PolicyMaker:
         return policy
 
     def value_fn(self, params: Params) -> ValueFn:
-        """Return observation `[..., *]` -> value `[...]`: the critic, in units of unscaled reward."""
+        """Return the critic as a function observation `[..., *]` -> value `[...]`, in units of unscaled reward."""
 
         def value_fn(observation: Any) -> Float[Array, "..."]:
             normalizer, _, (critic, reward_scaling) = params

@@ -1,4 +1,4 @@
-"""What is measured along the way."""
+"""Episode statistics and metrics of a training."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from trpo_jax.agent.policy_update import Metrics
 
 
 class EpisodeStatistics(NamedTuple):
-    """Return and length of the running and of the latest finished episode of each of N environments."""
+    """Return and length of the running episode and of the latest finished one, for each of N environments."""
 
     running_return: Float[Array, "N"]
     running_length: Float[Array, "N"]
@@ -21,13 +21,13 @@ class EpisodeStatistics(NamedTuple):
     last_length: Float[Array, "N"]
     has_finished: Bool[Array, "N"]
     is_whole: Bool[Array, "N"]
-    """Whether the latest finished episode was played from its first step to its end, and is no estimate."""
+    """Whether the latest finished episode was played in full, so that its return and length are no estimates."""
     ended_early: Bool[Array, "N"]
     """Whether any episode has ended before its time limit."""
 
 
 def init_episode_statistics(reward: Float[Array, "N"], age: Float[Array, "N"]) -> EpisodeStatistics:
-    """Start with no episode finished; returns have the dtype of these rewards."""
+    """Start with no finished episode; returns have the dtype of `reward`."""
     returns = jnp.zeros_like(reward)
     lengths = jnp.zeros_like(reward, jnp.float32)
     none = jnp.zeros_like(reward, bool)
@@ -41,10 +41,10 @@ def record_step(
     fault: Bool[Array, "N"],
     at_limit: Bool[Array, "N"],
 ) -> EpisodeStatistics:
-    """Count one step of each environment; an episode that a fault breaks off is forgotten.
+    """Record one step of each environment. An episode that a fault breaks off is discarded.
 
     An environment's first episode may begin part-way to its time limit. If the limit ends it, its return is scaled up to the
-    full length; if less than half was played, it is forgotten.
+    full length; if less than half was played, it is discarded.
     """
     running_return = statistics.running_return + reward
     running_length = statistics.running_length + 1
@@ -65,7 +65,7 @@ def record_step(
 
 
 def break_off(statistics: EpisodeStatistics, which: Bool[Array, "N"]) -> EpisodeStatistics:
-    """Forget what some environments have gathered in the running episode."""
+    """Discard the running episode of some environments."""
     return statistics._replace(
         running_return=jnp.where(which, 0.0, statistics.running_return),
         running_length=jnp.where(which, 0.0, statistics.running_length),
@@ -76,7 +76,7 @@ def break_off(statistics: EpisodeStatistics, which: Bool[Array, "N"]) -> Episode
 def episode_metrics(statistics: EpisodeStatistics, action_repeat: int) -> Metrics:
     """Report mean return and mean length of each environment's latest finished episode; 0 before any has finished.
 
-    Estimates count only as long as no episode anywhere has ended early: they are of those that came to the limit.
+    Estimates count only until any episode ends early, because they cover only episodes that reached the time limit.
     """
     counted = jnp.where(jnp.any(statistics.ended_early), statistics.is_whole, statistics.has_finished)
     num_episodes = jnp.sum(counted, dtype=jnp.float32)
@@ -95,14 +95,15 @@ EPISODE_MEANS = ("episode_reward", "episode_length")
 
 
 def without_unknown(metrics: Mapping[str, Any], num_samples: int, sample_means: Collection[str]) -> dict[str, np.ndarray]:
-    """Put NaN for what are averages over nothing: over episodes before any has ended, over samples where all were lost.
+    """Replace averages over nothing by NaN: episode means before any episode has ended, sample means if all are faulty.
 
-    On the host, since `JAX_DEBUG_NANS` takes every NaN on a device for a mistake; there they are 0, or whatever else.
+    This is done on the host, because `JAX_DEBUG_NANS` treats every NaN on a device as an error. On the device such averages
+    are 0 or arbitrary.
 
     Args:
-        metrics: of `update`; `[]`, or `[R]` for R runs.
-        num_samples: of an iteration.
-        sample_means: those that the algorithm adds to `SAMPLE_MEANS`.
+        metrics: from `update`; `[]`, or `[R]` for R runs.
+        num_samples: samples per iteration.
+        sample_means: the algorithm's additions to `SAMPLE_MEANS`.
     """
     known = {name: np.asarray(value) for name, value in metrics.items()}
     unknown = dict.fromkeys(EPISODE_MEANS, known["training/num_episodes"] == 0)

@@ -9,11 +9,11 @@ from jaxtyping import Array, Key
 
 
 def minibatches(samples: Any, key: Key[Array, ""], count: int) -> Any:
-    """Shuffle the steps of each environment and cut samples into `count` minibatches, in front.
+    """Shuffle the steps of each environment and cut samples into `count` minibatches, along a new first axis.
 
-    Each minibatch takes a slice of the steps, and if steps are too few also every b-th environment, so that every device holds
-    a part of it and no sample moves between them. If the numbers do not divide, minibatches are cut from the flattened
-    samples, and the remainder is left out.
+    Each minibatch is a slice of the steps. If there are too few steps, it also has only every b-th environment. So every
+    device holds a part of each minibatch, and no sample moves between devices. If the numbers do not divide, minibatches are
+    cut from the flattened samples, and the remainder is left out.
 
     Args:
         samples: pytree of `[T, N, *]`.

@@ -21,18 +21,18 @@ class PolicyUpdate(NamedTuple):
     """How an algorithm improves a policy: two pure functions that work under jit, vmap and automatic sharding."""
 
     init: Callable[[Any, Any], Any]
-    """init(params, config) -> state: what one update hands to the next, a pytree of arrays."""
+    """init(params, config) -> state, a pytree of arrays that each update passes to the next."""
     update: Callable[[PolicyFn, Any, Any, Batch, Any, jax.Array], tuple[Any, Any, Metrics]]
     """update(policy_fn, params, state, batch, config, key) -> (params, state, metrics).
 
-    `batch` has the axes `[T, N]`: T steps of N environments. Observations are normalized, advantages standardized if the
-    config says so, and the weight is 0 for samples that are lost. `config` is the algorithm's, with its
-    scheduled values. Params and state keep their avals. Metrics are logged under "training/NAME"; all algorithms report
-    "kl" and "max_kl", mean and largest KL(old ‖ new) of any state in nats, and "entropy", that of the new policy. Plots also
-    draw "accepted", 1 or 0 for whether the policy has moved, and "kl_bound", what the KL may not exceed, if they are reported.
+    `batch` has the axes `[T, N]`: T steps of N environments. Observations are normalized, and advantages are standardized if
+    the config says so. Unusable samples have weight 0. `config` is the algorithm's configuration with its scheduled values.
+    Params and state keep their avals. Metrics are logged under "training/NAME". All algorithms report "kl" and "max_kl", the
+    mean and the largest KL(old ‖ new) over states in nats, and "entropy", the new policy's. If reported, plots also draw
+    "accepted" (1 if the policy has moved, else 0) and "kl_bound" (the upper limit of the KL).
     """
     sample_means: tuple[str, ...] = ("kl", "max_kl", "entropy")
-    """Metrics that are averages over samples, and so unknown where all were lost."""
+    """Metrics that are averages over samples, and so unknown if all samples are faulty."""
 
 
 def policy_change(old: Distribution, new: Distribution, weight: Float[Array, "..."] | None) -> Metrics:

@@ -15,16 +15,16 @@ from trpo_jax.policy.networks import Network, policy_distribution
 from trpo_jax.policy.normalization import NormalizerState, normalize
 
 STEPS_PER_START = 8
-"""A rollout draws one fresh initial state an environment for so many steps. Episodes that begin within them share it; with
-32 double pendulums fell again and again from the same state, and learned worse on three seeds of six."""
+"""Rollout steps per fresh initial state of an environment. Episodes that begin within these steps share it. With 32, double
+pendulums fell again and again from the same state, and learned worse on three seeds of six."""
 
 
 class Transition(NamedTuple):
-    """What one step of an environment left behind; stacked to `[T, N, ...]` by a rollout."""
+    """One step of an environment. A rollout stacks them to `[T, N, ...]`."""
 
     observation: Any
     action: Any
-    """As sampled, before it is brought into the action box."""
+    """The sampled action, before it is brought into the action box."""
     log_prob: Float[Array, "..."]
     reward: Float[Array, "..."]
     next_observation: Any
@@ -32,11 +32,11 @@ class Transition(NamedTuple):
     terminated: Bool[Array, "..."]
     truncated: Bool[Array, "..."]
     fault: Bool[Array, "..."]
-    """The simulator lost the environment: what the step left is no experience, and zeros stand in its place."""
+    """The simulator failed, so the sample is unusable. All other fields are zero."""
 
 
 class _Stored(NamedTuple):
-    """A `Transition` in fewer arrays: in a loop on an accelerator each one that is stored costs a launch a step."""
+    """A `Transition` in fewer arrays: in a loop on an accelerator, each stored array costs one launch per step."""
 
     arrays: tuple[Any, Any, Any]
     numbers: Float[Array, "*batch 2"]
@@ -55,7 +55,7 @@ class _Stored(NamedTuple):
 
 
 class RolloutState(NamedTuple):
-    """What goes on from one rollout to the next."""
+    """State carried from one rollout to the next."""
 
     environments: EnvironmentState
     """Finished environments have already been reset."""
@@ -63,7 +63,7 @@ class RolloutState(NamedTuple):
 
 
 def to_environment_action(action_space: Box | Discrete, distribution: Distribution, action: Any) -> Any:
-    """Bring a continuous action into the action box, by tanh where the distribution is one of that; others pass."""
+    """Bring a continuous action into the action box, by tanh for `TanhGaussian`, else by clipping; discrete ones pass."""
     if not isinstance(action_space, Box):
         return action
     if isinstance(distribution, TanhGaussian):
@@ -90,15 +90,15 @@ def collect(
 ) -> tuple[RolloutState, Transition]:
     """Let a policy act for `unroll_length` steps in every environment.
 
-    Observations and rewards are looked at in every step, the simulator's own state at the end: an environment that has a
-    NaN there has lost all its steps of this rollout, since no one can tell how many it had spoilt unseen.
+    Observations and rewards are checked in every step, but the simulator's own state only at the end. An environment with a
+    NaN there loses all its steps of this rollout, because nobody can tell how many steps are affected.
 
     Args:
-        environment: with automatic resets.
+        environment: has automatic resets.
         policy: network; apply(params, normalized observation) -> Distribution.
         params: the policy's parameters.
         normalizer: frozen for the rollout; None leaves observations as they are.
-        state: where the environments stand.
+        state: environments and episode statistics at the start.
         starts: `[S, N, ...]`, initial states for the episodes that begin in this rollout; see `num_starts`.
         key: consumed.
         unroll_length: T, static.

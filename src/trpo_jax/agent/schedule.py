@@ -10,20 +10,20 @@ from trpo_jax.config import config, setting
 class ScheduleConfig:
     """Values that decay linearly over a training, from the configured value to a fraction of it.
 
-    Iteration i of N, counted from 0, is i/N of the way. A training whose length is not known, such as a loop of one's own
-    around `update`, keeps the configured values.
+    Iteration i of N, counted from 0, is i/N of the way. A training of unknown length, such as your own loop around `update`,
+    keeps the configured values.
     """
 
     learning_rate_at_end: float = setting(default=0.1, at_least=0.0, at_most=1.0)
-    """Fraction of every learning rate that is reached at the end."""
+    """Final value of every learning rate, as a fraction of its configured value."""
 
 
 def progress_of(iteration: Int[Array, ""], num_iterations: Int[Array, ""]) -> Float[Array, ""]:
-    """Return the share of a training that lies behind its iteration (counted from 0); 0 where it has no end."""
+    """Return the share of a training that precedes this iteration (counted from 0); 0 if the training has no end."""
     share = iteration / jnp.maximum(num_iterations, 1)
     return jnp.where(num_iterations > 0, jnp.clip(share, 0.0, 1.0), 0.0).astype(jnp.float32)
 
 
 def share_left(at_end: float | Float[Array, ""], progress: Float[Array, ""]) -> Float[Array, ""]:
-    """Return 1 at the beginning, `at_end` at the end, and a linear mixture between them."""
+    """Interpolate linearly from 1 at the beginning to `at_end` at the end."""
     return (1.0 - progress) + at_end * progress

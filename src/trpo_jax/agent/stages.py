@@ -1,4 +1,4 @@
-"""The order of an iteration's stages, whatever runs them: one program, or one for each."""
+"""The order of an iteration's stages, whether they are one program or one program each."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from trpo_jax.environments.protocol import EnvironmentState
 
 
 class Keys(NamedTuple):
-    """One for each purpose."""
+    """One key for each purpose."""
 
     starts: Key[Array, ""]
     rollout: Key[Array, ""]
@@ -27,7 +27,7 @@ class Keys(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """What an iteration does: draw its keys and initial states, collect experience, improve the policy, fit the critic."""
+    """The stages of an iteration: draw its keys and initial states, collect experience, improve the policy, fit the critic."""
 
     advance: Callable[[Key[Array, ""], Int[Array, ""], Int[Array, ""]], tuple[Keys, Int[Array, ""], Float[Array, ""]]]
     draw: Callable[[Key[Array, ""]], EnvironmentState]
@@ -59,7 +59,7 @@ def run_stages(
 
 
 def timed_stages(stages: Stages, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, float]]:
-    """Do as `run_stages`, but wait for each stage; return also each one's part of the time, as metrics."""
+    """Run one iteration, but wait for each stage; also return each stage's share of the time, as metrics."""
     stopwatch = _Stopwatch()
     stopwatch("keys", state)
     new, metrics = run_stages(stages, state, stopwatch)
@@ -69,12 +69,12 @@ def timed_stages(stages: Stages, state: TrainState) -> tuple[TrainState, dict[st
 def advance(
     key: Key[Array, ""], iteration: Int[Array, ""], num_iterations: Int[Array, ""]
 ) -> tuple[Keys, Int[Array, ""], Float[Array, ""]]:
-    """Return the keys of an iteration, the count with it, and the share of the training that lies before it."""
+    """Return an iteration's keys, the number of iterations including it, and the share of the training that precedes it."""
     return Keys(*jax.random.split(key, 5)), iteration + 1, progress_of(iteration, num_iterations)
 
 
 class _Stopwatch:
-    """Waits for each result and takes the time since the last."""
+    """Waits for each result and records the time since the previous one."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What a training carries from one iteration to the next."""
+"""The training state, which is carried from one iteration to the next."""
 
 from typing import Any, NamedTuple
 
@@ -12,16 +12,16 @@ from trpo_jax.policy.normalization import NormalizerState
 
 
 class Learner(NamedTuple):
-    """What the policy step changes."""
+    """The part of the training state that the policy step changes."""
 
     policy: Any
     update: Any
-    """What the algorithm's policy update hands to its next one."""
+    """State of the algorithm's policy update."""
     normalizer: NormalizerState | None
 
 
 class TrainState(NamedTuple):
-    """All that one iteration hands to the next."""
+    """Everything that one iteration passes to the next."""
 
     learner: Learner
     critic: CriticState
@@ -30,9 +30,9 @@ class TrainState(NamedTuple):
     key: Key[Array, ""]
     iteration: Int[Array, ""]
     num_iterations: Int[Array, ""]
-    """Iterations of the whole training, over which its schedule falls; 0 where it has no end."""
+    """Iterations of the whole training, over which scheduled values decay; 0 if it has no end."""
 
 
 def inference_params(state: TrainState) -> Params:
-    """Return the part of a training state that acts and predicts."""
+    """Return the parameters in a training state that act and predict."""
     return Params(state.learner.normalizer, state.learner.policy, state.critic.critic)

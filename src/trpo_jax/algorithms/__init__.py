@@ -1,1 +1,1 @@
-"""One file an algorithm: its configuration, its policy update, its metrics."""
+"""One file per algorithm: its configuration, its policy update, its metrics."""

@@ -1,4 +1,4 @@
-"""What algorithms have in common that take steps of Adam over minibatches."""
+"""Shared by the algorithms that take Adam steps over minibatches."""
 
 from typing import Any, NamedTuple
 
@@ -11,16 +11,16 @@ from trpo_jax.policy.distributions import Distribution
 
 
 class Samples(NamedTuple):
-    """Experience, and the distributions of the policy that gathered it."""
+    """Experience, and the distributions of the policy that collected it."""
 
     batch: Batch
-    """Without weights."""
+    """Its own weight is None."""
     weight: Float[Array, "T N"]
     old: Distribution
 
 
 def samples_of(policy_fn: PolicyFn, params: Any, batch: Batch) -> Samples:
-    """Return what `descend` takes: samples of the policy whose parameters these are."""
+    """Return the samples for `descend`; `params` belong to the policy that collected the batch."""
     batch = mask_unweighted(batch)
     weight = jnp.ones_like(batch.log_prob) if batch.weight is None else batch.weight
     return Samples(batch._replace(weight=None), weight, policy_fn(params, batch.observation))

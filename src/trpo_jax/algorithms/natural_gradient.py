@@ -1,4 +1,4 @@
-"""Natural policy gradient: one step along the natural gradient, of a length that nothing checks."""
+"""Natural policy gradient: one step along the natural gradient, without a line search."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ from trpo_jax.objective.trust_region_config import TrustRegionConfig
 from trpo_jax.objective.trust_region_update import trust_region_update
 
 REPORTED = ("kl", "max_kl", "entropy", "surrogate_improvement", "accepted", "cg_iterations", "cg_residual")
-"""Fields of `TrustRegionInfo` that become metrics; a step is not accepted only if it is not finite."""
+"""Fields of `TrustRegionInfo` that become metrics. Without a line search, a trial step is rejected only if it is not finite."""
 
 
 @config
@@ -29,11 +29,11 @@ class NaturalStepConfig:
     damping: float = setting(default=0.1, at_least=0.0)
     """Multiple λ of the identity that is added to the Fisher matrix F (dimensionless)."""
     cg_iterations: int = setting(default=10, at_least=1)
-    """Most conjugate-gradient iterations, a Fisher-vector product each."""
+    """Maximum number of conjugate-gradient iterations; each takes one Fisher-vector product."""
     cg_tolerance: float = setting(default=1e-10, at_least=0.0)
     """Conjugate gradients stop once the squared relative residual is below this."""
     curvature_fraction: float = setting(default=0.1, static=True, above=0.0, at_most=1.0)
-    """Part of the batch that Fisher-vector products use; the gradient always uses all of it."""
+    """Fraction of the batch that Fisher-vector products use; the gradient always uses the whole batch."""
 
 
 @config
@@ -41,7 +41,7 @@ class NaturalGradientScheduleConfig(ScheduleConfig):
     """Values that decay linearly over a training; see `ScheduleConfig`."""
 
     step_kl_at_end: float = setting(default=0.1, above=0.0, at_most=1.0)
-    """Fraction of `natural.step_kl` that is reached at the end."""
+    """Final value of `natural.step_kl`, as a fraction of its configured value."""
 
 
 @config
@@ -58,7 +58,7 @@ class NaturalGradientConfig(AgentConfig):
 
 
 def init(params: Any, config: NaturalGradientConfig) -> tuple[()]:
-    """Return nothing: no update hands anything to the next."""
+    """Return an empty state: no update passes anything to the next."""
     return ()
 
 
@@ -68,7 +68,7 @@ def update(
     """Add s = x · sqrt(2·step_kl / xᵀ(F + λI)x) with x = (F + λI)⁻¹ g and g the surrogate's gradient; see `PolicyUpdate`.
 
     Reference:
-        Kakade 2001, A Natural Policy Gradient; with the length of Peters and Schaal 2008.
+        Kakade 2001, A Natural Policy Gradient; with the step length of Peters and Schaal 2008.
     """
     step = config.natural
     options = TrustRegionConfig(

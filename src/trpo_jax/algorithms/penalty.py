@@ -30,17 +30,17 @@ class PenalizedConfig:
     """How the penalized surrogate L - β·KL is maximized."""
 
     coefficient: float = setting(default=1.0, above=0.0)
-    """β at the beginning, in units of standardized advantage per nat."""
+    """Initial β, in units of standardized advantage per nat."""
     target_kl: float = setting(default=0.03, at_least=0.0)
-    """Mean KL(old ‖ new) of an update, in nats, that β is doubled or halved for; 0 keeps β as it is."""
+    """Mean KL(old ‖ new) per update, in nats, that β is doubled or halved to reach; 0 keeps β constant."""
     damping: float = setting(default=0.1, at_least=0.0)
     """Multiple of the identity that is added to the Fisher matrix (dimensionless)."""
     cg_iterations: int = setting(default=10, at_least=1)
-    """Most conjugate-gradient iterations, a Fisher-vector product each."""
+    """Maximum number of conjugate-gradient iterations; each takes one Fisher-vector product."""
     cg_tolerance: float = setting(default=1e-10, at_least=0.0)
     """Conjugate gradients stop once the squared relative residual is below this."""
     curvature_fraction: float = setting(default=0.1, static=True, above=0.0, at_most=1.0)
-    """Part of the batch that Fisher-vector products use; all else uses all of it."""
+    """Fraction of the batch that Fisher-vector products use; everything else uses the whole batch."""
     max_backtracks: int = setting(default=15, at_least=0)
     """How often the line search shrinks the step, by 0.8, before it gives up."""
 
@@ -53,7 +53,7 @@ class PenaltyConfig(AgentConfig):
 
 
 class PenaltyState(NamedTuple):
-    """What one update hands to the next."""
+    """State that each update passes to the next."""
 
     coefficient: Float[Array, ""]
     """β."""
@@ -72,9 +72,10 @@ def init(params: Any, config: PenaltyConfig) -> PenaltyState:
 def update(
     policy_fn: PolicyFn, params: Any, state: PenaltyState, batch: Batch, config: PenaltyConfig, key: jax.Array
 ) -> tuple[Any, PenaltyState, Metrics]:
-    """Maximize L(θ) - β·KL(old ‖ new): the step (F + λI)⁻¹ g / β, shortened until it improves; see `PolicyUpdate`.
+    """Maximize L(θ) - β·KL(old ‖ new) by the step (F + λI)⁻¹ g / β, shortened until it improves; see `PolicyUpdate`.
 
-    That step is the maximum where L is linear and the KL quadratic. If none improves, the parameters are those passed in.
+    The full step is the maximum if L is linear and the KL quadratic. If no fraction of it improves, the parameters are those
+    passed in.
 
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477), section 4 and section 8, without its theory's coefficient, which is too
@@ -109,7 +110,7 @@ def update(
         "cg_iterations": solved.iterations.astype(jnp.float32),
         "penalty_coefficient": beta,
     }
-    # A step that no fraction of improves is too long for any KL; no gradient says nothing.
+    # If no fraction of the step improves, the step is too long, whatever its KL. A zero gradient says nothing about β.
     missed = jnp.where((options.target_kl > 0) & (max_abs(gradient) > 0), 2.0 * beta, beta)
     beta = jnp.where(search.accepted, adapted(beta, change["kl"], options.target_kl), jnp.minimum(missed, LARGEST))
     return params, PenaltyState(beta), metrics
@@ -132,7 +133,7 @@ def _natural_gradient(
 
 
 def adapted(beta: Float[Array, ""], kl: Float[Array, ""], target_kl: float | Array) -> Float[Array, ""]:
-    """Return β for the next update: twice or half of it where the KL was far from the one aimed at, if one is."""
+    """Return β for the next update: doubled or halved if the KL was far from `target_kl`, unless that is 0."""
     target = jnp.asarray(target_kl, jnp.float32)
     factor = jnp.where(kl > FAR * target, 2.0, jnp.where(kl < target / FAR, 0.5, 1.0))
     return jnp.clip(jnp.where(target > 0, beta * factor, beta), 1.0 / LARGEST, LARGEST)

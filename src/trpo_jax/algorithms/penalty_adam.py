@@ -1,4 +1,4 @@
-"""The penalty form of TRPO by Adam: the surrogate minus a multiple of the KL, over minibatches."""
+"""The penalty form of TRPO: the surrogate minus a multiple of the KL, maximized by Adam over minibatches."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -23,15 +23,15 @@ class PenalizedAdamConfig:
     """How the penalized surrogate L - β·KL is maximized."""
 
     coefficient: float = setting(default=1.0, above=0.0)
-    """β at the beginning, in units of standardized advantage per nat."""
+    """Initial β, in units of standardized advantage per nat."""
     target_kl: float = setting(default=0.03, at_least=0.0)
-    """Mean KL(old ‖ new) of an update, in nats, that β is doubled or halved for; 0 keeps β as it is."""
+    """Mean KL(old ‖ new) per update, in nats, that β is doubled or halved to reach; 0 keeps β constant."""
     learning_rate: float = setting(default=2e-3, above=0.0)
     """Adam's step size."""
     num_epochs: int = setting(default=8, at_least=1)
     """Passes over the batch in each iteration."""
     num_minibatches: int = setting(default=8, at_least=1)
-    """Gradient steps a pass; at most num_envs times unroll_length, and best a power of two."""
+    """Gradient steps per pass; at most num_envs times unroll_length, ideally a power of two."""
 
 
 @config
@@ -46,13 +46,13 @@ class PenaltyAdamConfig(AgentConfig):
         return dataclasses.replace(super().at(progress), penalized=dataclasses.replace(self.penalized, learning_rate=rate))
 
     def check_batch(self) -> None:
-        """Raise ConfigError if the batch has not the size that the rest asks for."""
+        """Raise ConfigError if the batch size does not fit the other settings."""
         super().check_batch()
         self.check_minibatches("penalized.num_minibatches", self.penalized.num_minibatches)
 
 
 class PenaltyAdamState(NamedTuple):
-    """What one update hands to the next."""
+    """State that each update passes to the next."""
 
     optimizer: optax.OptState
     coefficient: Float[Array, ""]

@@ -48,7 +48,7 @@ def update(
 ) -> tuple[Any, optax.OptState, Metrics]:
     """Take one step of Adam along the gradient of mean log π(a|s)·A; see `PolicyUpdate`.
 
-    Should numbers overflow, parameters and state are those passed in.
+    If numbers overflow, parameters and state are those passed in.
 
     Reference:
         Sutton et al. 2000, Policy Gradient Methods for Reinforcement Learning with Function Approximation.

@@ -23,13 +23,13 @@ class ClippedConfig:
     """How the clipped surrogate is maximized, by Adam over minibatches."""
 
     clipping_epsilon: float = setting(default=0.3, above=0.0)
-    """The probability ratio of an action counts from 1 - ε to 1 + ε (ε)."""
+    """The probability ratio of an action is clipped to [1 - ε, 1 + ε] (ε)."""
     learning_rate: float = setting(default=1e-3, above=0.0)
     """Adam's step size."""
     num_epochs: int = setting(default=8, at_least=1)
     """Passes over the batch in each iteration."""
     num_minibatches: int = setting(default=8, at_least=1)
-    """Gradient steps a pass; at most num_envs times unroll_length, and best a power of two."""
+    """Gradient steps per pass; at most num_envs times unroll_length, ideally a power of two."""
     entropy_cost: float = setting(default=0.0, at_least=0.0)
     """Weight of the policy's entropy in the objective."""
     stop_at_kl: float = setting(default=0.0, at_least=0.0)
@@ -50,7 +50,7 @@ class PPOConfig(AgentConfig):
         return dataclasses.replace(super().at(progress), clipped=dataclasses.replace(self.clipped, learning_rate=rate))
 
     def check_batch(self) -> None:
-        """Raise ConfigError if the batch has not the size that the rest asks for."""
+        """Raise ConfigError if the batch size does not fit the other settings."""
         super().check_batch()
         self.check_minibatches("clipped.num_minibatches", self.clipped.num_minibatches)
 
@@ -65,7 +65,7 @@ def update(
 ) -> tuple[Any, optax.OptState, Metrics]:
     """Maximize mean min(rA, clip(r, 1 - ε, 1 + ε)A) + entropy_cost·H with r = π(a|s) / π_old(a|s); see `PolicyUpdate`.
 
-    Should numbers overflow, parameters and state are those passed in.
+    If numbers overflow, parameters and state are those passed in.
 
     Reference:
         Schulman et al. 2017 (arXiv 1707.06347), equation 7.

@@ -19,7 +19,7 @@ from trpo_jax.policy.networks import Networks
 
 
 class Algorithm(NamedTuple):
-    """What the registry knows of an algorithm."""
+    """The registry's entry for an algorithm."""
 
     config: type[AgentConfig]
     policy_update: PolicyUpdate
@@ -35,21 +35,21 @@ ALGORITHMS = {
     "penalty_adam": Algorithm(PenaltyAdamConfig, PENALTY_ADAM),
     "policy_gradient": Algorithm(PolicyGradientConfig, POLICY_GRADIENT),
 }
-"""By the name that a configuration file and the command line call it; the first is the default."""
+"""Algorithms by the name that configuration files and the command line use; the first is the default."""
 
 OWN = tuple(ALGORITHMS)
-"""Those of this package."""
+"""Names of the algorithms that this package provides."""
 
 DEFAULT = OWN[0]
 
 
 def register_algorithm(name: str, config: type[AgentConfig], policy_update: PolicyUpdate) -> None:
-    """Add an algorithm of one's own, for `train`, `make_agent` and configuration files of this process.
+    """Add your own algorithm for `train`, `make_agent` and configuration files in this process.
 
     Args:
-        name: what it is called; one registered before is replaced.
+        name: its name; an algorithm registered earlier under this name is replaced.
         config: its configuration, a subclass of `AgentConfig` decorated by `trpo_jax.config.config`.
-        policy_update: `PolicyUpdate`.
+        policy_update: its `PolicyUpdate`.
 
     Raises:
         ConfigError: a name or configuration of the package's own, the name of a field, or a class of another kind.
@@ -61,9 +61,9 @@ def register_algorithm(name: str, config: type[AgentConfig], policy_update: Poli
         field.name for algorithm in (config, *(each.config for each in ALGORITHMS.values())) for field in fields_of(algorithm)
     }
     if name in OWN or name in fields or name == "accelerator":
-        raise ConfigError("algorithm", name, f"a name that is no algorithm's ({', '.join(OWN)}) and no field's")
+        raise ConfigError("algorithm", name, f"a name that no built-in algorithm ({', '.join(OWN)}) and no field has")
     if any(config is algorithm.config for other, algorithm in ALGORITHMS.items() if other != name):
-        raise ConfigError("config", config, "a class that is no other algorithm's configuration, whose type it says")
+        raise ConfigError("config", config, "a class that no other algorithm uses, because the class selects the algorithm")
     ALGORITHMS[name] = Algorithm(config, policy_update)
 
 
@@ -84,19 +84,19 @@ def algorithm_name(config: AgentConfig) -> str:
 
 
 def make_agent(environment: Any, config: AgentConfig, networks: Networks | None = None) -> Agent:
-    """Bind an algorithm to an environment. The type of the configuration says which: `TRPOConfig` is for TRPO.
+    """Bind an algorithm to an environment. The type of `config` selects the algorithm: `TRPOConfig` is for TRPO.
 
     Args:
-        environment: a name ("hopper"), a Brax environment, or an object behind the `Environment` protocol; neither
-            vectorized, nor time-limited, nor resetting itself, unless it says so (`resets_itself`).
-        config: of one of the algorithms.
-        networks: policy and critic; None makes multilayer perceptrons as the config says.
+        environment: a name ("hopper"), a Brax environment, or an object that implements the `Environment` protocol. It must
+            not be vectorized, time-limited or self-resetting, unless its attribute `resets_itself` is True.
+        config: configuration of one of the algorithms.
+        networks: policy and critic; None makes the multilayer perceptrons that the config describes.
 
     Returns:
-        `Agent`. `agent.init(key, hyperparameters=None, num_iterations=0)` takes a typed or raw key; if its float fields
-        should differ from `config`, a config whose float fields may be traced; and the number of iterations over which
-        `config.schedule` falls (0: nothing falls). `agent.update(state)` is one iteration and one XLA program, and leaves
-        the state's avals as they were. Both may be vmapped over keys and hyperparameters.
+        `Agent`. `agent.init(key, hyperparameters=None, num_iterations=0)` takes a typed or raw key. `hyperparameters` is a
+        config that overrides the float fields of `config`; they may be traced. The values in `config.schedule` decay over
+        `num_iterations` (0: no decay). `agent.update(state)` runs one iteration as one XLA program and keeps the state's
+        avals. Both may be vmapped over keys and hyperparameters.
 
     Raises:
         ConfigError: an unknown environment, more minibatches than samples, or a batch that the microbatches do not divide.
@@ -106,7 +106,7 @@ def make_agent(environment: Any, config: AgentConfig, networks: Networks | None 
 
 
 def make_trpo(environment: Any, config: TRPOConfig = TRPOConfig(), networks: Networks | None = None) -> Agent:  # noqa: B008
-    """Do as `make_agent`, for TRPO.
+    """Bind TRPO to an environment; see `make_agent`.
 
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477), with the advantages of Schulman et al. 2016 (arXiv 1506.02438).

@@ -31,7 +31,7 @@ class TRPOScheduleConfig(ScheduleConfig):
     """Values that decay linearly over a training; see `ScheduleConfig`."""
 
     max_kl_at_end: float = setting(default=0.1, above=0.0, at_most=1.0)
-    """Fraction of `trust_region.max_kl` that is reached at the end."""
+    """Final value of `trust_region.max_kl`, as a fraction of its configured value."""
 
 
 @config
@@ -49,7 +49,7 @@ class TRPOConfig(AgentConfig):
         return dataclasses.replace(super().at(progress), trust_region=dataclasses.replace(self.trust_region, max_kl=max_kl))
 
     def check_batch(self) -> None:
-        """Raise ConfigError if the batch has not the size that the rest asks for."""
+        """Raise ConfigError if the batch size does not fit the other settings."""
         super().check_batch()
         if self.batch_size % self.trust_region.num_microbatches:
             allowed = f"a divisor of num_envs·unroll_length = {self.batch_size}"
@@ -57,11 +57,11 @@ class TRPOConfig(AgentConfig):
 
 
 class TRPOState(NamedTuple):
-    """What one update hands to the next."""
+    """State that each update passes to the next."""
 
     trust_region: TrustRegionState
     outcomes: Int[Array, "6"]
-    """How often updates have ended in each `StepOutcome`."""
+    """How many updates have ended in each `StepOutcome`."""
 
 
 def init(params: Any, config: TRPOConfig) -> TRPOState:

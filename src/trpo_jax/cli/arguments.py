@@ -1,4 +1,4 @@
-"""Command-line arguments by tyro, with errors in one line."""
+"""Parsing of command-line arguments with tyro, with errors in one line."""
 
 import contextlib
 import io
@@ -71,9 +71,9 @@ def parse(kind: type[ArgumentsT], arguments: list[str], *, command: str, descrip
 
 
 def one_line(boxed: str) -> str:
-    """Flatten an error that tyro has drawn as a box of sections into sections joined by semicolons.
+    """Turn an error that tyro has drawn as a box of sections into one line of sections joined by semicolons.
 
-    The text is read because tyro has no public hook for its errors.
+    It parses the printed text because tyro has no public hook for its errors.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
     rows = [row.strip(" │╰╯") for row in text.splitlines() if not row.startswith("╭")]
@@ -84,6 +84,6 @@ def one_line(boxed: str) -> str:
 
 
 def _field_prefix(match: re.Match[str]) -> str:
-    """Name the table of a configuration's field as a file does: "run.agent.trust-region" is "trust_region.", a class is ""."""
+    """Name a field's table as in a TOML file: "run.agent.trust-region" becomes "trust_region.", a class becomes ""."""
     tables = [part for part in match[1].split(".") if part not in ("run", "agent") and not part[0].isupper()]
     return "".join(f"{part.replace('-', '_')}." for part in tables)

@@ -13,27 +13,27 @@ from trpo_jax.cli.sweep import ProgramOptions, train_planned
 from trpo_jax.errors import MissingPackageError
 
 DESCRIPTION = (
-    "Train by several algorithms, each with the settings that ship for it on a CPU, and report their returns with 95 % "
-    "intervals. It is a sweep: the same command again goes on after any interruption, and --seeds may grow."
+    "Train with several algorithms, each with its shipped settings for a CPU, and report their returns with 95 % intervals. "
+    "This is a sweep: run the same command again to resume after an interruption, or with more --seeds to add runs."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class CompareArguments:
-    """What `trpo-jax compare` takes."""
+    """Arguments of `trpo-jax compare`."""
 
     environments: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENV [ENV …]")]
     """Environments, or TOML files."""
     algorithms: Annotated[str, tyro.conf.arg(metavar="NAME,NAME")] = "trpo,ppo"
-    """Names of algorithms, with commas between them; docs/algorithms.md lists them."""
+    """Names of algorithms, separated by commas; docs/algorithms.md lists them."""
     seeds: int = 5
     """Number of seeds."""
     num_timesteps: int | None = None
-    """Environment steps to train for; by default what each environment's settings say."""
+    """Environment steps to train for; by default the number in each environment's settings."""
     suite: Literal["brax", "playground"] = "brax"
-    """Of environments given by name."""
+    """Suite of the environments that are given by name."""
     sweep_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder for runs and report: a new one, or one to go on with; by default sweeps/compare-ENV-…-ALGORITHM-…"""
+    """Folder for runs and report: a new one, or one to resume; by default sweeps/compare-ENV-…-ALGORITHM-…"""
     programs: Annotated[ProgramOptions, tyro.conf.arg(name="")] = ProgramOptions()  # noqa: RUF009 - frozen
 
 
@@ -52,7 +52,7 @@ def compare_command(arguments: list[str]) -> int:
         raise MissingPackageError.of("a report", "matplotlib", "plot")
     names = [name.strip() for name in parsed.algorithms.split(",")]
     mapping: dict[str, Any] = {"environments": list(parsed.environments), "seeds": parsed.seeds, "grid": {"algorithm": names}}
-    if parsed.suite != "brax":  # a TOML file says for itself
+    if parsed.suite != "brax":  # a TOML file names its own suite
         mapping["config"] = {"suite": parsed.suite}
     if parsed.num_timesteps is not None:
         mapping["num_timesteps"] = parsed.num_timesteps

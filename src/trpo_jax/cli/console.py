@@ -18,13 +18,13 @@ from trpo_jax.training.run_config import RunConfig
 
 
 def say(line: str) -> None:
-    """Print a line; where that is not possible any more, say so once, and print no further ones."""
+    """Print a line. If stdout fails, warn once and print nothing more."""
     try:
         print(line, flush=True)
     except OSError as error:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        if not isinstance(error, BrokenPipeError):  # no one reads: no one is to be told
-            complain(f"warning: stdout: {error.strerror}; going on without it")
+        if not isinstance(error, BrokenPipeError):  # no one reads, so there is no one to warn
+            complain(f"warning: stdout: {error.strerror}; continuing without it")
 
 
 class PlainConsole(ProgressLines):
@@ -37,7 +37,7 @@ class PlainConsole(ProgressLines):
         self._telling = contextlib.ExitStack()
 
     def start(self, run_dir: Path, *, resumed: bool = False, accelerator: bool = False) -> None:
-        """Say what is about to happen; `accelerator` where the settings are those for one."""
+        """Print what is about to run; `accelerator` says whether the settings are those for an accelerator."""
         self._resumed = resumed
         agent = self.run_config.agent
         batch = f"{agent.num_envs} environments × {agent.unroll_length} steps"
@@ -45,27 +45,27 @@ class PlainConsole(ProgressLines):
         by = "" if run.algorithm == DEFAULT else f" by {run.algorithm}"
         self.say(f"{run.environment} ({run.backend}){by}, {run.num_timesteps:,} steps, {batch} an iteration")
         if accelerator:
-            self.say("with the settings for an accelerator (--no-accelerator takes those for a CPU)")
-        self.say(f"{'going on in' if resumed else 'run folder'} {run_dir}")
+            self.say("with the settings for an accelerator (--no-accelerator uses those for a CPU)")
+        self.say(f"{'resuming in' if resumed else 'run folder'} {run_dir}")
         kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
         cache = f"compiled programs are kept in {kept}" if kept else "compiled programs are not kept"
         self.say(f"compiling; the first start takes longest, {cache} …")
 
     def last_words(self, run_dir: Path, options: str = "") -> str:
-        """Return what Ctrl-C or SIGTERM left behind, and by which command and options to go on."""
+        """Return a line that says what Ctrl-C or SIGTERM left behind, and which command resumes the training."""
         steps = [int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
-        saved = f"saved as it was after {max(steps):,} steps" if steps else "nothing was trained yet"
-        return f"interrupted; {saved}; go on with: trpo-jax train --resume {shlex.quote(str(run_dir))}{options}"
+        saved = f"saved after {max(steps):,} steps" if steps else "nothing was trained yet"
+        return f"interrupted; {saved}; resume with: trpo-jax train --resume {shlex.quote(str(run_dir))}{options}"
 
     def finish(self, run_dir: Path, metrics: dict[str, float]) -> None:
-        """Say how it ended."""
+        """Print how the training ended."""
         took = format_seconds(self.elapsed)
         result = f"return {describe_evaluation(metrics)}, " if "eval/episode_reward" in metrics else ""
         if self._resumed and not self.has_begun:
             again = "; this was only evaluated again" if "eval/episode_reward" in metrics else ""
             self.say(f"all {self.run_config.num_timesteps:,} steps had been trained before{again}")
         self.say(f"done: {result}in {took}")
-        self.say(f"look again with: trpo-jax evaluate {shlex.quote(str(run_dir))}")
+        self.say(f"evaluate it with: trpo-jax evaluate {shlex.quote(str(run_dir))}")
 
     def say(self, line: str) -> None:
         """Print a line."""
@@ -110,5 +110,5 @@ class TerminalConsole(PlainConsole):
 
 
 def make_console(run_config: RunConfig) -> PlainConsole:
-    """Return a progress bar where stdout is a terminal, plain lines elsewhere."""
+    """Return a progress bar if stdout is a terminal, else plain lines."""
     return TerminalConsole(run_config) if sys.stdout.isatty() else PlainConsole(run_config)

@@ -15,10 +15,10 @@ DESCRIPTION = (
 
 @config
 class EvaluateArguments:
-    """What `trpo-jax evaluate` takes."""
+    """Arguments of `trpo-jax evaluate`."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder that `trpo-jax train` or `trpo-jax sweep` wrote, or SWEEP/NAME for some runs of a sweep (ant, ant-seed0)."""
+    """Folder that `trpo-jax train` or `trpo-jax sweep` wrote, or SWEEP/NAME for runs of a sweep (NAME: ant or ant-seed0)."""
     episodes: int = setting(default=128, at_least=2)
     """Episodes to play, side by side; at least 2."""
     deterministic: bool = setting(default=True)

@@ -15,19 +15,19 @@ USAGE = """usage: trpo-jax COMMAND …
 Trust Region Policy Optimization in JAX.
 
 commands:
-  train ENV|CONFIG.toml   train a policy; writes a run folder (--resume RUN goes on with one)
+  train ENV|CONFIG.toml   train a policy; writes a run folder (--resume RUN continues one)
   evaluate RUN            play episodes with the policy of a run folder
   plot RUN [RUN …]        draw learning curves of run folders
   render RUN              show an episode with the policy of a run folder
   sweep SWEEP.toml        train environments × settings × seeds, many runs in one program
   report DIR              make tables and plots of a sweep's folder
-  compare ENV [ENV …]     train by several algorithms and report their returns
+  compare ENV [ENV …]     train with several algorithms and report their returns
 
 `trpo-jax COMMAND --help` explains every option of a command.
 """
 
 COMMANDS = ("train", "evaluate", "plot", "render", "sweep", "report", "compare")
-"""Each is `NAME_command` of the module NAME."""
+"""Each command is the function `NAME_command` of the module NAME."""
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code, unprintable = 1, error
     unprintable = unprintable or _unprintable()
     if unprintable is not None:
-        sys.stdout = None  # else Python tries once more, and tells of it in its own words
-        if not isinstance(unprintable, BrokenPipeError):  # no one reads: no one is to be told
+        sys.stdout = None  # else Python tries once more and prints a message of its own
+        if not isinstance(unprintable, BrokenPipeError):  # no one reads, so there is no one to tell
             complain(f"error: {unprintable.strerror}")
             code = USAGE_ERROR
     if code in (INTERRUPTED, TERMINATED) and not _has_others():
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _unprintable() -> OSError | None:
-    """Return why what was printed cannot be written, if it cannot."""
+    """Return the error if the printed lines cannot be written, else None."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -72,7 +72,7 @@ def _unprintable() -> OSError | None:
 
 
 def _has_others() -> bool:
-    """Tell whether this is one of several processes, which take leave of each other when Python ends."""
+    """Tell whether this is one of several processes, which disconnect from each other when Python ends."""
     import jax
 
     return jax.distributed.is_initialized()
@@ -122,21 +122,21 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 
 def _device_trouble(error: Exception) -> str | None:
-    """Say in a sentence what JAX's error about devices means; None for any other error."""
+    """Explain JAX's error about devices in one sentence; return None for any other error."""
     import jax
 
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         return (
-            "the device is out of memory; fewer environments (--num-envs) or shorter unrolls (--unroll-length) need less, "
-            "and so does TRPO's policy step in parts (--trust-region.num-microbatches)"
+            "the device is out of memory; fewer environments (--num-envs), shorter unrolls (--unroll-length) or, "
+            "with TRPO, more microbatches (--trust-region.num-microbatches) need less"
         )
     frames = traceback.extract_tb(error.__traceback__)
     if frames and Path(frames[-1].filename).name == "xla_bridge.py":
         platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
         reason = str(error).partition("\n")[0] or "its driver or its libraries are missing"
         return (
-            f"JAX_PLATFORMS: got {platforms!r}, allowed: what JAX can start here ({reason}); a GPU needs NVIDIA's driver and "
-            'pip install "trpo-jax[cuda13]"'
+            f"JAX_PLATFORMS: got {platforms!r}, allowed: platforms that JAX can start here ({reason}); "
+            'a GPU needs NVIDIA\'s driver and pip install "trpo-jax[cuda13]"'
         )
     return None
 

@@ -12,20 +12,20 @@ from trpo_jax.errors import ConfigError
 DESCRIPTION = (
     "Draw the learning curves of runs into one picture: return in training and evaluation, mean KL and its bound, the "
     "fraction of updates that were accepted, the critic's explained variance, and speed, all over environment steps. Seeds of "
-    "one setting become their mean with a band; each environment has panels of its own. Works on runs that are still going "
-    "on, too, but for those of a sweep."
+    "one setting are drawn as their mean with a band; each environment has its own panels. Also works on runs that are still "
+    "training, except those of a sweep."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class PlotArguments:
-    """What `trpo-jax plot` takes."""
+    """Arguments of `trpo-jax plot`."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN …]")]
-    """Folders that `trpo-jax train` or `trpo-jax sweep` wrote, or SWEEP/NAME for some runs of a sweep (ant, ant-seed0)."""
+    """Folders that `trpo-jax train` or `trpo-jax sweep` wrote, or SWEEP/NAME for runs of a sweep (NAME: ant or ant-seed0)."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Picture to write, overwritten if it exists; ends in .png, .pdf or .svg. By default plot.png, in the folder that was
-    given, in the working directory for several."""
+    """Picture to write, overwritten if it exists; ends in .png, .pdf or .svg. By default plot.png, in the given folder or,
+    for several folders, in the working directory."""
 
 
 def plot_command(arguments: list[str]) -> int:

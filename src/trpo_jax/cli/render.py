@@ -14,21 +14,21 @@ from trpo_jax.config import LARGEST_SEED, config, setting
 from trpo_jax.errors import ConfigError
 
 DESCRIPTION = (
-    "Play one episode with the newest policy of a run folder, acting with the policy's mean, and write RUN/render.html (to "
-    "be opened in a browser, which fetches the viewer's scripts from the network) and RUN/render.gif. For environments of "
+    "Play one episode with the newest policy of a run folder, acting with the policy's mean, and write RUN/render.html (open "
+    "it in a browser, which fetches the viewer's scripts from the network) and RUN/render.gif. Works for environments of "
     "Brax and MuJoCo Playground."
 )
 
 
 @config
 class RenderArguments:
-    """What `trpo-jax render` takes."""
+    """Arguments of `trpo-jax render`."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder that `trpo-jax train` or `trpo-jax sweep` wrote, or SWEEP/NAME (ant, ant-seed0); of several runs the one with the
-    highest return is shown."""
+    """Folder that `trpo-jax train` or `trpo-jax sweep` wrote, or SWEEP/NAME (NAME: ant or ant-seed0); of several runs, the
+    one with the highest return is shown."""
     max_steps: int = setting(default=500, at_least=1)
-    """Actions after which to stop, if the episode has not ended."""
+    """Largest number of actions; a longer episode is cut off."""
     seed: int = setting(default=0, at_least=0, at_most=LARGEST_SEED)
     """Seed of the initial state."""
     format: Literal["gif", "mp4", "html"] = setting(default="gif")
@@ -36,7 +36,7 @@ class RenderArguments:
     size: Annotated[str, tyro.conf.arg(metavar="WIDTHxHEIGHT")] = setting(default="480x360")
     """Size of the animation, in pixels."""
     camera: str = setting(default="auto")
-    """Name of one of the environment's cameras, or free, which shows the whole of it; auto is its first, or free."""
+    """Name of one of the environment's cameras, or free, which shows the whole scene; auto is the first camera, else free."""
 
 
 def render_command(arguments: list[str]) -> int:
@@ -52,15 +52,15 @@ def render_command(arguments: list[str]) -> int:
     folder, run_config = open_run_folder(best_run(parsed.run))
     import jax
 
-    jax.devices()  # a device that cannot start is told of in one line here, and only here
-    from trpo_jax.environments.rendering import View  # imports simulators, for which a wrong RUN need not wait
+    jax.devices()  # start the devices now: only a failure here is reported as a one-line error
+    from trpo_jax.environments.rendering import View  # imports simulators, which is slow, so a wrong RUN is reported first
     from trpo_jax.runs.render import render_run
 
     rendering = render_run(
         run_config, folder, max_steps=parsed.max_steps, seed=parsed.seed, output=parsed.format, view=View(*size, parsed.camera)
     )
     episode = rendering.episode
-    end = "" if episode.ended else ", where it was cut off"
+    end = "" if episode.ended else ", then cut off"
     if folder.path != Path(parsed.run):
         print(folder.path.name)
     print(f"{run_config.environment} ({run_config.backend}) after {rendering.step:,} steps")

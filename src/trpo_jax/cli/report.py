@@ -9,19 +9,19 @@ from trpo_jax.cli.arguments import parse
 
 DESCRIPTION = (
     "Turn the folder of a sweep into tables and plots: returns with 95 % intervals, learning curves, performance profiles, "
-    "probabilities of improvement, sensitivity to each swept field. Works on a sweep that is still going on, too."
+    "probabilities of improvement, sensitivity to each swept field. Also works on a sweep that is not finished."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportArguments:
-    """What `trpo-jax report` takes."""
+    """Arguments of `trpo-jax report`."""
 
     sweep_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Folder that `trpo-jax sweep` wrote."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder for report.html, report.md, tables (CSV) and plots (PNG and SVG), whose files of these names are overwritten; by
-    default DIR/report."""
+    """Folder for report.html, report.md, tables (CSV) and plots (PNG and SVG); existing files of these names are overwritten.
+    By default DIR/report."""
 
 
 def report_command(arguments: list[str]) -> int:

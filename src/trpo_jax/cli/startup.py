@@ -1,4 +1,4 @@
-"""What the command line sets up once: streams, the compilation cache, silence where messages help no one, and Ctrl-C."""
+"""Setup of the command line's process: streams, the compilation cache, quiet libraries, and Ctrl-C."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 
 def prepare_streams() -> None:
-    """Have stdout and stderr take every character, and be there, though one may have been closed."""
+    """Make stdout and stderr accept every character, and replace them if they were closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -23,7 +23,7 @@ def prepare_streams() -> None:
 
 
 def complain(line: str, command: str = "") -> None:
-    """Print a line to stderr, as of a command; where that is not possible any more, print no further ones."""
+    """Print a line to stderr, after the command's name. If stderr fails, print nothing more."""
     try:
         print(f"trpo-jax {command}".rstrip() + f": {line}", file=sys.stderr, flush=True)
     except OSError:
@@ -32,7 +32,7 @@ def complain(line: str, command: str = "") -> None:
 
 def configure_process() -> None:
     """Switch on JAX's persistent compilation cache and quiet the libraries underneath."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks on cached CPU code; read when jax is imported
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides XLA's remarks on cached CPU code; read when jax is imported
     from trpo_jax.execution.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
@@ -41,7 +41,7 @@ def configure_process() -> None:
 
 
 def end_at_once(code: int) -> NoReturn:
-    """End the process without waiting for the threads that compile, and leave no program of theirs half written."""
+    """End the process without waiting for threads that compile; remove programs that they may have half written."""
     from trpo_jax.execution.compilation_cache import drop_newest_programs
 
     drop_newest_programs()
@@ -50,22 +50,23 @@ def end_at_once(code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def ended_by_ctrl_c(last_words: Callable[[], str], has_begun: Callable[[], bool]) -> Iterator[None]:
-    """End the process then and there at Ctrl-C, with some last words, until there is something to lose.
+    """End the process at once at Ctrl-C, with some last words, until the work has begun.
 
-    An exception could get lost: Python drops those that are raised in a destructor or in a callback of its garbage collector,
-    and JAX has one of these.
+    An exception could get lost: Python drops exceptions that are raised in a destructor or in a callback of its garbage
+    collector, and JAX has such a callback.
 
     Args:
-        last_words: returns what to say.
-        has_begun: tells whether Ctrl-C is to raise KeyboardInterrupt from now on.
+        last_words: returns the line to print.
+        has_begun: returns whether the work has begun; Ctrl-C then raises KeyboardInterrupt instead.
     """
 
     def end(number: int, frame: Any) -> None:
         if has_begun():
             raise KeyboardInterrupt
-        show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # which a progress bar hides
+        show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # a progress bar hides it
         with contextlib.suppress(OSError, ValueError):
-            os.write(sys.stdout.fileno(), f"{show_cursor}{last_words()}\n".encode())  # print may be in the middle of printing
+            # Not by print, which Ctrl-C may have interrupted.
+            os.write(sys.stdout.fileno(), f"{show_cursor}{last_words()}\n".encode())
         end_at_once(128 + number)
 
     with _at_ctrl_c(end):
@@ -73,7 +74,7 @@ def ended_by_ctrl_c(last_words: Callable[[], str], has_begun: Callable[[], bool]
 
 
 def raised_by_ctrl_c() -> contextlib.AbstractContextManager[None]:
-    """Have Ctrl-C raise KeyboardInterrupt, where something is to be cleaned up."""
+    """Make Ctrl-C raise KeyboardInterrupt, so that the caller can clean up."""
     return _at_ctrl_c(signal.default_int_handler)
 
 
@@ -91,5 +92,5 @@ def _at_ctrl_c(handler: Callable[[int, Any], Any]) -> Iterator[None]:
 
 
 def _one_line(message, category, filename, lineno, file=None, line=None) -> None:
-    """Show a warning as errors are shown: the line of code that it came from is none of the user's."""
+    """Show a warning like an error, without its line of code, which is not the user's."""
     complain(f"warning: {message}")

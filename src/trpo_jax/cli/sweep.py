@@ -23,16 +23,16 @@ from trpo_jax.errors import ConfigError
 from trpo_jax.training.progress import compilations_told, format_seconds
 
 DESCRIPTION = (
-    "Train the runs that a sweep file describes: environments × settings × seeds. Runs that differ in seeds and in the float "
-    "fields that docs/sweeps.md lists are trained together, in one compiled program. The same command again goes on after "
-    "any interruption. Writes SWEEP-DIR/{plan.json, runs/, results.csv}; `trpo-jax report SWEEP-DIR` makes tables and plots "
-    "of it."
+    "Train the runs that a sweep file describes: environments × settings × seeds. Runs that differ only in seeds and in the "
+    "float fields listed in docs/sweeps.md are trained together, in one compiled program. Run the same command again to "
+    "resume after an interruption. Writes SWEEP-DIR/{plan.json, runs/, results.csv}; `trpo-jax report SWEEP-DIR` makes tables "
+    "and plots from it."
 )
 
 FAILED = 1
-"""Exit code where some of the programs failed."""
+"""Exit code if some of the programs failed."""
 WIDTH = 120
-"""Characters a line, where stdout is no terminal."""
+"""Characters per line if stdout is not a terminal."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +40,18 @@ class ProgramOptions:
     """Where the programs of a sweep run, and how many runs each of them holds."""
 
     dry_run: bool = False
-    """Print the plan, and train nothing: programs, runs in each, and the memory that they are estimated to take."""
+    """Train nothing; print the plan: programs, runs in each, and their estimated memory."""
     executor: Literal["local", "ray"] = "local"
     """Where programs run: in this process one after another, or as tasks of Ray (an extra to install)."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    """What to train on; auto takes the best that JAX sees, and with Ray what programs ask for, else processors."""
+    """Kind of device to train on; auto is the best that JAX sees; with Ray, the kind that programs ask for, or processors."""
     memory_limit: Annotated[float | None, tyro.conf.arg(metavar="GIB")] = None
-    """Memory that a program may take on each device, in GiB; by default half of what is free there, and 4 where Ray's workers
-    have other devices than this machine's processors."""
+    """Memory that a program may take on each device, in GiB; by default half of its free memory, or 4 if Ray's workers use
+    other devices than this machine's processors."""
     runs_per_program: int | None = None
-    """Runs that a program may hold, whatever their memory."""
+    """Largest number of runs in a program; memory_limit may allow fewer."""
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """A Ray cluster that runs, also ray://HOST:PORT or auto; by default one is started on this machine."""
+    """Address of a running Ray cluster, also ray://HOST:PORT or auto; by default a cluster is started on this machine."""
     cpus_per_program: float = 1.0
     """Processors that each program asks Ray for."""
     gpus_per_program: float | None = None
@@ -60,7 +60,7 @@ class ProgramOptions:
     """TPU chips that each program asks Ray for; by default 1 with --device tpu, else 0."""
 
     def check(self) -> None:
-        """Raise ConfigError for a number out of range, or an option of Ray's without Ray."""
+        """Raise ConfigError for a number out of range, or a Ray option without Ray."""
         for name in ("memory_limit", "runs_per_program", "cpus_per_program"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -69,20 +69,20 @@ class ProgramOptions:
         if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer())):
             raise ConfigError("gpus_per_program", gpus, "a number from 0 to 1, or a whole number")
         if self.tpus_per_program is not None and self.tpus_per_program < 0:
-            raise ConfigError("tpus_per_program", self.tpus_per_program, "a whole number")
+            raise ConfigError("tpus_per_program", self.tpus_per_program, "a whole number >= 0")
         for name in ("ray_address", "cpus_per_program", "gpus_per_program", "tpus_per_program"):
             if self.executor == "local" and getattr(self, name) != getattr(ProgramOptions, name):
-                raise ConfigError(name, getattr(self, name), "nothing without --executor ray")
+                raise ConfigError(name, getattr(self, name), "no value without --executor ray")
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepArguments:
-    """What `trpo-jax sweep` takes."""
+    """Arguments of `trpo-jax sweep`."""
 
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SWEEP.toml")]
-    """The sweep file; docs/sweeps.md says what may stand in it."""
+    """The sweep file; docs/sweeps.md describes what it may contain."""
     sweep_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the sweep: a new one, or one to go on with; by default sweeps/NAME, NAME being the file's."""
+    """Folder of the sweep: a new one, or one to resume; by default sweeps/NAME for NAME.toml."""
     programs: Annotated[ProgramOptions, tyro.conf.arg(name="")] = ProgramOptions()
 
 
@@ -101,10 +101,10 @@ def train_planned(plan: Callable[[], Sequence[Any]], folder: str | Path, argumen
     """Train the runs of a plan in a sweep's folder, or show the plan; return the exit code."""
     from trpo_jax.sweep.programs import PART_OF_MEMORY, plan_programs
 
-    with _executor(arguments) as executor:  # first of all: to plan is to use JAX, which decides then what its devices are
+    with _executor(arguments) as executor:  # first, because planning uses JAX, which then fixes its devices
         runs = plan()
         limit = executor.memory_limit if arguments.memory_limit is None else round(arguments.memory_limit * 2**30)
-        # How much is free wavers: what was begun goes on as long as all that is free will do.
+        # Free memory fluctuates, so an unfinished program may take all that is free when it resumes.
         resume_limit = int(limit / PART_OF_MEMORY) if arguments.memory_limit is None else None
         planned = plan_programs(
             runs,
@@ -121,7 +121,7 @@ def train_planned(plan: Callable[[], Sequence[Any]], folder: str | Path, argumen
 
 @contextlib.contextmanager
 def _executor(arguments: ProgramOptions) -> Iterator[Any]:
-    """Give what trains the programs: this process, on all devices of the kind asked for, or Ray."""
+    """Yield the executor of the programs: this process, on all devices of the requested kind, or Ray."""
     if arguments.executor == "local":
         from trpo_jax.sweep.executor import LocalExecutor, choose_devices
 
@@ -156,13 +156,13 @@ def _sweep(path: str | Path, runs: Sequence[Any], planned: Sequence[Any], execut
         try:
             ending = (
                 ended if isinstance(executor, LocalExecutor) else raised_by_ctrl_c()
-            )  # Ray's workers are to be told of the end
+            )  # the exception lets the executor stop Ray's workers
             with ending, compilations_told(say):
                 run_sweep(folder, planned, executor=executor, listener=console)
         except (KeyboardInterrupt, SystemExit):
             say(console.last_words())
             raise
-        except ExceptionGroup as error:  # each of which the console has told in whole
+        except ExceptionGroup as error:  # the console has printed each of its errors in full
             complain(f"error: {error.message}", "sweep")
             return FAILED
     console.finish(folder.results)
@@ -170,7 +170,7 @@ def _sweep(path: str | Path, runs: Sequence[Any], planned: Sequence[Any], execut
 
 
 def show_plan(planned: Sequence[Any], num_devices: int) -> None:
-    """Print the cells and programs of a sweep; runs of one cell could share a program if memory were larger."""
+    """Print the cells and programs of a sweep; with more memory, all runs of a cell could share one program."""
     table = rich.table.Table()
     for name in ("program", "cell", "environment", "steps a run", "runs", "values", "devices", "MiB a device"):
         table.add_column(name, justify="left" if name in ("environment", "values") else "right")
@@ -200,7 +200,7 @@ def _what(job: Any) -> str:
 
 
 def _values(runs: Sequence[Any]) -> str:
-    """Say in which fields runs of a program differ, and which values of others they share."""
+    """Name the swept fields: how many values a program's runs have of each, or the value that they share."""
     words = []
     for name in runs[0].swept:
         values = list(dict.fromkeys(str(run.swept[name]) for run in runs))
@@ -220,17 +220,17 @@ class SweepConsole:
         self._num_finished = self._num_runs = 0
         self._printed: dict[Path, int] = {}
         self.has_begun = False
-        """Whether iterations of the program that was started last were reported."""
+        """Whether an iteration of the newest program was reported."""
 
     def begin(self, num_finished: int, num_runs: int) -> None:
-        """Say what there is to do."""
+        """Print how many runs there are."""
         self._num_finished, self._num_runs = num_finished, num_runs
         already = f", {num_finished} of them finished already" if num_finished else ""
         say(f"{_count('run', num_runs)} in {_count('program', self._num_programs)}{already}")
         say(f"sweep folder {self._path}")
 
     def start(self, job: Any) -> None:
-        """Say which runs are trained next."""
+        """Print which runs are trained next."""
         self.has_begun = False
         say(f"{_what(job)}: {_count('run', len(job.runs))} of {job.runs[0].config.num_timesteps:,} steps; compiling …")
 
@@ -247,21 +247,21 @@ class SweepConsole:
             say(f"{_what(job)}: step {step:,} of each, {best}, {speed:,.0f} steps/s")
 
     def finished(self, job: Any, num_finished: int) -> None:
-        """Say that a job's runs are finished."""
+        """Print that a job's runs are finished."""
         self._num_finished = num_finished
         say(f"{_what(job)}: {len(job.runs)} finished, {num_finished} of {self._num_runs} in all")
 
     def failed(self, job: Any, error: Exception) -> None:
-        """Say that a job has failed, and how."""
+        """Print that a job has failed, and its error."""
         traceback.print_exception(error)
-        failed = f"{_count('run', len(job.runs))} failed: {_values(job.runs)}; the others go on"
+        failed = f"{_count('run', len(job.runs))} failed: {_values(job.runs)}; the others continue"
         say(f"{_what(job)}: {failed}")
 
     def last_words(self) -> str:
-        """Return what Ctrl-C or SIGTERM left behind."""
-        return f"interrupted; {self._num_finished} of {self._num_runs} runs finished; the same command goes on"
+        """Return a line that says what Ctrl-C or SIGTERM left behind."""
+        return f"interrupted; {self._num_finished} of {self._num_runs} runs finished; run the same command to resume"
 
     def finish(self, results: Path) -> None:
-        """Say how it ended."""
+        """Print how the sweep ended."""
         say(f"done in {format_seconds(time.perf_counter() - self._started)}: {results}")
-        say(f"look at it with: trpo-jax report {shlex.quote(str(self._path))}")
+        say(f"make a report with: trpo-jax report {shlex.quote(str(self._path))}")

@@ -26,20 +26,20 @@ from trpo_jax.training.run_config import (
 )
 
 DESCRIPTION = (
-    "Train a policy, by Trust Region Policy Optimization or what --algorithm says. The first argument names an environment or "
-    "a TOML file; what it leaves open keeps the defaults shown here, and options go over both. "
-    "On an accelerator other settings ship, with thousands of environments; --no-accelerator takes those of a CPU. "
+    "Train a policy with Trust Region Policy Optimization, or with the algorithm that --algorithm names. The first argument "
+    "names an environment or a TOML file; fields that it does not set keep the defaults shown here, and options override both. "
+    "An accelerator has shipped settings of its own, with thousands of environments; --no-accelerator uses those for a CPU. "
     "Writes RUN-DIR/{config.toml, metrics.jsonl, checkpoints/}. "
-    "`trpo-jax train --resume RUN` goes on with an earlier run as if it had not been interrupted."
+    "`trpo-jax train --resume RUN` resumes an earlier run as if it had not been interrupted."
 )
 
 CHANGEABLE = ("num_timesteps", *BESIDE_TRAINING)
-"""What may be set anew when a run goes on."""
+"""Fields that may change when a run is resumed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainArguments:
-    """What `trpo-jax train` takes."""
+    """Arguments of `trpo-jax train`."""
 
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV|CONFIG.toml")]
     """An environment (ant, hopper, …; with the settings that ship for it, if any) or a TOML file."""
@@ -47,25 +47,25 @@ class TrainArguments:
     run_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for the run, new or empty; by default runs/ENV-DATE-TIME."""
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Folder of an earlier run to go on with, instead of ENV; only its length, evaluations and checkpoints may be set anew."""
+    """Folder of an earlier run to resume, instead of ENV; only its length, evaluations and checkpoints may be changed."""
     algorithm: Literal[*ALGORITHMS] = DEFAULT
-    """What to learn by. Its options are shown by --help after it: trpo-jax train ant --algorithm ppo --help."""
+    """Learning algorithm. To see its options, add --help: trpo-jax train ant --algorithm ppo --help."""
     accelerator: bool = False
-    """Take the settings that ship for an accelerator, or those for a CPU; by default JAX's default device decides."""
+    """Use the settings shipped for an accelerator, or those for a CPU; by default JAX's default device decides."""
     tensorboard: bool = False
-    """Write metrics for TensorBoard, too, into RUN-DIR/tensorboard (an extra to install)."""
+    """Also write metrics for TensorBoard, into RUN-DIR/tensorboard (an extra to install)."""
     wandb_project: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Log to this project of Weights & Biases, too (an extra to install)."""
+    """Also log to this project of Weights & Biases (an extra to install)."""
     max_devices_per_host: int | None = None
     """Use no more devices of each process than this."""
     distributed: bool = False
-    """Be one of several processes that train together; a cluster's environment variables say which, or these do:"""
+    """Train as one of several processes; a cluster's environment variables say which one, or these options do:"""
     coordinator_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """Where the first process listens."""
     num_processes: int | None = None
     """How many processes there are."""
     process_index: int | None = None
-    """Which one this is, from 0; the first one alone writes and prints."""
+    """Index of this process, from 0; only process 0 writes and prints."""
 
 
 def train_command(arguments: list[str]) -> int:
@@ -92,12 +92,12 @@ def train_command(arguments: list[str]) -> int:
 
 
 def parse_arguments(arguments: list[str], *, accelerator: bool = False) -> TrainArguments:
-    """Return the arguments, with the configuration that they stand for: with `accelerator`, the one for an accelerator."""
+    """Return the parsed arguments and their configuration; with `accelerator`, the configuration for an accelerator."""
     resume = _value_of("--resume", arguments)
     target = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if resume is not None:
         if target is not None:
-            raise ConfigError("ENV|CONFIG.toml", target, "none where --resume names a run")
+            raise ConfigError("ENV|CONFIG.toml", target, "no value with --resume")
         started = open_run_folder(resume)[1]
         default = TrainArguments("", started, resume=resume, algorithm=started.algorithm)
         parsed = parse(
@@ -121,7 +121,7 @@ def parse_arguments(arguments: list[str], *, accelerator: bool = False) -> Train
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """Return what follows an option; it decides on the defaults of all others, and so is looked for before them."""
+    """Return an option's value. It is needed before parsing, because it decides the defaults of the other options."""
     found = None
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         name, equals, value = argument.partition("=")
@@ -131,7 +131,7 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 
 def _accelerator_option(arguments: Sequence[str]) -> bool | None:
-    """Return what the arguments say of an accelerator, None where they leave it open."""
+    """Return whether the arguments ask for an accelerator's settings; None if they do not say."""
     said = {"--accelerator": True, "--no-accelerator": False}
     return next((said[argument] for argument in reversed(arguments) if argument in said), None)
 
@@ -140,11 +140,11 @@ def _refuse_changes(parsed: TrainArguments, started: RunConfig) -> None:
     from trpo_jax.training.store import check_same
 
     if parsed.run_dir is not None:
-        raise ConfigError("run_dir", parsed.run_dir, "nothing, because --resume names the run's folder already")
+        raise ConfigError("run_dir", parsed.run_dir, "no value with --resume, which names the folder already")
     if parsed.algorithm != started.algorithm:
-        raise ConfigError("algorithm", parsed.algorithm, f"{started.algorithm}, by which the run began to learn")
+        raise ConfigError("algorithm", parsed.algorithm, f"{started.algorithm}, with which the run began")
     if parsed.accelerator:
-        raise ConfigError("accelerator", True, "none where --resume names a run, whose settings are kept")
+        raise ConfigError("accelerator", True, "no value with --resume, which keeps the run's settings")
     was, wanted = (file_fields(dataclasses.replace(run, **_unchanged(started))) for run in (started, parsed.run))
     check_same(was, wanted, "the run")
 
@@ -154,7 +154,7 @@ def _unchanged(started: RunConfig) -> dict[str, Any]:
 
 
 def _join_others(arguments: TrainArguments) -> None:
-    """Become one of several processes; to be called before JAX has looked for devices."""
+    """Become one of several processes. Must be called before JAX looks for devices."""
     given: dict[str, Any] = {
         "coordinator_address": arguments.coordinator_address,
         "num_processes": arguments.num_processes,
@@ -163,7 +163,7 @@ def _join_others(arguments: TrainArguments) -> None:
     if not arguments.distributed:
         for name, value in given.items():
             if value is not None:
-                raise ConfigError(name.replace("process_id", "process_index"), value, "none without --distributed")
+                raise ConfigError(name.replace("process_id", "process_index"), value, "no value without --distributed")
         return
     import jax
 
@@ -171,7 +171,7 @@ def _join_others(arguments: TrainArguments) -> None:
         jax.distributed.initialize(**given)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        allowed = f"where a cluster's environment variables or all three options say which process this is ({reason})"
+        allowed = f"only if a cluster's environment variables or all three options say which process this is ({reason})"
         raise ConfigError("distributed", True, allowed) from None
 
 
@@ -198,7 +198,7 @@ def _train(arguments: TrainArguments, run_config: RunConfig, environment: Any) -
         return console.has_begun
 
     try:
-        # One of several processes is to tell the others of its end.
+        # With other processes, Ctrl-C must raise, so that this process can tell them that it ends.
         with folder.locked(), raised_by_ctrl_c() if arguments.distributed else ended_by_ctrl_c(last_words, begun):
             metrics = _train_in(folder, arguments, run_config, environment, console)
     except (KeyboardInterrupt, SystemExit):
@@ -209,7 +209,7 @@ def _train(arguments: TrainArguments, run_config: RunConfig, environment: Any) -
 
 
 def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfig, environment: Any, console: Any) -> Any:
-    """Train in a folder that is locked; return the last metrics. If it cannot begin, a new run leaves no folder."""
+    """Train in a locked folder; return the last metrics. A new run that cannot begin leaves no folder."""
     from trpo_jax.runs.run import run_training
 
     resumed = arguments.resume is not None
@@ -230,7 +230,7 @@ def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfi
                 progress_fn=console.evaluation,
                 iteration_fn=console.iteration,
             )
-    except (ConfigError, MissingPackageError, CheckpointError, RuntimeError):  # the last from JAX: no device, no memory
+    except (ConfigError, MissingPackageError, CheckpointError, RuntimeError):  # RuntimeError is JAX's: no device, no memory
         if resumed and not console.has_begun:
             write_whole(folder.config, before)
         elif not resumed:
@@ -239,7 +239,7 @@ def _train_in(folder: RunFolder, arguments: TrainArguments, run_config: RunConfi
 
 
 def _loggers(arguments: TrainArguments, run_config: RunConfig, folder: RunFolder) -> list[Logger]:
-    """Make what is asked for; metrics.jsonl comes last, since the others may fail, but is written first."""
+    """Make the requested loggers. Open metrics.jsonl last, since the others may fail, but put it first in the list."""
     others: list[Logger] = []
     if arguments.tensorboard:
         others.append(TensorBoardLogger(folder.path / "tensorboard"))
@@ -249,7 +249,7 @@ def _loggers(arguments: TrainArguments, run_config: RunConfig, folder: RunFolder
 
 
 def _options_to_repeat(arguments: TrainArguments) -> str:
-    """Return the options that config.toml does not hold."""
+    """Return the options that must be given again to resume, since config.toml does not hold them."""
     options = " --distributed" if arguments.distributed else ""
     for name in ("coordinator_address", "num_processes", "process_index"):
         value = getattr(arguments, name)

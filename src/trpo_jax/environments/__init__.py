@@ -1,1 +1,1 @@
-"""Any simulator behind one small protocol."""
+"""Adapters that put any simulator behind one small protocol."""

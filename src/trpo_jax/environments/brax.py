@@ -15,11 +15,11 @@ with quiet_import():
     import brax.fluid
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
-"""Brax's physics, in the order in which "auto" tries them."""
+"""Brax's physics backends, in the order in which "auto" tries them."""
 
 
 class _NumpyWithOldClip:
-    """jax.numpy whose clip still takes a_min and a_max, as Brax 0.14.2's fluid forces (swimmer) call it."""
+    """`jax.numpy` with a clip that still takes a_min and a_max: Brax 0.14.2's fluid forces (swimmer) pass these names."""
 
     def __getattr__(self, name):
         return getattr(jnp, name)
@@ -33,7 +33,7 @@ brax.fluid.jp = _NumpyWithOldClip()
 
 
 class BraxEnvironment(VectorizedEnvironment):
-    """N copies of a Brax environment; randomization_fn is given its `sys`."""
+    """N copies of a Brax environment; randomization_fn receives its `sys`."""
 
     def __init__(self, environment: brax.envs.Env, randomization_fn: RandomizationFn | None = None):
         super().__init__(environment, "sys", randomization_fn)
@@ -43,12 +43,12 @@ def adapt(environment: brax.envs.Env, randomization_fn: RandomizationFn | None =
     """Put a Brax environment object behind the protocol.
 
     Raises:
-        TypeError: one inside a wrapper, or a randomization_fn that cannot be used.
+        TypeError: a wrapped environment, or a randomization_fn that cannot be used.
     """
     if isinstance(environment, brax.envs.Wrapper):
         raise TypeError(
             f"environment: got a Brax environment inside a {type(environment).__name__}, allowed: a bare one, as "
-            "brax.envs.get_environment returns it; time limit and resets are added here, or by a wrap_env_fn"
+            "brax.envs.get_environment returns it; trpo_jax or a wrap_env_fn adds the time limit and resets"
         )
     return BraxEnvironment(environment, randomization_fn)
 
@@ -59,7 +59,7 @@ def environment_names() -> list[str]:
 
 
 def resolve_backend(name: str, backend: str = "auto") -> str:
-    """Return the backend that an environment is loaded with: "auto" is the first of `BACKENDS` that it offers.
+    """Return the backend to load an environment with. "auto" means the first of `BACKENDS` that the environment offers.
 
     Raises:
         ConfigError: an unknown name (with the nearest known ones), or a backend that does not exist or is not offered.
@@ -83,20 +83,20 @@ def load_environment(name: str, backend: str = "auto", randomization_fn: Randomi
 
 
 def _playground_hint(name: str) -> str | None:
-    """Say that MuJoCo Playground has an environment of this name, if it is installed and does."""
+    """Return a hint if MuJoCo Playground is installed and has an environment of this name, else None."""
     if importlib.util.find_spec("mujoco_playground") is None:
         return None
     from trpo_jax.environments import playground
 
     return (
-        "a Brax environment; this one is of the suite playground (--suite playground)"
+        "a Brax environment; this one belongs to the suite playground (--suite playground)"
         if name in playground.environment_names()
         else None
     )
 
 
 def _load(name: str, backend: str) -> tuple[str, brax.envs.Env]:
-    """Return the backend that `backend` stands for and the environment with it."""
+    """Return the backend that `backend` stands for, and the environment loaded with it."""
     if name not in environment_names():
         allowed = _playground_hint(name) or unknown_name("Brax environment", name, environment_names())
         raise ConfigError("environment", name, allowed)
@@ -111,7 +111,7 @@ def _load(name: str, backend: str) -> tuple[str, brax.envs.Env]:
 
 
 def _try_to_load(name: str, backend: str) -> brax.envs.Env | None:
-    """Return a Brax environment, or None where it does not offer a backend."""
+    """Return a Brax environment, or None if it does not offer the backend."""
     with loading():
         try:
             return brax.envs.get_environment(name, backend=backend)

@@ -1,4 +1,4 @@
-"""Resetting and stepping an environment, with one sentence for what does not keep the protocol."""
+"""Reset and step an environment, and report each violation of the protocol in one sentence."""
 
 import math
 from typing import Any
@@ -13,10 +13,10 @@ from trpo_jax.tree import upcast
 
 
 def checked_reset(environment: Environment, keys: Key[Array, "N"]) -> EnvironmentState:
-    """Draw N initial states, with rewards in at least float32, since rewards are added up.
+    """Draw N initial states. Rewards become at least float32, because they are summed.
 
     Raises:
-        TypeError: what comes is no state of N environments. Raised while tracing; the message names the field.
+        TypeError: the result is not a state of N environments. Raised while tracing; the message names the field.
     """
     state = environment.reset(keys)
     _check_state(state, environment, "reset", keys.shape[0])
@@ -24,11 +24,11 @@ def checked_reset(environment: Environment, keys: Key[Array, "N"]) -> Environmen
 
 
 def checked_step(environment: Environment, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
-    """Advance N environments; leaves come in the dtypes of `state`, which may be wider than those of the step.
+    """Advance N environments. The result has the dtypes of `state`, which may be wider than those that the step returns.
 
     Raises:
-        TypeError: what comes is no state like `state`, or would have to be rounded to be one. Raised while tracing; the
-            message names the field.
+        TypeError: the result is not a state like `state`, or would have to be rounded to become one. Raised while
+            tracing; the message names the field.
     """
     new = environment.step(state, action)
     _check_state(new, environment, "step", state.reward.shape[0])
@@ -36,7 +36,7 @@ def checked_step(environment: Environment, state: EnvironmentState, action: jax.
 
 
 def _like_the_last(new: EnvironmentState, old: EnvironmentState, name: str) -> EnvironmentState:
-    """Give a step's state the dtypes of the state before it.
+    """Convert a step's state to the dtypes of the state before it.
 
     Raises:
         TypeError: another structure or shape, or a dtype that the old one cannot hold.
@@ -47,21 +47,21 @@ def _like_the_last(new: EnvironmentState, old: EnvironmentState, name: str) -> E
             got, wanted = (str(structure)[:150] for structure in structures)
             raise TypeError(
                 f"environment: got another structure for {field} from step of {name} than from reset, allowed: the same; "
-                f"got {got}, from reset {wanted}"
+                f"step gave {got}, reset gave {wanted}"
             )
     for (path, leaf), before in zip(jax.tree_util.tree_leaves_with_path(new), jax.tree.leaves(old), strict=True):
         got, wanted = (_describe(each) for each in (leaf, before))
         if jnp.shape(leaf) != jnp.shape(before) or not _holds(jnp.result_type(before), jnp.result_type(leaf)):
             where = jax.tree_util.keystr(path).lstrip(".")
             raise TypeError(
-                f"environment: got {got} for {where} from step of {name} where reset gave {wanted}, "
+                f"environment: got {got} for {where} from step of {name} but {wanted} from reset, "
                 "allowed: the same from both, or a narrower dtype from step"
             )
     return jax.tree.map(lambda x, before: jax.lax.convert_element_type(x, before.dtype), new, old)
 
 
 def check_action_space(space: Any) -> None:
-    """Raise TypeError or ValueError for what is no action space, or one without actions."""
+    """Raise TypeError for anything but an action space, and ValueError for one with an invalid size or invalid bounds."""
     if isinstance(space, Discrete):
         if not _is_count(space.num_actions):
             raise ValueError(f"action_space: got {space}, allowed: an integer >= 1 for num_actions")
@@ -91,7 +91,7 @@ def strong(tree: Any) -> Any:
 
 
 def _check_state(state: Any, environment: Environment, method: str, num_envs: int) -> None:
-    """Raise TypeError for what is no state of `num_envs` environments, naming the field."""
+    """Raise a TypeError that names the field if this is not a state of `num_envs` environments."""
     source = f"{method} of {type(environment).__name__}"
     if not isinstance(state, EnvironmentState):
         raise TypeError(f"environment: got a {type(state).__name__} from {source}, allowed: a trpo_jax.EnvironmentState")
@@ -124,7 +124,7 @@ def _describe(leaf: Any) -> str:
 
 
 def _holds(wide: Any, narrow: Any) -> bool:
-    """Tell whether one dtype has every value of the other."""
+    """Tell whether the dtype `wide` can represent every value of `narrow`."""
     if jnp.issubdtype(wide, jax.dtypes.extended) or jnp.issubdtype(narrow, jax.dtypes.extended):
         return wide == narrow
     return np.can_cast(narrow, wide, "safe")

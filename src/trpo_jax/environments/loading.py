@@ -1,4 +1,4 @@
-"""What surrounds the import of simulators and the loading of models. Imports MuJoCo, so only adapters import this."""
+"""Contexts for importing simulators and loading models. This imports MuJoCo, so only adapters import it."""
 
 import contextlib
 import io
@@ -14,14 +14,14 @@ with warnings.catch_warnings(action="ignore"):
 
 @contextlib.contextmanager
 def quiet_import() -> Iterator[None]:
-    """Keep back what simulators say while they are imported: missing optional parts, deprecations of dependencies."""
+    """Suppress the messages of simulators on import: missing optional parts, deprecations of dependencies."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
         yield
 
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
-    """Load models onto this process's devices, and keep back what is said; MuJoCo would also write a MUJOCO_LOG.TXT."""
+    """Load models onto this process's devices and suppress their messages, also those that MuJoCo logs to MUJOCO_LOG.TXT."""
     previous = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)
     try:
@@ -35,9 +35,9 @@ def loading() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_devices() -> Iterator[None]:
-    """Have `jax.devices()` show this process's devices only.
+    """Make `jax.devices()` return only this process's devices.
 
-    MJX puts what it loads on the first one of all processes, where no other process can read it.
+    MJX puts the models it loads on the first device of all processes, which the other processes cannot read.
     """
     if jax.process_count() == 1:
         yield

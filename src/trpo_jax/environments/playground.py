@@ -21,14 +21,14 @@ with quiet_import():
     from mujoco_playground import dm_control_suite, registry
 
 BACKENDS = ("jax", "warp")
-"""Playground's `impl`: MJX written in JAX, on every device; or in Warp, for NVIDIA GPUs."""
+"""Playground's `impl`: "jax" is MJX written in JAX, for every device; "warp" is MJX written in Warp, for NVIDIA GPUs."""
 
 
 class PlaygroundEnvironment(VectorizedEnvironment):
-    """N copies of a Playground environment; randomization_fn is given its `mjx_model`.
+    """N copies of a Playground environment; randomization_fn receives its `mjx_model`.
 
-    In Warp all copies share some buffers (contacts), which each step fills anew before it reads them. They have no axis
-    of environments, so they are taken out of the states that go around, and made again for every step.
+    In Warp all copies share some buffers (contacts), and each step refills them before it reads them. They have no
+    environment axis, so states are returned without them, and every step creates them again.
     """
 
     def __init__(self, environment: mujoco_playground.MjxEnv, randomization_fn: RandomizationFn | None = None):
@@ -61,7 +61,7 @@ class PlaygroundEnvironment(VectorizedEnvironment):
 
 
 def _shared_leaves(reset: Callable[[jax.Array], EnvironmentState]) -> list[jax.ShapeDtypeStruct | None]:
-    """Return for every leaf of a simulator's state its shape if that does not depend on N, else None."""
+    """Return one entry per leaf of a simulator's state: its shape if that does not depend on N, else None."""
     two, three = (_flatten(jax.eval_shape(reset, jax.random.split(jax.random.key(0), n)).simulator)[0] for n in (2, 3))
     return [leaf if leaf is not None and leaf.shape == other.shape else None for leaf, other in zip(two, three, strict=True)]
 
@@ -75,12 +75,12 @@ def adapt(environment: mujoco_playground.MjxEnv, randomization_fn: Randomization
     """Put a Playground environment object behind the protocol.
 
     Raises:
-        TypeError: one inside a wrapper, or a randomization_fn that cannot be used.
+        TypeError: a wrapped environment, or a randomization_fn that cannot be used.
     """
     if isinstance(environment, mujoco_playground.wrapper.Wrapper):
         raise TypeError(
             f"environment: got a Playground environment inside a {type(environment).__name__}, allowed: a bare one, as "
-            "mujoco_playground.registry.load returns it; time limit and resets are added here, or by a wrap_env_fn"
+            "mujoco_playground.registry.load returns it; trpo_jax or a wrap_env_fn adds the time limit and resets"
         )
     return PlaygroundEnvironment(environment, randomization_fn)
 
@@ -91,7 +91,7 @@ def environment_names() -> list[str]:
 
 
 def resolve_backend(name: str, backend: str = "auto") -> str:
-    """Return the implementation that an environment is loaded with: "auto" is "jax".
+    """Return the implementation to load an environment with. "auto" means "jax".
 
     Raises:
         ConfigError: an unknown name (with the nearest known ones) or backend.
@@ -108,7 +108,7 @@ def load_environment(
 ) -> PlaygroundEnvironment:
     """Return a registered Playground environment by name, with its default configuration.
 
-    Robots' models (every task outside the DeepMind Control Suite) are cloned by Playground when first needed.
+    Playground clones the robot models (for every task outside the DeepMind Control Suite) when they are first needed.
 
     Args:
         name: such as "CartpoleBalance" or "Go1JoystickFlatTerrain".
@@ -116,7 +116,7 @@ def load_environment(
         randomization_fn: see `RandomizationFn`; None randomizes nothing.
 
     Raises:
-        ConfigError: as `resolve_backend`; robots' models that cannot be cloned; a backend that the environment lacks.
+        ConfigError: as `resolve_backend`; robot models that cannot be cloned; a backend that the environment lacks.
         TypeError: a randomization_fn that cannot be used.
     """
     backend = resolve_backend(name, backend)
@@ -130,16 +130,16 @@ def load_environment(
 
 
 def _load(name: str, backend: str) -> mujoco_playground.MjxEnv:
-    """Load a Playground environment without its noise; its failures become ConfigErrors of one line."""
+    """Load a Playground environment without its printed messages, and turn its failures into one-line ConfigErrors."""
     if name not in dm_control_suite.ALL_ENVS and not mujoco_playground._src.mjx_env.MENAGERIE_PATH.exists():
-        logging.getLogger(__name__).warning("Cloning the robots' models that %s needs, once; this can take minutes.", name)
+        logging.getLogger(__name__).warning("Cloning the robot models that %s needs, only once; this can take minutes.", name)
     try:
         with loading():
-            # A few tasks have no such option and choose for themselves; the caller looks at what came.
+            # A few tasks have no such option and choose the implementation themselves; the caller checks which one.
             options = {"impl": backend} if "impl" in registry.get_default_config(name) else {}
             return registry.load(name, config_overrides=options)
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
-        allowed = f"one whose models are here; those of this one could not be cloned by git ({_one_line(error)})"
+        allowed = f"one whose robot models are installed; those of this one could not be cloned by git ({_one_line(error)})"
         raise ConfigError("environment", name, allowed) from None
     except NotImplementedError as error:
         raise ConfigError("backend", backend, f"one that can simulate {name} ({_one_line(error)})") from None
@@ -150,7 +150,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _implementation(environment: mujoco_playground.MjxEnv) -> str | None:
-    """Return which implementation of MJX simulates an environment; None for one that none does."""
+    """Return the MJX implementation that simulates an environment, or None if there is none."""
     implementation = getattr(environment.mjx_model, "impl", None)
     return getattr(implementation, "value", None)
 

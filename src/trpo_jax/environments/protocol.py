@@ -1,4 +1,4 @@
-"""What the training loop needs of an environment: reset and step on batches."""
+"""What the training loop needs from an environment: reset and step on batches."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ class Box(NamedTuple):
 
 
 class Discrete(NamedTuple):
-    """One of the integers 0 … num_actions-1."""
+    """Discrete actions: each is one of the integers 0 … num_actions-1."""
 
     num_actions: int
 
@@ -24,7 +24,7 @@ class EnvironmentState(NamedTuple):
     """N environments side by side, after a reset or a step. Every leaf has the leading axis N."""
 
     simulator: Any
-    """What the simulator carries; opaque to everyone else."""
+    """The simulator's own state; opaque to all other code."""
     observation: Any
     """Pytree of `[N, ...]`."""
     reward: Float[Array, "N"]
@@ -32,26 +32,26 @@ class EnvironmentState(NamedTuple):
     terminated: Bool[Array, "N"]
     """The episode ended here in a terminal state: no reward follows."""
     truncated: Bool[Array, "N"]
-    """The episode was cut off here though it could have gone on (a time limit)."""
+    """The episode was cut off here although it could have continued (a time limit)."""
 
 
 @runtime_checkable
 class Environment(Protocol):
-    """N environments behind two pure functions. Time limit and resets are added by `wrappers`.
+    """N environments behind two pure functions. The module `wrappers` adds time limit and resets.
 
-    An environment that has both already is a `SelfResettingEnvironment`, and says so by an attribute `resets_itself`
-    that is True. All others lack the attribute or have it False, and never reset themselves.
+    An environment that already has both is a `SelfResettingEnvironment` and sets the attribute `resets_itself` to True.
+    All others lack the attribute or set it to False, and never reset themselves.
     """
 
     @property
     def action_space(self) -> Box | Discrete: ...
 
     def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
-        """Draw N initial states, one a key."""
+        """Draw N initial states, one per key."""
         ...
 
     def step(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
-        """Advance all N environments by one action each, `[N, A]` or, for discrete actions, `[N]`."""
+        """Advance all N environments by one action each. Actions are `[N, A]`, or `[N]` if they are discrete."""
         ...
 
 
@@ -59,17 +59,17 @@ class Environment(Protocol):
 class SelfResettingEnvironment(Environment, Protocol):
     """N environments, each of which starts a new episode in the very step that ends one.
 
-    `terminated` and `truncated` tell of the episode that ended; `observation` is the first of the next.
+    `terminated` and `truncated` describe the episode that ended; `observation` is the first of the next episode.
     """
 
     resets_itself: bool
-    """True."""
+    """Always True."""
     keeps_final_observation: bool
-    """Whether `final_observation` tells what an episode that ended here had come to."""
+    """Whether `final_observation` returns the observation that an episode ended with."""
 
     def final_observation(self, state: EnvironmentState) -> Any:
-        """Return what each step led to before any reset, pytree of `[N, ...]`.
+        """Return the observations after the step and before any reset, a pytree of `[N, ...]`.
 
-        Where an episode ended and `keeps_final_observation` is False it is the first observation of the next episode.
+        If an episode ended and `keeps_final_observation` is False, it is the first observation of the next episode.
         """
         ...

@@ -1,4 +1,4 @@
-"""Domain randomization: a physical model of its own for every episode of every environment."""
+"""Domain randomization: every episode of every environment gets its own physical model."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ RandomizationFn = Callable[[Any, jax.Array], tuple[Any, Any]]
 
 
 class Randomized(NamedTuple):
-    """What N environments with models of their own carry."""
+    """State of N environments, each with its own model."""
 
     parameters: tuple[jax.Array, ...]
     """The randomized leaves of the model, `[N, ...]` each; the same from reset to the end of the episode."""
@@ -23,19 +23,19 @@ class Randomized(NamedTuple):
 
 
 class Randomization:
-    """Draws the randomized leaves of an environment's model, and puts them into the environment while it is traced.
+    """Draws the randomized leaves of an environment's model and puts them into the environment while it is traced.
 
-    Leaves that randomization_fn leaves unbatched (in_axes None) are taken from one call at construction and stay
-    constants of the program, shared by all environments.
+    Unbatched leaves (in_axes None) come from one call of randomization_fn at construction. They are constants of the
+    program, shared by all environments.
 
     Args:
         environment: a Brax or Playground environment, neither vectorized nor time-limited.
-        model_name: the attribute that holds its model, a pytree of arrays.
-        randomization_fn: see `RandomizationFn`. Called for any number of keys.
+        model_name: name of the attribute that holds its model, a pytree of arrays.
+        randomization_fn: see `RandomizationFn`. It must accept any number of keys.
 
     Raises:
-        TypeError: an environment without such a model, or a randomization_fn that returns anything but a pair of a
-            model and its in_axes, batches no leaf, or batches one by another number than that of the keys.
+        TypeError: an environment without this model, or a randomization_fn that does not return a pair of a model and
+            its in_axes, batches no leaf, or gives a batched leaf another length than the number of keys.
     """
 
     def __init__(self, environment: Any, model_name: str, randomization_fn: RandomizationFn):
@@ -44,7 +44,7 @@ class Randomization:
             raise _wrong(f"a {type(randomization_fn).__name__}", "a function (model, keys) -> (model, in_axes)")
         if not hasattr(self._environment, model_name):
             kind = type(self._environment).__name__
-            raise _wrong("a function", f"None for a {kind}, which keeps no model in its attribute {model_name}")
+            raise _wrong("a function", f"None for a {kind}, which has no model in an attribute {model_name}")
         leaves, axes, self._treedef = self._randomized(jax.random.split(jax.random.key(0), 2))
         self._constants = [leaf if axis is None else None for leaf, axis in zip(leaves, axes, strict=True)]
 
@@ -54,7 +54,7 @@ class Randomization:
         return tuple(jnp.moveaxis(leaf, axis, 0) for leaf, axis in zip(leaves, axes, strict=True) if axis is not None)
 
     def vmap(self, method: Callable[..., Any], parameters: tuple[jax.Array, ...], *arguments: Any) -> Any:
-        """Call a method of the environment N times side by side, each under the model of its own."""
+        """Call a method for N environments in parallel, each with its own model."""
         return jax.vmap(functools.partial(self._call_under, method))(parameters, *arguments)
 
     def _call_under(self, method: Callable[..., Any], parameters: tuple[jax.Array, ...], *arguments: Any) -> Any:
@@ -63,10 +63,10 @@ class Randomization:
 
     @contextlib.contextmanager
     def _model_with(self, parameters: tuple[jax.Array, ...]) -> Iterator[None]:
-        """Let the environment's model hold these leaves of one environment, as long as the context is open.
+        """Put these leaves of one environment into the model while the context is open.
 
-        The environment itself is changed and changed back, not a copy of it, whose bound methods would still look at
-        the original.
+        This changes the environment itself and then changes it back. In a copy, bound methods would still use the
+        original environment.
         """
         drawn = iter(parameters)
         leaves = [next(drawn) if constant is None else constant for constant in self._constants]
@@ -88,14 +88,14 @@ class Randomization:
         for leaf, axis in zip(leaves, axes, strict=True):
             if axis is not None and jnp.shape(leaf)[axis] != keys.shape[0]:
                 got = f"a leaf {jnp.shape(leaf)} with axis {axis} mapped"
-                raise _wrong(got, f"leaves of as many values as keys ({keys.shape[0]})")
+                raise _wrong(got, f"leaves with one value per key ({keys.shape[0]})")
         if all(axis is None for axis in axes):
             raise _wrong("a function whose in_axes map no leaf", "one that randomizes at least one leaf of the model")
         return leaves, axes, treedef
 
 
 def _leaf_axes(in_axes: Any, model: Any) -> list[int | None]:
-    """Return the mapped axis of every leaf of a model, from in_axes that may be a prefix of its tree."""
+    """Return the mapped axis of every leaf of a model. `in_axes` may be a prefix of the model's tree."""
     axes: list[int | None] = []
 
     def extend(axis: int | None, part: Any) -> None:

@@ -1,4 +1,4 @@
-"""From what a user names or holds to an environment behind the protocol."""
+"""Load environments by name, and adapt environment objects to the protocol."""
 
 import sys
 from types import ModuleType
@@ -12,7 +12,7 @@ from trpo_jax.environments.wrapped import WrapEnvFn, WrappedEnvironment, wrap_en
 from trpo_jax.errors import ConfigError, MissingPackageError
 
 SUITES = ("brax", "playground")
-"""Libraries whose environments have names."""
+"""Libraries whose environments can be loaded by name."""
 
 
 def as_environment(
@@ -28,11 +28,11 @@ def as_environment(
         environment: the name of an environment of the suite ("hopper"); a Brax `Env` or Playground `MjxEnv` object,
             neither vectorized nor time-limited; or an object that satisfies `Environment` already.
         suite: "brax" or "playground" (MuJoCo Playground), for an environment given by name.
-        backend: its physics, for an environment given by name. For Brax "spring", "positional", "generalized" or "mjx";
-            for Playground "jax" or "warp"; "auto": see `resolve_backend`.
-        randomization_fn: draws physical parameters for each environment at every reset, with Brax's signature:
-            (sys, raw keys `[N, 2]`) -> (sys with N values in some leaves, in_axes). Playground's is given the
-            `mjx_model`. None: parameters are the same everywhere, at no cost.
+        backend: physics of an environment given by name: "spring", "positional", "generalized" or "mjx" for Brax,
+            "jax" or "warp" for Playground. For "auto" see `resolve_backend`.
+        randomization_fn: draws physical parameters for each environment at every reset. It has Brax's signature,
+            (sys, raw keys `[N, 2]`) -> (sys with N values in some leaves, in_axes); for Playground the model is the
+            `mjx_model`. None: all environments share the same parameters, at no cost.
 
     Raises:
         ConfigError: an unknown name, suite or backend.
@@ -53,13 +53,13 @@ def as_environment(
     if isinstance(environment, VectorizedEnvironment):
         return as_environment(environment.environment, randomization_fn=randomization_fn)
     kind = type(environment).__name__
-    raise TypeError(f"randomization_fn: got a function, allowed: None for a {kind}, whose reset draws what it draws")
+    raise TypeError(f"randomization_fn: got a function, allowed: None for a {kind}; only Brax and Playground are randomized")
 
 
 def resolve_backend(environment: str, suite: str = "brax", backend: str = "auto") -> str:
-    """Return the backend that a named environment is loaded with, which is what "auto" stands for.
+    """Return the backend to load a named environment with, replacing "auto" by the backend that it stands for.
 
-    In Brax that is the first of spring, positional, generalized and mjx that the environment offers; in Playground "jax".
+    In Brax, "auto" is the first of spring, positional, generalized and mjx that the environment offers; in Playground, "jax".
 
     Raises:
         ConfigError: as `as_environment`.
@@ -72,7 +72,7 @@ def environment_names(suite: str = "brax") -> list[str]:
 
     Raises:
         ConfigError: an unknown suite.
-        MissingPackageError: one that is not installed.
+        MissingPackageError: a suite that is not installed.
     """
     return _suite(suite).environment_names()
 
@@ -87,20 +87,20 @@ def wrapped_environment(
     seed: int = 0,
     num_envs: int = 1,
 ) -> WrappedEnvironment:
-    """Return an environment that a wrapper of another library vectorizes, limits in time and resets.
+    """Return an environment that a wrapper of another library vectorizes, time-limits and resets.
 
     Args:
-        environment: what `as_environment` returns, a Brax `Env` or a Playground `MjxEnv`. Without a wrap_env_fn an object
-            that is wrapped already.
-        wrap_env_fn: called as wrap_env_fn(environment, episode_length=…, action_repeat=…, randomization_fn=…), as by
-            `brax.training.agents.ppo.train`; `brax.envs.training.wrap` is one. None: the environment is wrapped already,
-            and episode_length, action_repeat and randomization_fn were its wrapper's affair.
+        environment: the result of `as_environment`, a Brax `Env` or a Playground `MjxEnv`. Without a wrap_env_fn, an object
+            that is already wrapped.
+        wrap_env_fn: called as wrap_env_fn(environment, episode_length=…, action_repeat=…, randomization_fn=…), as in
+            `brax.training.agents.ppo.train`; an example is `brax.envs.training.wrap`. None: the environment is already
+            wrapped, and episode_length, action_repeat and randomization_fn are ignored.
         episode_length: time limit, in simulator steps.
         action_repeat: simulator steps for which each action is held.
-        randomization_fn: as in `as_environment`. The wrapper is given it with keys for N environments bound, so it draws
-            once for each N, and not at every reset.
-        seed: of what randomization_fn draws.
-        num_envs: the number it will be used with, where a wrapper is made for a fixed one.
+        randomization_fn: as in `as_environment`. The wrapper receives it with the keys of N environments bound, so it
+            draws once for each N, not at every reset.
+        seed: seed of the draws of randomization_fn.
+        num_envs: number of environments in use; it matters only for a wrapper made for a fixed number.
 
     Returns:
         `WrappedEnvironment`, for which `resets_itself` is True. Warns if the wrapper hides final observations.
@@ -117,7 +117,7 @@ def wrapped_environment(
         return WrappedEnvironment(lambda _: environment, num_envs=num_envs)
     if isinstance(environment, VectorizedEnvironment):
         if environment.randomization is not None:
-            raise TypeError("environment: got a randomized one, allowed: a bare one, and randomization_fn for the wrapper")
+            raise TypeError("environment: got a randomized one, allowed: a bare one; pass its randomization_fn as an argument")
         environment = environment.environment
     if _adapter_of(environment) is None:
         raise _wrong_kind(environment)
@@ -150,7 +150,7 @@ def _suite(suite: str) -> ModuleType:
 
 
 def _adapter_of(environment: Any) -> ModuleType | None:
-    """Return the adapter for an environment object; libraries that are not imported cannot have made it."""
+    """Return the adapter for an environment object. A library that is not imported cannot have made the object."""
     for module, kind, suite in (("brax.envs", "Env", "brax"), ("mujoco_playground", "MjxEnv", "playground")):
         library = sys.modules.get(module)
         if library is not None and isinstance(environment, getattr(library, kind)):

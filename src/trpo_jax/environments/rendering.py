@@ -1,4 +1,4 @@
-"""Showing what a simulator did: frames by MuJoCo, and a page for a browser by Brax's viewer. Knows Brax and Playground."""
+"""Show what a simulator did: frames by MuJoCo, and an HTML page with Brax's viewer. Supports Brax and Playground."""
 
 import copy
 import dataclasses
@@ -25,7 +25,7 @@ with quiet_import():
 FREE_CAMERA = "free"
 """Name of MuJoCo's camera that shows the whole model from outside it."""
 BACKGROUND = (225, 232, 240)
-"""Colour where a model shows nothing: a pale sky."""
+"""Colour of the background: a pale sky."""
 
 
 class DrawingError(Exception):
@@ -33,28 +33,28 @@ class DrawingError(Exception):
 
 
 class View(NamedTuple):
-    """What frames show."""
+    """Size and camera of the frames."""
 
     width: int = 480
-    """Pixels; even, as H.264 wants it."""
+    """Pixels; even, because H.264 requires it."""
     height: int = 360
     camera: str = "auto"
     """Name of one of the model's cameras, or "free"; "auto" is its first, or the free one if it has none."""
 
 
 class Pose(NamedTuple):
-    """Where everything is: what MuJoCo needs to place a model's bodies. Leaves may have leading axes."""
+    """The positions from which MuJoCo places a model's bodies. Leaves may have leading axes."""
 
     q: Float[Array, "... Q"]
     """Joint positions."""
     mocap_position: Float[Array, "... M 3"] | None
-    """Bodies that are moved by hand, such as targets; None for a simulator that has none."""
+    """Mocap bodies, whose position is set and not simulated, such as targets; None for a simulator that has none."""
     mocap_rotation: Float[Array, "... M 4"] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What can be drawn of an environment."""
+    """How to draw an environment."""
 
     model: mujoco.MjModel
     seconds_per_step: float
@@ -62,7 +62,7 @@ class Scene:
     simulator_pose: Callable[[Any], Pose]
 
     def pose(self, state: EnvironmentState) -> Pose:
-        """Return the poses `[N, …]` of N environments with a time limit; may be traced."""
+        """Return the poses `[N, …]` of N environments with a time limit. May be traced."""
         return self.simulator_pose(inner_simulator(state))
 
     def page(self, poses: Sequence[Pose]) -> str:
@@ -72,7 +72,7 @@ class Scene:
             DrawingError: the viewer does not know a shape of the model.
         """
         bodies = [self._data(pose) for pose in poses]
-        # Rounded, since a page of full float64 digits is three times as long. The world, body 0, the viewer has anyway.
+        # Rounded, since all digits of float64 make the page three times as long. The viewer already has body 0, the world.
         states = [SimpleNamespace(x=Transform(np.round(d.xpos[1:], 5), np.round(d.xquat[1:], 5))) for d in bodies]
         try:
             return html.render(_viewer_system(self.model, self.seconds_per_step), states, height="100vh", colab=False)
@@ -100,7 +100,7 @@ class Scene:
             DrawingError: MuJoCo finds no OpenGL to draw with.
         """
         camera = self.camera(view.camera)
-        background = not _has_sky(self.model)  # MuJoCo leaves it pure black, which lit bodies are not
+        background = not _has_sky(self.model)  # MuJoCo leaves it pure black; lit bodies never are
         renderer = self._renderer(view.width, view.height)
         with renderer:
             for pose in poses:
@@ -113,14 +113,14 @@ class Scene:
     def _renderer(self, width: int, height: int) -> mujoco.Renderer:
         self.model.vis.global_.offwidth, self.model.vis.global_.offheight = width, height
         try:
-            with warnings.catch_warnings(action="ignore"):  # GLFW warns, and then it fails
+            with warnings.catch_warnings(action="ignore"):  # GLFW warns before it fails
                 return mujoco.Renderer(self.model, height, width)
-        except Exception as error:  # each of MuJoCo's backends fails with exceptions of its own, AttributeError among them
+        except Exception as error:  # each of MuJoCo's backends raises exceptions of its own, even AttributeError
             words = " ".join(str(error).split())[:120]
             raise DrawingError(
                 "no animation: MuJoCo finds no OpenGL to draw with; on Debian or Ubuntu "
-                "`apt-get install libegl1 libopengl0 libgl1-mesa-dri` brings it, and MUJOCO_GL=egl, osmesa or glfw "
-                f"chooses ({type(error).__name__}: {words})"
+                "`apt-get install libegl1 libopengl0 libgl1-mesa-dri` installs it; MUJOCO_GL=egl, osmesa or glfw "
+                f"selects the backend ({type(error).__name__}: {words})"
             ) from None
 
     def _data(self, pose: Pose) -> mujoco.MjData:
@@ -134,9 +134,9 @@ class Scene:
 
 
 def _viewer_system(model: mujoco.MjModel, seconds_per_step: float) -> Any:
-    """Return what Brax's viewer reads of a `brax.System`, of the geoms that MuJoCo shows by default (groups 0 to 2).
+    """Return those parts of a `brax.System` that Brax's viewer reads, for the geoms that MuJoCo shows by default (groups 0-2).
 
-    A System itself can hold only models that Brax can simulate, and loses the colours of materials.
+    A real System can hold only models that Brax can simulate, and it loses the colours of materials.
     """
     shown = np.flatnonzero(model.geom_group < 3)
     material = model.geom_matid[shown]
@@ -157,12 +157,12 @@ def _viewer_system(model: mujoco.MjModel, seconds_per_step: float) -> Any:
 
 
 def _material_colours(model: mujoco.MjModel) -> Float[np.ndarray, "M 4"]:
-    """Return the colour of every material; a last row that no material has, for models without any."""
+    """Return the colour of every material, and one unused last row so that a model without materials can be indexed."""
     return np.concatenate([model.mat_rgba, np.ones((1, 4))])
 
 
 def inner_simulator(state: EnvironmentState) -> Any:
-    """Return what the simulator inside `EpisodeLimit`, and inside domain randomization, carries for N environments."""
+    """Return the simulator's own state of N environments, from inside `EpisodeLimit` and any domain randomization."""
     simulator = state.simulator.simulator
     return simulator.state if isinstance(simulator, Randomized) else simulator
 
@@ -170,7 +170,7 @@ def inner_simulator(state: EnvironmentState) -> Any:
 def make_scene(environment: Environment) -> Scene:
     """Return how to draw an environment with a time limit (`Agent.environment`).
 
-    Domain randomization changes what happens and not what is drawn: that is the nominal model.
+    Domain randomization changes the motion, but the drawn model is always the nominal one.
 
     Raises:
         ConfigError: an environment of a kind that cannot be drawn.
@@ -181,17 +181,17 @@ def make_scene(environment: Environment) -> Scene:
             if module in sys.modules and isinstance(inner, getattr(sys.modules[module], kind)):
                 return make(inner.environment, environment.action_repeat)
         environment = inner
-    raise ConfigError("environment", type(environment).__name__, "one of Brax or MuJoCo Playground, which can be drawn")
+    raise ConfigError("environment", type(environment).__name__, "one of Brax or Playground; others cannot be drawn")
 
 
 def _presentable(model: mujoco.MjModel) -> mujoco.MjModel:
-    """Return a copy that looks better; a model with a sky was made to be looked at and keeps its light."""
+    """Return a copy that looks better. A model with a sky was made for display and keeps its light."""
     model = copy.copy(model)
-    model.vis.quality.shadowsize = 1024  # as good in frames so small; without a GPU it halves their cost
+    model.vis.quality.shadowsize = 1024  # looks as good in frames this small, and halves their cost without a GPU
     if not _has_sky(model):
         model.vis.headlight.ambient[:] = 0.35
         model.vis.headlight.diffuse[:] = 0.45
-        model.vis.global_.elevation = -30  # of the free camera, which else looks down steeply
+        model.vis.global_.elevation = -30  # of the free camera, which otherwise looks down steeply
     return model
 
 
@@ -220,4 +220,4 @@ _KINDS: tuple[tuple[str, str, Callable[[Any, int], Scene]], ...] = (
     ("trpo_jax.environments.brax", "BraxEnvironment", _brax_scene),
     ("trpo_jax.environments.playground", "PlaygroundEnvironment", _playground_scene),
 )
-"""Module and class of each environment that can be drawn; a module that is not imported has made none."""
+"""Module and class of the environments that can be drawn, and how. If the module is not imported, no such object exists."""

@@ -1,4 +1,4 @@
-"""N copies of a simulator's environment by vmap, behind the protocol. Knows how Brax and Playground speak, imports neither."""
+"""N copies of an environment by vmap, behind the protocol. Uses the interface of Brax and Playground, but imports neither."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ class VectorizedEnvironment:
 
     Args:
         environment: reset(raw key) and step(state, action) return a state with `obs`, `reward` and `done`.
-        model_name: the attribute of the environment that randomization_fn is given.
+        model_name: name of the environment's attribute that randomization_fn receives.
         randomization_fn: draws a model for every environment at every reset; see `RandomizationFn`. None: all share one.
 
     Raises:
@@ -40,7 +40,7 @@ class VectorizedEnvironment:
         return _from_simulator(state)._replace(simulator=Randomized(parameters, state))
 
     def step(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
-        """Advance every environment by one action, under its own model if they are randomized."""
+        """Advance every environment by one action, under its own model if models are randomized."""
         if self.randomization is None:
             return _from_simulator(jax.vmap(self.environment.step)(state.simulator, action))
         parameters, inner = state.simulator

@@ -1,4 +1,4 @@
-"""Environments inside a wrapper of another library, which vectorizes them, limits their time and resets them."""
+"""Environments that a wrapper of another library vectorizes, time-limits and resets."""
 
 import functools
 import warnings
@@ -18,18 +18,18 @@ WrapEnvFn = Callable[..., Any]
 """Brax's signature: (environment, episode_length=…, action_repeat=…, randomization_fn=…) -> wrapped environment."""
 
 FINAL_OBSERVATION_NAMES = ("final_observation", "final_obs")
-"""Where in a state's info a wrapper may leave the observation that an episode ended with."""
+"""Names in a state's info under which a wrapper may store the observation that an episode ended with."""
 
 
 class WrappedEnvironment:
-    """N environments of a wrapper with Brax's interface, behind the protocol.
+    """N wrapped environments with Brax's interface, behind the protocol.
 
     The wrapper's reset takes raw keys `[N, 2]`; its states have `obs`, `reward`, `done`, and an `info` whose
-    "truncation" is 1 where `done` came from a time limit. Warns once if the wrapper hides final observations.
+    "truncation" is 1 if `done` came from a time limit. Warns once if the wrapper hides final observations.
 
     Args:
-        wrap: num_envs -> the wrapped environment for so many, called once for each number in use.
-        num_envs: the number to look at the wrapper with; one that was made for a fixed number takes no other.
+        wrap: num_envs -> wrapped environment, called once for each number in use.
+        num_envs: number with which to inspect the wrapper; a wrapper made for a fixed number needs that one.
 
     Raises:
         TypeError: a wrapper whose states do not say which episodes were truncated.
@@ -45,7 +45,7 @@ class WrappedEnvironment:
         if "truncation" not in state.info:
             raise TypeError(
                 f"environment: got a {type(environment).__name__} whose state.info has no 'truncation', allowed: one that "
-                "tells time limits from terminations there, as brax.envs.wrappers.training.EpisodeWrapper does"
+                "distinguishes time limits from terminations there, as brax.envs.wrappers.training.EpisodeWrapper does"
             )
         self._final_name = _final_observation_name(state)
         self.keeps_final_observation = self._final_name is not None
@@ -57,13 +57,13 @@ class WrappedEnvironment:
         return _from_wrapped(self._wrap(keys.shape[0]).reset(jax.random.key_data(keys)))
 
     def step(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
-        """Advance all environments by one action each; those whose episode ends show the next one's first observation."""
-        # A new tree around the same arrays, since wrappers write into the info that they are given.
+        """Advance all environments by one action each. If an episode ends, the observation is the first of the next episode."""
+        # A new tree around the same arrays, since wrappers write into the info that they receive.
         simulator = jax.tree.map(jnp.asarray, state.simulator)
         return _from_wrapped(self._wrap(action.shape[0]).step(simulator, action))
 
     def final_observation(self, state: EnvironmentState) -> Any:
-        """Return what each step led to before any reset, as far as the wrapper kept it."""
+        """Return the observations after the step and before any reset, if the wrapper keeps them."""
         if self._final_name is None:
             return state.observation
         return select(state.terminated | state.truncated, state.simulator.info[self._final_name], state.observation)
@@ -81,8 +81,8 @@ def wrap_environment(
 ) -> WrappedEnvironment:
     """Wrap a simulator's environment object as `brax.training.agents.ppo.train` does.
 
-    A wrapper takes its randomization_fn with the keys of all N environments bound, and keeps what it draws for good. So
-    it is made, and draws, once for each N in use (training, evaluation), outside of whatever program is being traced.
+    A wrapper receives its randomization_fn with the keys of all N environments bound, and never draws again. So it is
+    created, and draws, once for each N in use (training, evaluation), outside of any program that is being traced.
     """
     bound = functools.partial(_wrap_for, environment, wrap_env_fn, episode_length, action_repeat, randomization_fn, seed)
     return WrappedEnvironment(bound, num_envs=num_envs)
@@ -104,7 +104,7 @@ def _from_wrapped(state: Any) -> EnvironmentState:
 
 
 def _final_observation_name(state: Any) -> str | None:
-    """Return under which name a state's info holds something shaped like its observation, if it does."""
+    """Return the name under which a state's info holds something shaped like its observation, or None."""
     for name in FINAL_OBSERVATION_NAMES:
         if name in state.info and _shapes(state.info[name]) == _shapes(state.obs):
             return name
@@ -117,7 +117,7 @@ def _shapes(tree: Any) -> Any:
 
 def _hidden(environment: Any) -> str:
     return (
-        f"{type(environment).__name__} hides the final observations of episodes: the steps that a time limit cuts off "
-        f"cannot be bootstrapped and get weight zero. Leave out wrap_env_fn (the resets built in keep them), or put them "
-        f"into state.info[{FINAL_OBSERVATION_NAMES[0]!r}] before the reset, from the first state on"
+        f"{type(environment).__name__} hides the final observations of episodes, so steps cut off by a time limit "
+        "cannot be bootstrapped and get weight zero. Leave out wrap_env_fn (the built-in resets keep final observations), "
+        f"or store them in state.info[{FINAL_OBSERVATION_NAMES[0]!r}] before the reset, beginning with the first state"
     )

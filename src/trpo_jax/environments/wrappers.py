@@ -1,4 +1,4 @@
-"""Time limits, automatic resets that keep the final observation and start afresh, and what a simulator has lost."""
+"""Time limits, automatic resets that keep the final observation, and checks for faulty environments."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
 
 GOLDEN_RATIO = 2654435769
-"""The golden ratio's fractional part times 2^32: its multiples modulo 2^32 are evenly spread, whatever their number."""
+"""The golden ratio's fractional part times 2^32: its multiples modulo 2^32 are evenly spread, however many there are."""
 
 
 class _TimedSimulator(NamedTuple):
@@ -19,10 +19,10 @@ class _TimedSimulator(NamedTuple):
 
 
 class EpisodeLimit:
-    """End episodes after `episode_length` simulator steps by truncation, and repeat every action `action_repeat` times.
+    """Truncate episodes after `episode_length` simulator steps, and repeat every action `action_repeat` times.
 
-    A limit that is reached in the very step that terminates is a termination. Rewards of repeated actions add up;
-    after a termination between repeats the environment stands still.
+    A step that both terminates and reaches the limit counts as a termination. Rewards of repeated actions are summed.
+    If an episode ends between repeats, the remaining repeats leave the environment unchanged.
     """
 
     def __init__(self, environment: Environment, episode_length: int, action_repeat: int = 1):
@@ -45,12 +45,12 @@ class EpisodeLimit:
         return inner._replace(simulator=_TimedSimulator(inner.simulator, steps), truncated=truncated)
 
     def out_of_step(self, state: EnvironmentState) -> tuple[EnvironmentState, Float[Array, "N"]]:
-        """Let the time limits of initial states come at different times: each episode counts as begun some actions ago.
+        """Spread the time limits of initial states, as if each episode had started some actions ago.
 
-        Else all environments would be at the same point of their episodes, and none would reach its end for a long time.
+        Otherwise all environments would be at the same point of their episodes, and none would end for a long time.
 
         Returns:
-            (the states, how many actions ago).
+            (the states, the number of actions since each episode's assumed start).
         """
         num_actions = -(-self.episode_length // self.action_repeat)
         multiple = jnp.arange(state.reward.shape[0], dtype=jnp.uint32) * jnp.uint32(GOLDEN_RATIO)  # modulo 2^32
@@ -60,7 +60,7 @@ class EpisodeLimit:
         return state._replace(simulator=state.simulator._replace(steps=steps)), age
 
     def has_reached_limit(self, state: EnvironmentState) -> Bool[Array, "N"]:
-        """Tell which episodes the time limit has ended, in a step that did not terminate."""
+        """Tell which episodes ended at the time limit without terminating."""
         return (state.simulator.steps >= self.episode_length) & ~state.terminated
 
     def _repeat(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
@@ -79,12 +79,12 @@ class EpisodeLimit:
 
 
 class FreshAutoReset:
-    """Restart every environment whose episode ends, from an initial state drawn for it, and hand on the final state.
+    """Restart every environment whose episode ends from a fresh initial state of its own, and also return the final state.
 
     Environments with a non-finite observation or reward are also reset. Self-resetting environments are left alone.
 
-    Initial states are drawn beforehand, so that a step never pays for a reset that it does not use; how often new ones are
-    drawn is the caller's choice. Each environment has its own: no state crosses environments, and so no device.
+    Initial states are drawn in advance, so a step never pays for a reset that it does not use. The caller decides how often
+    to draw new ones. Each environment has its own, so no state moves between environments or devices.
     """
 
     def __init__(self, environment: Environment):
@@ -96,15 +96,15 @@ class FreshAutoReset:
 
     @property
     def keeps_final_observation(self) -> bool:
-        """Whether the final state of an episode that a time limit ends shows what the episode had come to."""
+        """Whether the final state of a truncated episode has the observation that the episode ended with."""
         return getattr(self.environment, "keeps_final_observation", True)
 
     def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
-        """Draw initial states, to begin with or to restart from."""
+        """Draw initial states, to start or restart from."""
         return checked_reset(self.environment, keys)
 
     def out_of_step(self, state: EnvironmentState) -> tuple[EnvironmentState, Float[Array, "N"]]:
-        """Let episodes end at different times; see `EpisodeLimit.out_of_step`. Limits of others stay as they are."""
+        """Spread the time limits; see `EpisodeLimit.out_of_step`. Other environments stay unchanged."""
         if isinstance(self.environment, EpisodeLimit):
             return self.environment.out_of_step(state)
         return state, jnp.zeros(state.reward.shape, jnp.float32)
@@ -121,12 +121,12 @@ class FreshAutoReset:
         """Advance by one action.
 
         Args:
-            state: to act on.
+            state: the states to act on.
             action: `[N, *]`.
             fresh: the states to restart from.
 
         Returns:
-            (the state to act on next, the state as the step left it before any reset, whether the simulator lost the
+            (the states to act on next, the states after the step and before any reset, whether the simulator lost each
             environment in this step: its observation or reward is not finite).
         """
         final = new = checked_step(self.environment, state, action)
@@ -139,7 +139,7 @@ class FreshAutoReset:
 
 
 def is_faulty(state: EnvironmentState) -> Bool[Array, "N"]:
-    """Tell which environments are beyond use: a NaN in the simulator, or an observation or reward that is not finite."""
+    """Tell which environments have a NaN in the simulator, or an observation or reward that is not finite."""
     return has_nan(state.simulator) | ~is_finite((state.observation, state.reward))
 
 
@@ -149,12 +149,12 @@ def has_nan(tree: Any) -> Bool[Array, "N"]:
 
 
 def is_finite(tree: Any) -> Bool[Array, "N"]:
-    """Tell for which environments all that a tree of `[N, ...]` holds is finite."""
+    """Tell for which environments all values in a tree of `[N, ...]` are finite."""
     return jnp.all(jnp.isfinite(_floating_columns(tree)), axis=1)
 
 
 def _floating_columns(tree: Any) -> Float[Array, "N D"]:
-    """Put the floating leaves `[N, ...]` of a tree side by side: one look at many small ones is quicker than one each."""
+    """Concatenate the floating leaves `[N, ...]` of a tree: one check of all is faster than one per leaf."""
     leaves = jax.tree.leaves(tree)
     num_envs = leaves[0].shape[0]
     floating = [leaf.reshape(num_envs, -1) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]

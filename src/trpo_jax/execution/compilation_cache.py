@@ -1,4 +1,4 @@
-"""Keeping compiled programs from one process to the next."""
+"""Keep compiled programs on disk for later processes."""
 
 import contextlib
 import os
@@ -9,16 +9,16 @@ import jax
 
 
 def enable_compilation_cache(directory: str | Path | None = None) -> Path | None:
-    """Keep what JAX compiles, so that the next process starts quickly; best called before anything is compiled.
+    """Keep compiled programs, so that the next process starts quickly; best called before anything is compiled.
 
-    It switches on JAX's persistent compilation cache, for every program that takes half a second or more to compile. What
-    JAX's own environment variables say (JAX_COMPILATION_CACHE_DIR and its siblings) goes before it. The command line calls it.
+    This enables JAX's persistent compilation cache for every program that takes half a second or more to compile. JAX's own
+    environment variables (JAX_COMPILATION_CACHE_DIR and its siblings) take precedence. The command line calls this function.
 
     Args:
-        directory: made when it is needed; by default $XDG_CACHE_HOME/trpo-jax/xla, with ~/.cache where that is not set.
+        directory: created when needed; by default $XDG_CACHE_HOME/trpo-jax/xla, or ~/.cache/trpo-jax/xla if that is not set.
 
     Returns:
-        Where programs are kept; None where they are not, for want of a home directory.
+        The folder that holds the programs; None if nothing is kept, because the user has no home directory.
     """
     default = default_cache_dir() if directory is None else Path(directory)
     settings = {
@@ -34,7 +34,7 @@ def enable_compilation_cache(directory: str | Path | None = None) -> Path | None
 
 
 def default_cache_dir() -> Path | None:
-    """Return the folder for compiled programs; None for a user without a home, as in some containers."""
+    """Return the folder for compiled programs; None for a user without a home directory, as in some containers."""
     try:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:
@@ -43,9 +43,9 @@ def default_cache_dir() -> Path | None:
 
 
 def drop_newest_programs(seconds: float = 5.0) -> None:
-    """Remove what came into the cache in the last seconds, before a process ends at once: one file may be half written.
+    """Remove the cache files of the last seconds before a process exits abruptly, because one may be half written.
 
-    JAX would warn of such a file at every start, and never write it anew.
+    JAX would warn about such a file at every start and never replace it.
     """
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     oldest = time.time() - seconds

@@ -1,4 +1,4 @@
-"""Arrays in the host's memory, and their way back to devices."""
+"""Copies arrays to the host's memory, and back to devices."""
 
 import functools
 from typing import Any
@@ -21,12 +21,12 @@ def _to_host(leaf: jax.Array) -> np.ndarray:
 
 
 def host_like(tree: Any) -> Any:
-    """Return what `to_host` makes of a pytree of `jax.ShapeDtypeStruct`, described."""
+    """Return `jax.ShapeDtypeStruct`s of the result of `to_host`, given those of its argument."""
     return jax.eval_shape(functools.partial(jax.tree.map, lambda x: jax.random.key_data(x) if _is_key(x) else x), tree)
 
 
 def place(host_tree: Any, like: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Put what `to_host` took back onto devices; `like` describes it as it was there."""
+    """Move the result of `to_host` back to devices; `like` describes the original arrays."""
     placed = jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index]), host_tree)
     return jax.jit(functools.partial(jax.tree.map, _as_key_like, like), out_shardings=sharding)(placed)
 

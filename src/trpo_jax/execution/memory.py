@@ -18,16 +18,16 @@ CONTROL_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Files of a Linux control group (version 2, version 1): its limit, what it uses, and how much of that the kernel can free."""
+"""Linux control groups, version 2 and 1: file of the limit, file of the usage, entry of `memory.stat` that can be freed."""
 
 
 def check_training(config: AgentConfig, state: TrainState, devices: Sequence[jax.Device]) -> None:
-    """Raise ConfigError if a rollout alone needs more memory than is free: its environments, their starts, their samples.
+    """Raise ConfigError if a rollout alone (environments, initial states and samples) needs more memory than is free.
 
     Args:
-        config: of the training.
-        state: describes its state.
-        devices: of all processes, that environments are spread over evenly.
+        config: the training's configuration.
+        state: describes the training's state.
+        devices: those of all processes; environments are spread over them evenly.
     """
     local = [device for device in devices if device.process_index == jax.process_index()]
     environments = state.rollout.environments
@@ -57,14 +57,14 @@ def check_program(needed: int, available: int) -> None:
 
 
 def available_memory(device: jax.Device) -> int | None:
-    """Return the bytes that JAX may use on a device of this process, None where it does not tell."""
+    """Return the bytes that JAX may use on a device of this process; None if it does not report them."""
     tells = device.platform != "cpu" and device in jax.local_devices()
     statistics = device.memory_stats() if tells else None
     return None if statistics is None else statistics.get("bytes_limit")
 
 
 def free_bytes_of_host(groups: Path = Path("/sys/fs/cgroup"), own_groups: Path = Path("/proc/self/cgroup")) -> int:
-    """Return what this process may take: by Linux's account, within its control groups' limits; else all there is."""
+    """Return the bytes available to this process: Linux's estimate within control-group limits, else all physical memory."""
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -79,7 +79,7 @@ def free_bytes_of_host(groups: Path = Path("/sys/fs/cgroup"), own_groups: Path =
 
 
 def _memory_groups(groups: Path, own_groups: Path) -> list[Path]:
-    """Return the folders of the control groups that this process is in, of either version, up to the outermost."""
+    """Return the folders of this process's control groups (version 1 or 2), each followed by its parents."""
     try:
         lines = [line.split(":", 2) for line in own_groups.read_text().splitlines()]
     except OSError:
@@ -90,7 +90,7 @@ def _memory_groups(groups: Path, own_groups: Path) -> list[Path]:
 
 
 def size_of(tree: Any) -> int:
-    """Return the bytes that a pytree's arrays take, or would where it describes them."""
+    """Return the bytes of a pytree of arrays or of `jax.ShapeDtypeStruct`s."""
     return sum(math.prod(leaf.shape) * _itemsize(leaf) for leaf in jax.tree.leaves(tree))
 
 

@@ -27,36 +27,37 @@ NAMES = {
     "fit": "critic fit",
     "evaluate": "evaluation",
 }
-"""What programs are called, for people."""
+"""Human-readable names of the programs."""
 
 OLDER_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
-"""Of loops, on a CPU. The newer ones of jaxlib 0.10 work for many minutes on some that are left of Brax's swimmer when
-shard_map has been partitioned; those of jaxlib 0.12 do not, and know no others. For what simulates only: learning is slower."""
+"""Compile loops on a CPU with XLA's older emitters. With the newer ones, jaxlib 0.10 takes many minutes for some loops of
+Brax's swimmer under a partitioned shard_map; jaxlib 0.12 does not, and has no older ones. Only for programs that simulate:
+learning is slower."""
 
 
-@runtime_checkable  # for callers that check types as they run
+@runtime_checkable  # for runtime type checkers
 class Placement(Protocol):
-    """What a `Runner` asks: how to compile, and where arrays are to lie. Trees may be of arrays or of their descriptions."""
+    """How a `Runner` compiles programs, and where it puts arrays. Trees hold arrays or `jax.ShapeDtypeStruct`s."""
 
     @property
     def key_like(self) -> jax.ShapeDtypeStruct:
-        """The keys that `split` returns, described."""
+        """`jax.ShapeDtypeStruct` of the keys that `split` returns."""
         ...
 
     def split(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return two keys for each training, where it begins."""
+        """Return two keys for each training, on the devices where it begins."""
         ...
 
     def spread(self, tree: Any) -> Any:
-        """Put what each training is given, such as hyperparameters, where it begins."""
+        """Put each training's inputs, such as hyperparameters, on the devices where it begins."""
         ...
 
     def program(self, stage: str, function: Callable[..., Any]) -> Program:
-        """Return the program of a stage, a key of `NAMES`; it takes its arguments from wherever they lie."""
+        """Return the program of a stage, a key of `NAMES`. Its arguments may lie on any devices."""
         ...
 
     def jit(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a small function of a state's parts jitted: "restart" or "fold_in"."""
+        """Return a small jitted function of parts of a state; `name` is "restart" or "fold_in"."""
         ...
 
     def settled(self, state: TrainState) -> TrainState:
@@ -68,26 +69,25 @@ class Placement(Protocol):
         ...
 
     def own(self, tree: Any) -> Any:
-        """Return results without what was computed only for the sake of even shares."""
+        """Return results without the padding that gives every device an equal share."""
         ...
 
     def to_evaluate(self, params: Any, keys: Any) -> tuple[Any, Any]:
-        """Put what an evaluation takes where it runs."""
+        """Put the arguments of an evaluation on the devices where it runs."""
         ...
 
     def place(self, host_state: TrainState, like: TrainState) -> TrainState:
-        """Put a state that `to_host` took back onto the devices."""
+        """Move a state from `to_host` back to the devices."""
         ...
 
 
 class OneTraining:
-    """Spreads the environments of one training over devices; all else is on each.
+    """Spreads the environments of one training over devices; everything else is on each device.
 
-    The programs are those of the global batch, which the compiler partitions: where they run does not change what they
-    compute.
+    Programs are written for the global batch and the compiler partitions them: the devices do not change what is computed.
 
-    Devices that are cores of one processor share the rollout only. The policy step and the critic fit, whose many small
-    sums over devices would take longer than the work does, are left to the first of them.
+    CPU cores used as devices share only the rollout. The first core does the policy step and the critic fit, because their
+    many small sums over devices would take longer than the work itself.
     """
 
     def __init__(self, num_envs: int, devices: Sequence[jax.Device] | None = None):
@@ -102,8 +102,8 @@ class OneTraining:
         one_processor = are_cores_of_one_processor(devices)
         self.learns_apart = one_processor and len(devices) > 1
         self.learning: Any = SingleDeviceSharding(devices[0]) if self.learns_apart else self.everywhere
-        # XLA runs in order what one thread starts on a CPU, so that beside a rollout runs what another thread starts. Only
-        # programs of one device may: those of several wait for each other, and must start in one order everywhere.
+        # On a CPU, XLA runs the programs that one thread starts in order. To run beside a rollout, a program must be started
+        # by another thread. Only single-device programs may: others wait for each other, and need the same order everywhere.
         self._aside = concurrent.futures.ThreadPoolExecutor(1) if one_processor else None
         self._beforehand = concurrent.futures.ThreadPoolExecutor(1) if one_processor and not self.learns_apart else None
         self._copy = self.jit("copy", functools.partial(jax.tree.map, jnp.copy))
@@ -156,50 +156,50 @@ class OneTraining:
         return critic, regression, hyperparameters, put(key, self.learning), put(progress, self.learning)
 
     def jit(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a small function jitted."""
+        """Return the function, jitted."""
         where = dict.fromkeys(("split", "fold_in"), self.everywhere) | dict.fromkeys(("restart", "copy"), self.by_environment)
         return jax.jit(function, out_shardings=where[name], compiler_options=compiler_options(self._devices))
 
     @property
     def key_like(self) -> jax.ShapeDtypeStruct:
-        """A key on all devices, described."""
+        """`jax.ShapeDtypeStruct` of a key on all devices."""
         return jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=self.everywhere)
 
     def split(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return two keys on all devices; the key of each process is the same."""
+        """Return two keys on all devices. Every process passes the same key."""
         split = self.jit("split", lambda data: tuple(jax.random.split(as_typed_key(data))))
         return split(np.asarray(jax.random.key_data(as_typed_key(keys))))
 
     def spread(self, tree: Any) -> Any:
-        """Put something on all devices."""
+        """Put a tree on all devices."""
         return put(tree, self.everywhere)
 
     def to_evaluate(self, params: Any, keys: Any) -> tuple[Any, Any]:
-        """Put what an evaluation takes on this process's first device."""
+        """Put the arguments of an evaluation on this process's first device."""
         return put((params, keys), SingleDeviceSharding(jax.local_devices()[0]))
 
     def settled(self, state: TrainState) -> TrainState:
-        """Move what learns to the devices that learn."""
+        """Move learner, critic and hyperparameters to the devices that learn."""
         parts = zip(state, self._shardings, strict=True)
         return TrainState(*(put(part, where) for part, where in parts))
 
     @property
     def _shardings(self) -> Any:
-        """Where the parts of a training state lie."""
+        """Sharding of each part of a training state."""
         learns = dict.fromkeys(("learner", "critic", "hyperparameters"), self.learning)
         parts: dict[str, Any] = dict.fromkeys(TrainState._fields, self.everywhere) | learns | {"rollout": self.by_environment}
         return TrainState(**parts)
 
     def own(self, tree: Any) -> Any:
-        """Return all of it."""
+        """Return the tree as it is: it has no padding."""
         return tree
 
     def snapshot(self, state: TrainState) -> TrainState:
-        """Copy the part that the next iteration uses up."""
+        """Copy the rollout state, whose buffers the next iteration reuses."""
         return state._replace(rollout=self._copy(state.rollout))
 
     def place(self, host_state: TrainState, like: TrainState) -> TrainState:
-        """Put a state that `to_host` took back onto the devices."""
+        """Move a state from `to_host` back to the devices."""
         parts = zip(host_state, like, self._shardings, strict=True)
         return TrainState(*(place(part, part_like, where) for part, part_like, where in parts))
 
@@ -207,9 +207,9 @@ class OneTraining:
 class ManyTrainings:
     """Runs R trainings side by side: every array has a leading axis of R, and each device has a share of it.
 
-    A device works on its own trainings and never waits for others, whose conjugate gradients and line searches may take
-    longer. Where their number does not divide R, the last one is run more than once, and what is saved holds it once: so
-    they may go on with another number of devices.
+    A device never waits for the others, whose conjugate gradients and line searches may take longer. If the number of devices
+    does not divide R, copies of the last training pad the axis. Saved states have no padding, so trainings can resume on
+    another number of devices.
     """
 
     def __init__(self, num_trainings: int, devices: Sequence[jax.Device]):
@@ -220,11 +220,11 @@ class ManyTrainings:
         self._strip = jax.jit(functools.partial(jax.tree.map, lambda leaf: jnp.copy(leaf[:num_trainings])))
 
     def program(self, stage: str, function: Callable[..., Any]) -> Program:
-        """Return a program that does for R trainings what a stage does for one."""
+        """Return a program that runs a stage for R trainings."""
         return Program(NAMES[stage], self.jit(stage, function))
 
     def jit(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a jitted function that does for R trainings what `function` does for one."""
+        """Return a jitted function that applies `function` to each of R trainings."""
         simulates = name in ("draw", "collect", "evaluate")
         older = simulates and self._devices[0].platform == "cpu" and jax.__version_info__ < (0, 11)
         options = OLDER_EMITTERS if older else compiler_options(self._devices, for_fit=name == "fit")
@@ -234,12 +234,12 @@ class ManyTrainings:
 
     @property
     def key_like(self) -> jax.ShapeDtypeStruct:
-        """Keys of all trainings, described."""
+        """`jax.ShapeDtypeStruct` of the keys of all trainings, with padding."""
         number = self._num_trainings + self._num_more
         return jax.ShapeDtypeStruct((number,), jax.random.key(0).dtype, sharding=self._sharding)
 
     def split(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return two keys for each of R."""
+        """Return two keys for each of R trainings."""
         return self.spread(tuple(jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)))
 
     def spread(self, tree: Any) -> Any:
@@ -247,32 +247,32 @@ class ManyTrainings:
         return jax.device_put(jax.tree.map(self._pad, tree), self._sharding)
 
     def to_evaluate(self, params: Any, keys: Any) -> tuple[Any, Any]:
-        """Spread what an evaluation takes; parameters are those of a state, and so of as many as the devices run."""
+        """Spread the arguments of an evaluation. Parameters come from a state, and so are padded already."""
         if isinstance(keys, jax.ShapeDtypeStruct):
             return put((params, keys), self._sharding)
         return jax.device_put(params, self._sharding), self.spread(keys)
 
     def settled(self, state: TrainState) -> TrainState:
-        """Return the state, whose parts stay where they are; a description of it gets their sharding."""
+        """Return the state unchanged; only a description of it gets the sharding."""
         is_described = isinstance(jax.tree.leaves(state)[0], jax.ShapeDtypeStruct)
         return put(state, self._sharding) if is_described else state
 
     def own(self, tree: Any) -> Any:
-        """Leave out what was computed for the sake of even shares."""
+        """Return results without the padding."""
         if isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
             return jax.eval_shape(self._strip, tree)
         return self._strip(tree) if self._num_more else tree
 
     def snapshot(self, state: TrainState) -> TrainState:
-        """Return the state of the R trainings, which stays readable when the next iteration has started."""
+        """Return a copy of the R trainings' state that stays readable when the next iteration has started."""
         return self._strip(state)
 
     def place(self, host_state: TrainState, like: TrainState) -> TrainState:
-        """Put a state that `to_host` took back onto the devices."""
+        """Move a state from `to_host` back to the devices."""
         return place(jax.tree.map(self._pad, host_state), like, self._sharding)
 
     def _pad(self, leaf: Any) -> Any:
-        """Repeat the last training, so that every device has as many."""
+        """Repeat the last training, so that every device has an equal share."""
         if not self._num_more:
             return leaf
         join = np.concatenate if isinstance(leaf, np.ndarray) else jnp.concatenate

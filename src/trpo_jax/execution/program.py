@@ -16,20 +16,20 @@ from trpo_jax.agent.state import TrainState
 from trpo_jax.execution.memory import check_program
 
 COMPILATIONS = logging.getLogger(__name__)
-"""Is told, at level INFO, of every program that was compiled ahead and took TOLD_FROM seconds or more."""
+"""Logs, at level INFO, every program that was compiled ahead of its first call and took TOLD_FROM seconds or more."""
 
 TOLD_FROM = 0.5
 
 
 class Program:
-    """A jitted function, whose compilation can be begun ahead of its first call.
+    """A jitted function that can be compiled ahead of its first call.
 
     Args:
-        name: what it is, for people.
-        function: jitted.
-        thread: that starts it; None for the caller's.
-        bring: takes the arguments, or their descriptions, and returns them where the function wants them.
-        available_memory: bytes that it may use on each device; None for any number.
+        name: human-readable name.
+        function: the jitted function.
+        thread: the thread that starts the program; None for the caller's.
+        bring: moves the arguments, or their descriptions, to the devices that the function expects.
+        available_memory: bytes that the program may use on each device; None for no limit.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Program:
         self._described: Any = None
 
     def compile(self, compilers: concurrent.futures.Executor, *arguments: Any) -> Any:
-        """Trace it, unless it was, and let one of the compilers go on; return what it returns, as `jax.ShapeDtypeStruct`.
+        """Trace the function once and let a compiler thread finish; return its results as `jax.ShapeDtypeStruct`s.
 
-        The caller's thread traces, since that is the one that JAX's settings are made for, such as
-        `with jax.default_matmul_precision(…)`. Under `jax.disable_jit` nothing is compiled.
+        The caller's thread traces, because JAX's settings, such as `with jax.default_matmul_precision(…)`, apply to that
+        thread. Under `jax.disable_jit` nothing is compiled.
         """
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return self.describe(*arguments)
@@ -61,7 +61,7 @@ class Program:
         return self._described
 
     def _finish(self, lowered: Any, tracing: float) -> Any:
-        """Compile what was traced, and tell how long both took."""
+        """Compile the traced program, and log how long tracing and compiling took."""
         started = time.perf_counter()
         compiled = lowered.compile()
         took = tracing + time.perf_counter() - started
@@ -70,11 +70,11 @@ class Program:
         return compiled
 
     def describe(self, *arguments: Any) -> Any:
-        """Return what it returns, as `jax.ShapeDtypeStruct`, without compiling it."""
+        """Return the function's results as `jax.ShapeDtypeStruct`s, without compiling it."""
         return jax.eval_shape(self._function, *self._brought(arguments))
 
     def __call__(self, *arguments: Any) -> Any:
-        """Start it. Raises ConfigError if it was compiled ahead and needs more memory than there is."""
+        """Start the program. Raises ConfigError if it was compiled ahead and needs more memory than there is."""
         arguments = self._brought(arguments)
         run = self._function if self._compiled is None else self._compiled.result()
         if self._compiled is not None and self._available_memory is not None:
@@ -89,20 +89,20 @@ class Program:
 
 
 def _needed_memory(compiled: Any) -> int:
-    """Return the bytes that a compiled program needs on each device, for arguments and results too."""
+    """Return the bytes that a compiled program needs on each device, including arguments and results."""
     memory = compiled.memory_analysis()
     arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return arrays + memory.temp_size_in_bytes
 
 
 def compile_stages(stages: Any, compilers: concurrent.futures.Executor, state_like: TrainState) -> None:
-    """Trace an iteration's stages, each a `Program`, and let compilers go on; `state_like` describes what the first takes."""
+    """Trace an iteration's stages, each a `Program`, and let compilers finish; `state_like` describes the state before it."""
     run_stages(Stages(*(functools.partial(stage.compile, compilers) for stage in stages)), state_like)
 
 
 @contextlib.contextmanager
 def side_by_side() -> Iterator[concurrent.futures.Executor]:
-    """Give compilers, as many as there are processors, and do not wait for them. A process that ends does."""
+    """Provide one compiler thread per CPU, and do not wait for them at the end. Python does when it exits."""
     compilers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     yield compilers
     compilers.shutdown(wait=False)

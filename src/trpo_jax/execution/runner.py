@@ -1,4 +1,4 @@
-"""Running an agent's iterations as fast as devices allow: stage by stage, and one stage ahead of the host."""
+"""Runs an agent's iterations as fast as devices allow: one program per stage, and stages may overlap."""
 
 import concurrent.futures
 import functools
@@ -17,16 +17,16 @@ from trpo_jax.execution.program import compile_stages
 
 
 class Runner:
-    """The programs of an agent, for one training or for many at once, as the placement says.
+    """The programs of an agent, for one training or for many at once; the placement decides which.
 
-    Calls return before the work is done: the critic fit of one iteration may run beside the next rollout, and so may the
-    initial states of the iteration after that be drawn.
+    Calls return before the work is done. The critic fit of one iteration may run beside the next rollout, and so may the
+    draw of initial states for the iteration after that.
 
     Args:
-        agent: whose iterations.
+        agent: the agent to run.
         placement: `OneTraining`, or `ManyTrainings`, for which states, keys and metrics have a leading axis.
-        hyperparameters: what the trainings begin with, where that is not the agent's configuration.
-        evaluate: of `make_evaluator`, for `evaluate`.
+        hyperparameters: initial hyperparameters; None takes the agent's configuration.
+        evaluate: a function from `make_evaluator`, which `Runner.evaluate` calls.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Runner:
 
     @functools.cached_property
     def state_like(self) -> TrainState:
-        """A training state of `jax.ShapeDtypeStruct`, as it is saved."""
+        """Description of a training state as it is saved, in `jax.ShapeDtypeStruct`s."""
         return self._placement.own(self._whole_state_like)
 
     @functools.cached_property
@@ -57,13 +57,13 @@ class Runner:
         return self._placement.settled(self._begin.describe(key, self.stages.draw.describe(key), *self._given))
 
     def compile(self, compilers: concurrent.futures.Executor, *, to_init: bool = True) -> None:
-        """Trace all programs, and begin to compile them side by side. Without it each waits for its first call.
+        """Trace all programs, and start to compile them in parallel. Otherwise each is compiled at its first call.
 
-        The evaluation's is last, and mostly compiled while the first iterations run.
+        The evaluation comes last, and is mostly compiled while the first iterations run.
 
         Args:
-            compilers: of `side_by_side`.
-            to_init: whether `init` is to be called, whose program comes first then.
+            compilers: from `side_by_side`.
+            to_init: whether `init` will be called; its program is then compiled first.
         """
         key = self._placement.key_like
         if to_init:
@@ -74,34 +74,34 @@ class Runner:
             self._evaluate.compile(compilers, *self._placement.to_evaluate(params, key))
 
     def init(self, keys: jax.Array) -> TrainState:
-        """Draw networks and environments, as `Agent.init` does."""
+        """Initialize networks and environments, as `Agent.init` does."""
         draw_key, key = self._placement.split(keys)
         return self._placement.settled(self._begin(key, self.stages.draw(draw_key), *self._given))
 
     def update(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Start one iteration; return the state and the metrics to be. `state.rollout` is used up."""
+        """Start one iteration; return the future state and metrics. `state.rollout` is donated: do not use it again."""
         state, metrics = run_stages(self.stages, state)
         return state, self._placement.own(metrics)
 
     def timed_update(self, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, float]]:
-        """Do as `update`, but wait for each stage; return also each one's part of the time, as metrics."""
+        """Run `update`, but wait for each stage; also return each stage's share of the time, as metrics."""
         state, metrics, shares = timed_stages(self.stages, state)
         return state, self._placement.own(metrics), shares
 
     def snapshot(self, state: TrainState) -> TrainState:
-        """Return a state, as it is saved, that stays readable when the next iteration has started."""
+        """Return the state in its saved form, which stays readable when the next iteration has started."""
         return self._placement.snapshot(state)
 
     def place(self, host_state: TrainState) -> TrainState:
-        """Put a state that `to_host` took back onto the devices."""
+        """Move a state from `to_host` back to the devices."""
         return self._placement.place(host_state, self._whole_state_like)
 
     def reset(self, state: TrainState) -> TrainState:
-        """Draw all environments afresh, by a key of their own that other draws do not notice."""
+        """Restart all environments from new initial states. Their key is derived separately, so other draws do not change."""
         draw_key = self._fold_in(state.key, state.iteration)
         return state._replace(rollout=self._restart(self.stages.draw(draw_key)))
 
     def evaluate(self, params: Any, keys: Any) -> Episodes:
         """Play episodes with the parameters of a state."""
-        assert self._evaluate is not None, "made without an evaluation"
+        assert self._evaluate is not None, "this Runner was made without `evaluate`"
         return self._placement.own(self._evaluate(*self._placement.to_evaluate(params, keys)))

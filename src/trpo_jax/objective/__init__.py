@@ -1,1 +1,1 @@
-"""What a batch of experience says about a policy."""
+"""Advantages, the surrogate objective, and trust-region updates of a policy."""

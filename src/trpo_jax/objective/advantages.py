@@ -52,7 +52,7 @@ def generalized_advantage_estimation(
 
     def combine(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
         (later_decay, later_advantage), (decay, advantage) = later, earlier
-        # What an episode's end cuts off may be infinite or NaN, and counts for nothing all the same.
+        # Values after an episode's end do not count, even if they are infinite or NaN.
         reaches = jnp.where(decay == 0, 0.0, decay * later_advantage)
         return decay * later_decay, advantage + reaches
 

@@ -1,4 +1,4 @@
-"""A batch in parts: the samples that curvature is taken from, microbatches, and the share of each device."""
+"""Parts of a batch: microbatches, the shares of devices, and the samples for Fisher-vector products."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,18 +14,18 @@ from trpo_jax.weights import AxisName
 
 
 class Partition(NamedTuple):
-    """A batch in parts that are worked through one after another, on each of several devices."""
+    """A batch in parts, which every device processes one after another."""
 
     parts: Any
-    """Pytree of samples; with several parts every leaf has their number as a new leading axis."""
+    """Pytree of samples. With several parts, every leaf has a new leading axis of size `num_parts`."""
     share: float | None
-    """What a part's mean counts for in the whole batch's; None where its weights say so, or where there is one part."""
+    """Weight of a part's mean in the mean of the whole batch. None if the samples' weights include it or there is one part."""
     num_parts: int
     axis_name: AxisName | None
 
 
 def partition(samples: Any, axes: tuple[int, ...], *, weighted: bool, num_parts: int, axis_name: AxisName | None) -> Partition:
-    """Split samples along the last of their batch axes, into every `num_parts`-th one.
+    """Split samples along their last batch axis. Part p holds samples p, p + num_parts, p + 2·num_parts, and so on.
 
     Args:
         samples: pytree of `[*axes, *]`.
@@ -46,7 +46,7 @@ def partition(samples: Any, axes: tuple[int, ...], *, weighted: bool, num_parts:
 
 
 def mean_over_parts(fn: Callable[[Any], Any], partition: Partition) -> Any:
-    """Return the mean over the whole batch of a pytree of numbers that `fn` averages over a part, in at least float32."""
+    """Return the mean over the whole batch, in at least float32. `fn` returns a pytree of means over one part."""
     share = partition.share
 
     def shared(part: Any) -> Any:
@@ -59,14 +59,14 @@ def mean_over_parts(fn: Callable[[Any], Any], partition: Partition) -> Any:
 
 
 def max_over_parts(fn: Callable[[Any], Any], partition: Partition) -> Any:
-    """Return the largest over the whole batch of each number >= 0 of a pytree, of which `fn` gives the largest in a part."""
+    """Return the maximum over the whole batch. `fn` returns a pytree of maxima over one part, all >= 0."""
     largest = _reduced(fn, jnp.maximum, partition)
     axis_name = partition.axis_name
     return largest if axis_name is None else jax.tree.map(lambda number: jax.lax.pmax(number, axis_name), largest)
 
 
 def _reduced(fn: Callable[[Any], Any], combine: Callable[[Array, Array], Array], partition: Partition) -> Any:
-    """Combine what `fn` gives for each of this device's parts, without holding more than one of them."""
+    """Combine the results of `fn` for this device's parts, holding only one of them at a time."""
     if partition.num_parts == 1:
         return fn(partition.parts)
     first = jax.tree.map(lambda leaf: leaf[0], partition.parts)
@@ -79,13 +79,13 @@ def _reduced(fn: Callable[[Any], Any], combine: Callable[[Array, Array], Array],
 
 
 def map_parts(fn: Callable[[Any], Any], partition: Partition) -> Partition:
-    """Return a partition of what `fn` gives for each part."""
+    """Apply `fn` to each part; return the results as a partition."""
     parts = fn(partition.parts) if partition.num_parts == 1 else jax.lax.map(fn, partition.parts)
     return partition._replace(parts=parts)
 
 
 def local(tree: Any, axis_name: AxisName | None) -> Any:
-    """Return a copy of replicated arrays that belongs to this device, so that its derivatives are this device's alone."""
+    """Return a device-local copy of replicated arrays, so that derivatives with respect to it are this device's only."""
     if axis_name is None:
         return tree
     nothing = 0 * jax.lax.axis_index(axis_name)
@@ -93,12 +93,12 @@ def local(tree: Any, axis_name: AxisName | None) -> Any:
 
 
 def samples_for_curvature(batch: Batch, fraction: float, *, num_parts: int = 1, key: PRNGKeyArray | None = None) -> Batch:
-    """Return a fraction of a batch's samples, along the last of its batch axes: the same ones for all others.
+    """Return a fraction of a batch's samples: the same indices of the last batch axis for all other batch axes.
 
     Args:
         batch: the whole batch.
-        fraction: of the samples, in (0, 1]; the count is rounded to a multiple of `num_parts` that is not 0.
-        num_parts: into which the chosen samples will be divided.
+        fraction: fraction of the samples, in (0, 1]; their number is rounded to a non-zero multiple of `num_parts`.
+        num_parts: number of parts into which the chosen samples will be divided.
         key: draws the samples without replacement; None takes evenly spaced ones.
     """
     axes = batch.log_prob.shape

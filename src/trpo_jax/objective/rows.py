@@ -11,12 +11,12 @@ from trpo_jax.objective.surrogate import Batch
 from trpo_jax.policy.distributions import Distribution
 
 SAMPLES_A_ROW = 64
-"""A row has at least so many samples: enough for an even choice of those that curvature is taken from, few enough that rows
-can be spread over many devices."""
+"""Smallest number of samples in a row: enough to choose the samples for Fisher-vector products evenly, few enough to spread
+rows over many devices."""
 
 
 def in_rows(batch: Batch, num_microbatches: int = 1) -> Batch:
-    """Turn a batch `[T, N, ...]` into `[R, T·N/R, ...]`, a row holding the steps of whole environments, one after another."""
+    """Turn a batch `[T, N, ...]` into `[R, T·N/R, ...]`. A row holds all steps of one environment, then those of the next."""
     num_steps, num_envs = batch.log_prob.shape
     rows = num_rows(num_steps, num_envs, num_microbatches)
 
@@ -27,7 +27,7 @@ def in_rows(batch: Batch, num_microbatches: int = 1) -> Batch:
 
 
 def num_rows(num_steps: int, num_envs: int, num_microbatches: int = 1) -> int:
-    """Return R, the largest power of two that divides N and leaves rows that are long enough and fit microbatches."""
+    """Return R, the largest power of two that divides N and leaves rows long enough and divisible into microbatches."""
 
     def fits(rows: int) -> bool:
         length = num_envs * num_steps // rows
@@ -40,7 +40,7 @@ def num_rows(num_steps: int, num_envs: int, num_microbatches: int = 1) -> int:
 
 
 def on_rows(policy_fn: Callable[[Any, Any], Distribution]) -> Callable[[Any, Any], Distribution]:
-    """Apply a policy to rows as to one long batch, since matrix products are quickest on two axes."""
+    """Return the policy for rows: it flattens them into one batch, since matrix products are fastest on two axes."""
 
     def of_rows(params: Any, observation: Any) -> Distribution:
         shape = jax.tree.leaves(observation)[0].shape[:2]

@@ -1,4 +1,4 @@
-"""What a batch of experience says about a new policy: the surrogate objective and the distance to the old one."""
+"""A batch of experience, the surrogate objective of a new policy, and the mean and largest KL(old ‖ new)."""
 
 from typing import Any, NamedTuple
 
@@ -18,14 +18,14 @@ class Batch(NamedTuple):
     action: Any
     """Pytree of `[..., *]`, as the distribution's `log_prob` takes it."""
     log_prob: Float[Array, "..."]
-    """log π_old(action | observation) under the policy that acted, nats; at matmul precision "highest", as in the update."""
+    """log π_old(action | observation) under the policy that acted, nats. Needs matmul precision "highest", as in the update."""
     advantage: Float[Array, "..."]
     weight: Float[Array, "..."] | None = None
-    """Non-negative sample weights of any scale; a sample of weight zero counts for nothing, whatever it holds."""
+    """Non-negative sample weights of any scale; a sample of weight zero is ignored, whatever its values."""
 
 
 def check_batch(batch: Batch) -> None:
-    """Raise ValueError or TypeError if leaves of the batch disagree in their leading axes, naming the leaf."""
+    """Raise ValueError or TypeError, naming the leaf, if a leaf has wrong leading axes or a wrong dtype."""
     axes = jnp.shape(batch.log_prob)
     if 0 in axes or not axes:
         raise ValueError(f"batch.log_prob: got shape {axes}, allowed: at least one batch axis, none of size 0")
@@ -41,14 +41,14 @@ def check_batch(batch: Batch) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(batch, name)):
             if jnp.shape(leaf)[: len(axes)] != axes:
                 where = f"batch.{name}{jax.tree_util.keystr(path)}"
-                raise ValueError(f"{where}: got shape {jnp.shape(leaf)}, allowed: leading axes {axes}, those of batch.log_prob")
+                raise ValueError(f"{where}: got shape {jnp.shape(leaf)}, allowed: leading axes {axes}, as in batch.log_prob")
 
 
 def mask_unweighted(batch: Batch) -> Batch:
-    """Put zeros where the weight is zero, so that a NaN there cannot reach a gradient (0 · NaN is NaN).
+    """Replace samples of weight zero by zeros, so that a NaN in them cannot reach a gradient (0 · NaN is NaN).
 
-    Observations of a batch with several axes may form sequences, in which later states follow from earlier ones: there
-    only values are replaced that no network could bear, what is not finite or too large to be squared.
+    If a batch has several axes, its observations may form sequences, in which later states follow from earlier ones. Then
+    an observation of weight zero keeps its values, except those that are not finite or too large to be squared.
     """
     if batch.weight is None:
         return batch
@@ -76,11 +76,11 @@ def mask_unweighted(batch: Batch) -> Batch:
 
 
 def surrogate_objective(distribution: Distribution, batch: Batch) -> Float[Array, ""]:
-    """Return the importance-sampled advantage L = mean of exp(log π(a|s) - log π_old(a|s)) · A, to be maximized.
+    """Return the importance-sampled advantage L = mean of exp(log π(a|s) - log π_old(a|s)) · A, which is maximized.
 
     Args:
         distribution: the new policy at `batch.observation`.
-        batch: experience of the old policy, its weights with a sum of 1 (`unit_weight`), or its share where it is a part.
+        batch: experience of the old policy. Weights have a sum of 1 (`unit_weight`), or for a part of a batch its share of 1.
 
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477), equation 14.
@@ -94,7 +94,7 @@ def mean_and_max_kl(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return the mean and the largest KL(old ‖ new) over the batch, in nats; states of weight zero do not count.
 
-    Weights have a sum of 1 (`unit_weight`), or their share where the batch is a part.
+    Weights have a sum of 1 (`unit_weight`), or for a part of a batch its share of 1.
     """
     kl = old.kl(new)
     counted = kl if weight is None else jnp.where(weight > 0, kl, 0.0)

@@ -1,4 +1,4 @@
-"""How a trust-region update of a policy is made, and what it reports."""
+"""Settings and report of a trust-region update of a policy."""
 
 from typing import Literal, NamedTuple
 
@@ -10,16 +10,16 @@ from trpo_jax.solver.step_config import StepConfig
 
 @config
 class TrustRegionConfig(StepConfig):
-    """How a trust-region update is made: how the step is taken, and how the batch is used."""
+    """Settings of a trust-region update: how to take the step and how to use the batch."""
 
     kl_constraint: Literal["mean", "max"] = setting(default="mean")
-    """What `max_kl` bounds: the mean KL over the states of the batch, or the largest KL of any of them."""
+    """The KL that `max_kl` bounds: the mean over the batch's states, or the largest of any state."""
     curvature_fraction: float = setting(default=1.0, static=True, above=0.0, at_most=1.0)
-    """Part of the batch that Fisher-vector products use; gradient and line search always use all of it."""
+    """Fraction of the batch that Fisher-vector products use; gradient and line search always use all of it."""
     curvature_sampling: Literal["strided", "random"] = setting(default="strided")
-    """Which part: evenly spaced samples, or others by chance in each update."""
+    """How `curvature_fraction` picks samples: evenly spaced, or at random in each update."""
     num_microbatches: int = setting(default=1, at_least=1)
-    """Pieces in which the batch is worked through, one after another; memory is that of one, results are those of all."""
+    """Number of pieces of the batch that are processed one after another: memory of one piece, result of the whole batch."""
 
 
 class TrustRegionInfo(NamedTuple):
@@ -31,7 +31,7 @@ class TrustRegionInfo(NamedTuple):
     surrogate_improvement: Float[Array, ""]
     """Surrogate at the returned parameters minus surrogate at the given ones."""
     expected_improvement: Float[Array, ""]
-    """The linear prediction gᵀs of the improvement, for the fraction of the step that was taken, or else tried last."""
+    """Linear prediction gᵀs of the improvement, for the step fraction that was taken or, if none was, tried last."""
     kl: Float[Array, ""]
     """Mean KL(old ‖ new) of the returned parameters, nats."""
     max_kl: Float[Array, ""]

@@ -40,32 +40,32 @@ def trust_region_update(
     key: PRNGKeyArray | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Params, TrustRegionInfo]:
-    """Improve a policy as far as a bound on its KL to the old one allows, on one batch of experience.
+    """Improve a policy on one batch of experience, within a bound on its KL to the old policy.
 
         maximize  mean exp(log π_θ(a|s) - log_prob)·A   subject to   mean KL(π_old(·|s) ‖ π_θ(·|s)) <= max_kl
 
     with π_old = `policy_fn(params, ·)`, by one natural-gradient step and a backtracking line search
     (`trust_region_step`) on the whole batch. Pure: works under jit, vmap, scan, shard_map and automatic sharding.
 
-    What it guarantees, for every input:
-        - accepted: KL(old ‖ new) <= max_kl, the mean or (`kl_constraint="max"`) that of every state, the surrogate has
-          improved, every parameter is finite; with `line_search=False` only the last of these;
+    Guarantees, for every input:
+        - if accepted: KL(old ‖ new) <= max_kl (its mean, or with `kl_constraint="max"` that of every state), the surrogate
+          has improved, and every parameter is finite. With `line_search=False` only the last of these holds;
         - otherwise: the parameters returned are the ones passed in, bit for bit, and `info.outcome` says why.
 
     Args:
         policy_fn: (params, observation `[..., *]`) -> Distribution with batch axes `[...]`. Anything that must not be
             optimized (a frozen trunk, a normalizer) is closed over. With axes `[T, N]` it may be recurrent over T.
         params: pytree of floating arrays.
-        batch: `Batch` whose leaves share the leading axes `[...]`. Advantages are used as they come.
+        batch: `Batch` whose leaves share the leading axes `[...]`. Advantages are used as given.
         config: `TrustRegionConfig`; its float fields may be traced. `curvature_fraction` and `num_microbatches` divide
             the last batch axis.
-        key: consumed where `curvature_sampling` is "random"; else not needed.
+        key: consumed if `curvature_sampling` is "random", else not needed.
         axis_name: named axes of `jax.shard_map` or `jax.vmap` over which the batch is split: every device gets its part
-            of the batch and the same `params` and `key`, and returns the same, those of the whole batch. Under `jit` with
-            sharded arrays it stays None.
+            of the batch and the same `params` and `key`, and returns the result of the whole batch. Leave it None under
+            `jit` with sharded arrays.
 
     Returns:
-        (params, `TrustRegionInfo`), the info in scalars, which are all finite in a healthy step.
+        (params, `TrustRegionInfo`). The info's scalars are all finite in a healthy step.
 
     Raises:
         TypeError: a leaf of `params` is not floating, or `policy_fn` returns no `Distribution`.
@@ -94,11 +94,11 @@ def stateful_trust_region_update(
     key: PRNGKeyArray | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Params, TrustRegionState, TrustRegionInfo]:
-    """Do as `trust_region_update`, with what one update hands to the next.
+    """Run `trust_region_update` with a state that is carried from update to update.
 
-    `state` is a running average of squared gradients, this update's included, which shapes the damping; the first is
-    `init_trust_region_state(params, config)`. All other arguments are those of `trust_region_update`. Returns (params, state,
-    `TrustRegionInfo`).
+    `state` is a running average of squared gradients, which shapes the damping. This update's gradient is included before
+    use. Start with `init_trust_region_state(params, config)`. All other arguments are those of `trust_region_update`.
+    Returns (params, state, `TrustRegionInfo`).
 
     Raises:
         ValueError: besides what `trust_region_update` raises, a state of another config or of other parameters.
@@ -119,7 +119,7 @@ class _Samples(NamedTuple):
 
 
 class _Report(NamedTuple):
-    """Of new parameters, over the whole batch."""
+    """Report on new parameters, over the whole batch."""
 
     kl: Float[Array, ""]
     max_kl: Float[Array, ""]
@@ -146,7 +146,7 @@ def _policy_problem(
     key: PRNGKeyArray | None,
     axis_name: AxisName | None,
 ) -> tuple[Problem, Float[Array, ""], Params]:
-    """Return the constrained maximization that a batch poses, with the surrogate and its gradient at `params`."""
+    """Return the constrained maximization for a batch, and the surrogate and its gradient at `params`."""
     mine = local(params, axis_name)
     divided = _divide(batch, config, axis_name)
     whole = map_parts(lambda part: _Samples(part, jax.lax.stop_gradient(policy_fn(mine, part.observation))), divided)
@@ -166,7 +166,7 @@ def _policy_problem(
 
 
 def _divide(batch: Batch, config: TrustRegionConfig, axis_name: AxisName | None) -> Partition:
-    """Return a batch in microbatches, whose weights have a sum of 1 over all of them."""
+    """Divide a batch into microbatches, with weights that have a sum of 1 over the whole batch."""
     weight = None if batch.weight is None else unit_weight(batch.weight, axis_name=axis_name)
     return partition(
         batch._replace(weight=weight),
@@ -197,7 +197,7 @@ def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig
 
 
 def _fisher(policy_fn: PolicyFn, params: Params, states: Partition) -> MatVec:
-    """Return v -> F v over the states; of one part linearized once, of several anew for each part and product."""
+    """Return v -> F v over the states. One part is linearized once; several parts are linearized again for each product."""
 
     def linearize(batch: Batch) -> MatVec:
         return unit_fisher_vector_product(lambda params: policy_fn(params, batch.observation), params, batch.weight)
@@ -227,16 +227,16 @@ def _largest_curvature(policy_fn: PolicyFn, params: Params, whole: Partition) ->
 
 
 def _check_config(config: TrustRegionConfig, batch: Batch, key: PRNGKeyArray | None) -> None:
-    """Raise ConfigError for what does not fit the batch, or lacks a key."""
+    """Raise ConfigError if a setting does not fit the batch or a key is missing."""
     size = batch.log_prob.shape[-1]
     if size % config.num_microbatches:
         raise ConfigError("num_microbatches", config.num_microbatches, f"a divisor of {size}, the size of the last batch axis")
     if config.curvature_sampling == "random" and config.curvature_fraction < 1 and key is None:
-        raise ConfigError("key", None, 'a PRNG key where curvature_sampling is "random"')
+        raise ConfigError("key", None, 'a PRNG key, since curvature_sampling is "random"')
 
 
 def _check_policy(policy_fn: Callable[[Params, Any], Distribution], params: Params, batch: Batch) -> None:
-    """Trace the policy once, abstractly, and raise if it does not give a distribution over the batch's actions."""
+    """Trace the policy once, abstractly, and raise if it does not return a distribution over the batch's actions."""
     axes = jnp.shape(batch.log_prob)
 
     def probe(params, observation, action):
@@ -253,11 +253,11 @@ def _check_policy(policy_fn: Callable[[Params, Any], Distribution], params: Para
     mode, values = jax.eval_shape(probe, params, batch.observation, batch.action)
     if jax.tree.map(jnp.shape, mode) != jax.tree.map(jnp.shape, batch.action):
         shapes = jax.tree.map(jnp.shape, batch.action), jax.tree.map(jnp.shape, mode)
-        raise ValueError(f"batch.action: got shape {shapes[0]}, allowed: {shapes[1]}, that of the policy's actions")
+        raise ValueError(f"batch.action: got shape {shapes[0]}, allowed: {shapes[1]}, the shape of the policy's actions")
     for (path, action), like in zip(jax.tree_util.tree_leaves_with_path(batch.action), jax.tree.leaves(mode), strict=True):
         if _is_floating(action) != _is_floating(like):
             where, dtypes = f"batch.action{jax.tree_util.keystr(path)}", (jnp.result_type(action), like.dtype)
-            raise TypeError(f"{where}: got dtype {dtypes[0]}, allowed: one like {dtypes[1]}, that of the policy's actions")
+            raise TypeError(f"{where}: got dtype {dtypes[0]}, allowed: the same kind as {dtypes[1]}, the policy's dtype")
     for name, value in zip(("log_prob", "kl", "entropy"), values, strict=True):
         if value.shape != axes:
             raise ValueError(f"policy_fn: {name} has shape {value.shape}, allowed: {axes}, the shape of batch.log_prob")

@@ -1,1 +1,1 @@
-"""What a policy is."""
+"""Policy networks, action distributions, and normalization of observations."""

@@ -37,33 +37,33 @@ class Networks(NamedTuple):
 
 @config
 class PolicyConfig:
-    """The policy network: a multilayer perceptron, and for continuous actions a log standard deviation an action dimension."""
+    """The policy network: a multilayer perceptron, plus one log standard deviation per dimension of continuous actions."""
 
     hidden_sizes: tuple[int, ...] = setting(default=(64, 64), at_least=1)
     """Units of each hidden layer."""
     activation: Activation = setting(default="tanh")
     """Nonlinearity between layers."""
     init_log_std: float = setting(default=-0.5, static=True)
-    """Initial log of the action's standard deviation, the same in every state; action units are those of the box [-1, 1]."""
+    """Initial log standard deviation of actions, the same in every state, for actions in units of the box [-1, 1]."""
     action_bounds: Literal["clip", "tanh"] = setting(default="clip")
-    """How samples of a Gaussian are brought into the action box: cut off at its sides, or by tanh."""
+    """How Gaussian samples are brought into the action box: clipped to it, or squashed by tanh."""
     observation_key: str = setting(default="state")
-    """Entry that the policy sees where observations are a dict."""
+    """Entry that the policy sees if observations are a dict."""
 
 
 def orthogonal(scale: float) -> nn.initializers.Initializer:
-    """Draw orthogonal weights; of a population under vmap one member after another."""
+    """Return an initializer that draws orthogonal weights; under vmap, for one member after another."""
     draw = nn.initializers.orthogonal(scale)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        # JAX 0.10 spreads a batched QR over the very CPU threads that wait for it, and two at once hang.
+        # JAX 0.10 runs a batched QR on the same CPU threads that wait for it, so that two at once hang.
         return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
 
     return init
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron with orthogonal weights: √2 in hidden layers, `last_scale` in the last; zero biases."""
+    """A multilayer perceptron. Initial weights are orthogonal times √2, in the last layer times `last_scale`; biases are 0."""
 
     hidden_sizes: tuple[int, ...]
     output_size: int
@@ -78,9 +78,9 @@ class MLP(nn.Module):
 
 
 class GaussianPolicy(nn.Module):
-    """Map observations to a `DiagonalGaussian`, or to its tanh, whose log_std is a parameter, independent of the state.
+    """Map observations to a `DiagonalGaussian` or `TanhGaussian` whose log_std is a parameter, independent of the state.
 
-    The last layer starts small, so that the first policy has nearly the same mean, zero, everywhere.
+    The last layer starts small, so that the first policy has a mean of nearly zero everywhere.
     """
 
     action_size: int
@@ -97,7 +97,7 @@ class GaussianPolicy(nn.Module):
 
 
 class CategoricalPolicy(nn.Module):
-    """Map observations to a `Categorical`, at first nearly uniform."""
+    """Map observations to a `Categorical` that is nearly uniform at first."""
 
     num_actions: int
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -121,19 +121,19 @@ class ValueNetwork(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class OfEntry:
-    """A network that sees one entry of a dict observation, and any other observation whole."""
+    """A network that sees only one entry of a dict observation. Any other observation it sees whole."""
 
     network: Network
     entry: str
     field: str
-    """The configuration's field that holds `entry`, for the error where there is no such entry."""
+    """The configuration's field that holds `entry`, to name it in the error if there is no such entry."""
 
     def init(self, key: Any, observation: Any) -> Any:
         """Draw parameters for observations like this one."""
         return self.network.init(key, self._seen(observation))
 
     def apply(self, params: Any, observation: Any) -> Any:
-        """Apply the network to what it sees."""
+        """Apply the network to the entry, or to the whole observation."""
         return self.network.apply(params, self._seen(observation))
 
     def _seen(self, observation: Any) -> Any:
@@ -145,6 +145,6 @@ class OfEntry:
 
 
 def policy_distribution(network: Network, params: Any, observation: Any) -> Distribution:
-    """Apply a policy in full matmul precision: the same numbers wherever it is evaluated, so that its ratio to itself is 1."""
+    """Apply a policy in full matmul precision: it gives the same numbers everywhere, so that its ratio to itself is 1."""
     with jax.default_matmul_precision("highest"):
         return network.apply(params, observation)

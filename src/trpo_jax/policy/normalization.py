@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from trpo_jax.tree import upcast, where_finite
 
 MAX_ABS = 10.0
-"""Normalized observations are clipped to ±10: a feature seen rarely must not saturate a network."""
+"""Normalized observations are clipped to ±10, since a rarely seen feature must not saturate a network."""
 STD_EPS = 1e-6
 """Added to the variance, so that a feature that has not varied (std 0) does not turn a change of 0.001 into 1000 σ."""
 
@@ -24,7 +24,7 @@ class NormalizerState(NamedTuple):
 
 
 def init_normalizer(observation: Any) -> NormalizerState:
-    """Start from mean 0 and standard deviation 1 for observations shaped like `observation` (one, unbatched).
+    """Return statistics with mean 0 and standard deviation 1 for observations shaped like `observation` (one, unbatched).
 
     Statistics have at least the precision of the observations and of float32.
     """
@@ -34,15 +34,15 @@ def init_normalizer(observation: Any) -> NormalizerState:
 
 
 def update_normalizer(state: NormalizerState, observation: Any, weight: Float[Array, "..."] | None = None) -> NormalizerState:
-    """Take a batch of observations `[..., *]` into the statistics.
+    """Update the statistics with a batch of observations `[..., *]`.
 
     Args:
         state: statistics so far.
-        observation: pytree of `[..., *]`; finite, also where the weight is zero.
-        weight: `[...]`, how often each counts; None counts each once.
+        observation: pytree of `[..., *]`; must be finite, even if the weight is zero.
+        weight: `[...]`, how often each observation counts; None counts each once.
 
     Returns:
-        The new statistics; the old ones where numbers overflow or nothing counts.
+        The new statistics, or the old ones if numbers overflow or all weights are zero.
 
     Reference:
         Chan, Golub and LeVeque 1979, the parallel form of Welford's algorithm.
@@ -70,7 +70,7 @@ def update_normalizer(state: NormalizerState, observation: Any, weight: Float[Ar
 
 
 def normalize(state: NormalizerState | None, observation: Any) -> Any:
-    """Return (observation - mean) / std, clipped to ±MAX_ABS; with no normalizer, the observation as it is."""
+    """Return (observation - mean) / std, clipped to ±MAX_ABS; without a normalizer, the observation unchanged."""
     if state is None:
         return observation
 

@@ -1,1 +1,1 @@
-"""A training on disk, and how it is shown."""
+"""Runs on disk, and how they are shown."""

@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.jsonl: TensorBoard and Weights & Biases."""
+"""Loggers besides metrics.jsonl: TensorBoard and Weights & Biases."""
 
 import functools
 import importlib
@@ -11,21 +11,21 @@ from typing import Any, Protocol, runtime_checkable
 from trpo_jax.errors import ConfigError, MissingPackageError
 
 STEP_METRIC = "environment_steps"
-"""The name under which Weights & Biases gets the step; its charts have it as their x axis."""
+"""Name of the step in Weights & Biases, and the x axis of its charts."""
 FLUSH_SECONDS = 10
-"""A crash loses at most so much of what TensorBoard would have shown."""
+"""Seconds between writes to TensorBoard's file; a crash loses at most this much."""
 
 
-@runtime_checkable  # for callers that check types as they run
+@runtime_checkable  # for callers that check types at run time
 class Logger(Protocol):
-    """Takes the metrics of a run as they come."""
+    """Receives the metrics of a run while it trains."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Take metrics by name at an environment step; NaN and infinities are left out."""
+        """Log metrics by name at an environment step; NaN and infinities are left out."""
         ...
 
     def close(self) -> None:
-        """Write what is pending; nothing is logged after it."""
+        """Write pending metrics; `log` is not called afterwards."""
         ...
 
 
@@ -37,12 +37,12 @@ class TensorBoardLogger:
     """
 
     def __init__(self, folder: Path | str):
-        """Take a folder, which is made when there is something to write.
+        """Set the folder, which is created when the first metrics are written.
 
         Raises:
             MissingPackageError: tensorboardX is not installed.
         """
-        # The suffix, since files are named by the second and a second one of that name would replace the first.
+        # File names contain the time in seconds; without a suffix a file of the same second would be replaced.
         options = {"flush_secs": FLUSH_SECONDS, "filename_suffix": f".{uuid.uuid4().hex[:8]}"}
         self._open = functools.partial(_import("tensorboardX", "tensorboard").SummaryWriter, str(folder), **options)
         self._writer: Any = None
@@ -55,30 +55,30 @@ class TensorBoardLogger:
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is pending."""
+        """Write pending metrics."""
         if self._writer is not None:
             self._writer.close()
 
 
 class WandbLogger:
-    """Logs to Weights & Biases; with WANDB_MODE=offline into FOLDER/wandb alone, to be uploaded by `wandb sync`.
+    """Logs to Weights & Biases. With WANDB_MODE=offline it writes only to FOLDER/wandb, for a later `wandb sync`.
 
-    The run's id is kept in FOLDER/wandb/id.txt: a folder that was used before goes on under the same id. Metrics stand
-    over `STEP_METRIC` and not over the counter of Weights & Biases, which would drop what a resumed run repeats.
+    The run's id is kept in FOLDER/wandb/id.txt, so a folder that was used before keeps its id. The x axis is `STEP_METRIC`
+    and not the counter of Weights & Biases, which would drop the steps that a resumed run repeats.
     """
 
     def __init__(self, folder: Path | str, *, project: str, name: str | None = None, config: dict[str, Any] | None = None):
-        """Start a run, or go on with the folder's.
+        """Start a run, or resume the folder's.
 
         Args:
-            folder: the run's folder, made if it is missing.
-            project: as Weights & Biases calls a group of runs.
-            name: shown for the run; None takes the folder's name.
+            folder: the run's folder, created if it is missing.
+            project: name of the Weights & Biases project.
+            name: displayed name of the run; None takes the folder's name.
             config: settings by name, nested as in config.toml.
 
         Raises:
             MissingPackageError: wandb is not installed.
-            ConfigError: it does not start (no login, no network).
+            ConfigError: Weights & Biases does not start (no login, no network).
         """
         wandb = _import("wandb", "wandb_project")
         folder = Path(folder)
@@ -90,31 +90,31 @@ class WandbLogger:
                 project=project,
                 name=folder.absolute().name if name is None else name,
                 config=config,
-                settings=wandb.Settings(console="off"),  # it would upload every movement of the progress bar
+                settings=wandb.Settings(console="off"),  # else it uploads every update of the progress bar
             )
         except wandb.errors.Error as error:
             words = " ".join(str(error).split())
             raise ConfigError(
-                "wandb_project", project, f"one after `wandb login`, or with WANDB_MODE=offline ({words})"
+                "wandb_project", project, f"any, after `wandb login` or with WANDB_MODE=offline ({words})"
             ) from None
         self._run.define_metric("*", step_metric=STEP_METRIC)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Hand metrics over; they are sent in the background."""
+        """Log metrics, which are sent in the background."""
         self._run.log(finite(metrics) | {STEP_METRIC: step})
 
     def close(self) -> None:
-        """Send what is pending and end the run."""
+        """Send pending metrics and end the run."""
         self._run.finish()
 
 
 def finite(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Leave out NaN and infinities, of which charts make holes or nothing; lists, which hold a number a run, stay."""
+    """Leave out NaN and infinities, which charts cannot show. Lists, which hold one number per run, stay unchanged."""
     return {name: value for name, value in metrics.items() if isinstance(value, list) or math.isfinite(value)}
 
 
 def _run_id(path: Path) -> str:
-    """Return the id that a file holds; draw one and write it where there is none."""
+    """Return the id in a file; if there is no file, draw an id and write it."""
     if path.is_file():
         return path.read_text(encoding="utf-8").strip()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Learning curves of runs, by matplotlib."""
+"""Learning curves of runs, drawn with matplotlib."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,44 +14,44 @@ from trpo_jax.training.fields import fields_of, setting_in_words, short_names
 from trpo_jax.training.run_config import BESIDE_TRAINING
 
 FORMATS = (".png", ".pdf", ".svg")
-# Okabe and Ito's palette, which people with any common form of colour blindness tell apart.
+# Okabe and Ito's palette: its colours are distinct for people with any common form of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
 GREY = "#666666"
 STEPS = "environment steps"
 POINTS: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 7, "markeredgecolor": "white"}
 SMOOTHED_PART = 1 / 40
-"""Moving averages run over this part of a run."""
+"""Window of the moving averages, as a fraction of a run."""
 
 
 class Curve(NamedTuple):
     """One metric of one run."""
 
     step: Float[np.ndarray, "K"]
-    """Environment steps, rising."""
+    """Environment steps, increasing."""
     value: Float[np.ndarray, "K"]
 
 
 class RunCurves(NamedTuple):
-    """What is drawn of one run."""
+    """The data of one run that is drawn."""
 
     name: str
     """Name of its folder."""
     parent: str
-    """The folder in which that lies."""
+    """Path of the folder that contains it."""
     fields: Mapping[str, Any]
     """Its configuration, by dotted names."""
     curves: dict[str, Curve]
 
 
 class Group(NamedTuple):
-    """What is drawn as one line in the panels of an environment: the seeds of a setting."""
+    """The seeds of one setting, drawn as one line in each panel of an environment."""
 
     label: str
     runs: tuple[RunCurves, ...]
 
     def curves(self, metric: str) -> list[Curve]:
-        """Return a metric of those runs that have it."""
+        """Return the curves of a metric, from the runs that have it."""
         return [run.curves[metric] for run in self.runs if metric in run.curves]
 
 
@@ -61,14 +61,14 @@ class Panel(NamedTuple):
     metric: str
     title: str
     bottom: float | None = None
-    """Lower end of the axis; None leaves it to the values."""
+    """Lower end of the axis; None derives it from the values."""
     top: float | None = None
     lowest: float = -math.inf
-    """Values below are cut off, where single ones would press all others together."""
+    """Values below this are cut off, so that outliers do not flatten the rest."""
     smoothed_points: int = 1
-    """The moving average runs over at least so many iterations."""
+    """Minimum number of iterations in the moving average."""
     shows_raw: bool = True
-    """Draw the values themselves too, faintly, behind their moving average."""
+    """Whether to draw the raw values too, faintly, behind their moving average."""
 
 
 SPEED = "training/sps"
@@ -76,7 +76,7 @@ RETURN = Panel("training/episode_reward", "Return")
 KL = Panel("training/kl", "Mean KL (nats)", bottom=0.0)
 SMALL_PANELS = (
     KL,
-    # Single outcomes are 0 or 1: only their average can be read.
+    # Each value is 0 or 1, so only the average is readable.
     Panel("training/accepted", "Accepted updates (fraction)", 0.0, 1.05, smoothed_points=10, shows_raw=False),
     Panel("training/explained_variance", "Explained variance of the critic", top=1.05, lowest=-1.0),
     Panel(SPEED, "Environment steps per second", bottom=0.0),
@@ -88,14 +88,14 @@ NOT_OF_THE_SETTING = ("environment", "seed", *BESIDE_TRAINING)
 
 
 def plot_runs(paths: Sequence[Path | str], out: Path | str) -> Path:
-    """Draw the learning curves of run folders into one picture and return where it lies.
+    """Draw the learning curves of run folders into one picture and return its path.
 
     Args:
         paths: folders that trainings wrote, finished or not.
-        out: file to write, overwritten; its ending (.png, .pdf, .svg) says in which format.
+        out: file to write or overwrite; its ending (.png, .pdf, .svg) selects the format.
 
     Raises:
-        ConfigError: a folder is none of a run, or holds no metrics. MissingPackageError: no matplotlib. FileError: `out`
+        ConfigError: a folder holds no run, or no metrics. MissingPackageError: no matplotlib. FileError: `out`
             cannot be written.
     """
     path = Path(out)
@@ -110,22 +110,22 @@ def plot_runs(paths: Sequence[Path | str], out: Path | str) -> Path:
 
 
 def run_names(paths: Sequence[Path | str]) -> list[str]:
-    """Name each run after its folder, or by its whole path where two folders have one name."""
+    """Name each run after its folder, or by its whole path if two folders have the same name."""
     names = [Path(path).absolute().name for path in paths]
     return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
 
 
 def read_run(path: Path | str, name: str) -> RunCurves:
-    """Read what is drawn of a run; raises ConfigError where there is no run, or none of its metrics."""
+    """Read the data of a run that is drawn. Raises ConfigError if there is no run, or it has no metrics."""
     folder, run_config = open_run_folder(path)
     return RunCurves(name, str(folder.path.parent), fields_of(run_config), read_curves(folder.metrics))
 
 
 def group_runs(runs: Sequence[RunCurves]) -> dict[str, list[Group]]:
-    """Put the seeds of each setting together, by environment, in the order of their first appearance.
+    """Group the seeds of each setting, by environment, in the order of their first appearance.
 
-    A setting is named by the fields in which runs of one environment differ. Where two runs of a setting have the same
-    seed, something else tells them apart: the folder that they lie in, or else the name of each.
+    A setting is named by the fields in which runs of one environment differ. If two runs of a setting have the same seed,
+    they are distinguished by their parent folders, or else by their own names.
     """
     by_environment: dict[str, list[RunCurves]] = {}
     for run in runs:
@@ -144,14 +144,14 @@ def group_runs(runs: Sequence[RunCurves]) -> dict[str, list[Group]]:
 
 
 def _differing(runs: Sequence[RunCurves]) -> list[str]:
-    """Return the fields in which runs that have them differ, apart from those that one setting may have several of."""
+    """Return the fields in which the runs that have them differ, except `NOT_OF_THE_SETTING`."""
     names = dict.fromkeys(name for run in runs for name in run.fields if name not in NOT_OF_THE_SETTING)
     values = {name: [run.fields[name] for run in runs if name in run.fields] for name in names}
     return [name for name in names if any(value != values[name][0] for value in values[name])]
 
 
 def _split(label: str, runs: Sequence[RunCurves], *, by_parent: bool = True) -> Iterator[Group]:
-    """Put runs of one setting into groups in which no seed comes twice."""
+    """Split the runs of one setting into groups in which no seed appears twice."""
     seeds = [run.fields["seed"] for run in runs]
     if len(set(seeds)) == len(seeds):
         yield Group(label, tuple(runs))
@@ -164,9 +164,9 @@ def _split(label: str, runs: Sequence[RunCurves], *, by_parent: bool = True) -> 
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Read metrics.jsonl into a curve a metric.
+    """Read metrics.jsonl into one curve per metric.
 
-    Of two values of a metric at one step the later one counts.
+    If a metric has two values at one step, the later one counts.
 
     Raises:
         ConfigError: there is no such file, or no record in it.
@@ -177,24 +177,24 @@ def read_curves(path: Path) -> dict[str, Curve]:
         for name, value in record.items():
             values.setdefault(name, {})[step] = value
     if not values:
-        raise ConfigError("metrics", str(path), "a file with at least one whole line; has the run finished an iteration?")
+        raise ConfigError("metrics", str(path), "a file with at least one complete line; has the run finished an iteration?")
     rising = {name: sorted(by_step.items()) for name, by_step in values.items()}
     return {name: Curve(*np.asarray(points, float).T) for name, points in rising.items()}
 
 
 def moving_average(value: Float[np.ndarray, "K"], window: int) -> Float[np.ndarray, "K"]:
-    """Average over `window` points around each; towards the ends over those that are there."""
+    """Average over the `window` points around each point; near the ends, over those that exist."""
     half = min(window, len(value)) // 2
     kernel = np.ones(2 * half + 1)
-    # "full" and cut, since "same" returns the kernel's length where that is the longer one.
+    # Cut from "full", since "same" returns the kernel's length if the kernel is longer than the values.
     total, count = (np.convolve(x, kernel)[half : half + len(value)] for x in (value, np.ones(len(value))))
     return total / count
 
 
 def average(curves: Sequence[Curve]) -> tuple[Curve, Curve, Curve]:
-    """Return mean, lowest and highest of several curves at every step that one of them has.
+    """Return mean, lowest and highest of several curves at every step of any of them.
 
-    Between its steps a curve is interpolated; before its first and after its last it does not count.
+    A curve is interpolated between its steps, and ignored before its first and after its last step.
     """
     step = np.unique(np.concatenate([curve.step for curve in curves]))
     values = np.stack([np.interp(step, *curve, left=np.nan, right=np.nan) for curve in curves])
@@ -202,10 +202,10 @@ def average(curves: Sequence[Curve]) -> tuple[Curve, Curve, Curve]:
 
 
 def draw(runs: Sequence[RunCurves]) -> Any:
-    """Return a matplotlib Figure: return (training and evaluation), KL and its bound, accepted updates, critic, speed.
+    """Return a matplotlib Figure of the return (training, evaluation), KL and its bound, accepted updates, critic and speed.
 
-    Each environment has panels of its own. Several seeds of a setting are drawn as their mean, and a band from the lowest
-    to the highest.
+    Each environment has its own panels. Several seeds of a setting are drawn as their mean, with a band from the lowest to
+    the highest.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -240,7 +240,7 @@ def draw(runs: Sequence[RunCurves]) -> Any:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Return an empty matplotlib Figure, its size in inches. Raises MissingPackageError without matplotlib."""
+    """Return an empty matplotlib Figure of a size in inches. Raises MissingPackageError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -252,12 +252,12 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def plain(text: str) -> str:
-    """Return what matplotlib shows as the text itself: a dollar sign begins no formula, an underscore hides no label."""
+    """Escape a text for matplotlib: a dollar sign then starts no formula, and a leading underscore hides no label."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def finish_axis(axis: Any, title: str, xlabel: str, *, grid: Literal["x", "y"] = "y") -> None:
-    """Give a panel its title and the look that all have; environment steps are counted in k and M."""
+    """Set a panel's title and the common style. Environment steps are shown in k and M."""
     from matplotlib.ticker import EngFormatter
 
     axis.set_title(plain(title), loc="left", fontsize=11)
@@ -273,7 +273,7 @@ def finish_axis(axis: Any, title: str, xlabel: str, *, grid: Literal["x", "y"] =
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Return colour and line style of a run by its place; styles change once the colours are used up."""
+    """Return the colour and line style with this number. The line style changes once all colours are used."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": LINE_STYLES[number // len(COLOURS) % len(LINE_STYLES)],
@@ -306,18 +306,18 @@ def _finish_panel(axis: Any, panel: Panel) -> None:
 
 
 def _draw_bounds(axis: Any, groups: Sequence[Group], styles: Mapping[str, dict[str, Any]]) -> None:
-    """Draw the bound of every iteration, and name the first: in grey if all settings have the same, else in their colours."""
+    """Draw the KL bounds and label their first values; the lines are grey if all settings share one, else in their colours."""
     bounds = {group.label: average(group.curves(KL_BOUND))[0] for group in groups if group.curves(KL_BOUND)}
     are_alike = len({(bound.value[0], bound.value[-1]) for bound in bounds.values()}) == 1
     for label, bound in bounds.items():
         axis.plot(*bound, lw=1.2, ls=(0, (4, 3)), color=GREY if are_alike else styles[label]["color"])
     for text, place in {f"max_kl {bound.value[0]:g}": (bound.step[0], bound.value[0]) for bound in bounds.values()}.items():
         axis.annotate(text, place, (0, 3), "data", "offset points", fontsize=9, color=GREY)
-    axis.margins(y=0.12)  # room for the words above the highest line
+    axis.margins(y=0.12)  # room for the label above the highest line
 
 
 def _draw_evaluations(axis: Any, groups: Sequence[Group], styles: Mapping[str, dict[str, Any]]) -> None:
-    """Draw evaluations as points, and say what is line, point and band."""
+    """Draw evaluations as points, and add a legend for line, point and band."""
     from matplotlib.patches import Patch
 
     for group in groups:
@@ -325,7 +325,7 @@ def _draw_evaluations(axis: Any, groups: Sequence[Group], styles: Mapping[str, d
             mean, lowest, highest = average(curves)
             color = styles[group.label]["color"]
             axis.vlines(mean.step, lowest.value, highest.value, color=color, lw=1.2)
-            # Not clipped, for an evaluation before training stands on the axis itself.
+            # Not clipped, since an evaluation before training lies on the axis itself.
             axis.plot(*mean, **POINTS, color=color, clip_on=False, zorder=3)
     handles = [
         *axis.plot([], [], lw=1.8, color=GREY, label="training"),

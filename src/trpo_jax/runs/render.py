@@ -1,4 +1,4 @@
-"""An episode to look at: play it, then write a page for a browser and an animation."""
+"""Play an episode, and write it as an HTML page and an animation."""
 
 import functools
 import itertools
@@ -25,42 +25,42 @@ from trpo_jax.training.run_config import RunConfig
 
 Format = Literal["gif", "mp4", "html"]
 MIN_FRAME_SECONDS = 0.04
-"""Frames come no quicker: an eye is content with 25 a second, and without a GPU each takes a twentieth of one to draw."""
+"""Shortest time per frame: 25 frames a second look smooth, and without a GPU drawing a frame takes 1/20 of a second."""
 
 
 class Step(NamedTuple):
-    """A step of an episode as it was played; stacked to `[K, …]` for K steps."""
+    """One played step of an episode; for K steps, stacked to `[K, …]`."""
 
     pose: Any
-    """Where the step led, as the environment's `Scene` keeps it."""
+    """Pose after the step, from the environment's `Scene`."""
     reward: Float[Array, "..."]
     ended: Bool[Array, "..."]
-    """By a termination or the time limit."""
+    """The episode ended here, by a termination or the time limit."""
     faulty: Bool[Array, "..."]
-    """The simulator lost the environment; such a step is not part of the episode."""
+    """The simulator lost the environment here; this step is not part of the episode."""
 
 
 class Episode(NamedTuple):
     """One episode, or its beginning, on the host."""
 
     poses: list[Any]
-    """Where it started and where each of its steps led."""
+    """The initial pose, and the pose after each step."""
     episode_return: float
     """Sum of unscaled rewards."""
     ended: bool
-    """False if there was more to come."""
+    """False if the episode was still running at the last recorded step."""
 
 
 class Rendering(NamedTuple):
-    """What `render_run` did."""
+    """Result of `render_run`."""
 
     step: int
     """Environment steps for which the policy was trained."""
     episode: Episode
     files: list[Path]
-    """What was written."""
+    """Files that were written."""
     missing: list[str]
-    """Why what is missing is missing, a line each."""
+    """One line for each file that could not be drawn, with the reason."""
 
 
 def render_run(
@@ -72,13 +72,13 @@ def render_run(
     output: Format,
     view: View = View(),  # noqa: B008
 ) -> Rendering:
-    """Play one episode with a run's newest policy, deterministically, and write what shows it into the run's folder.
+    """Play one episode deterministically with a run's newest policy, and write it as page and animation into the run's folder.
 
     Args:
         run_config: the run's configuration.
         folder: the run's folder; render.html and render.gif or render.mp4 in it are overwritten.
         max_steps: actions after which to stop, at least 1.
-        seed: of the initial state.
+        seed: seed of the initial state.
         output: "gif" or "mp4" for the page and an animation, "html" for the page alone.
         view: size and camera of the animation.
 
@@ -91,7 +91,7 @@ def render_run(
     encode = _video_encoder() if output == "mp4" else write_gif
     agent, step, params = load_policy(run_config, folder)
     scene = make_scene(agent.environment)
-    scene.camera(view.camera)  # before anything is compiled
+    scene.camera(view.camera)  # fail before anything is compiled
     record = jax.jit(functools.partial(_record, agent.environment, agent.make_policy, scene.pose, max_steps))
     episode = cut_episode(*jax.device_get(record(params, jax.random.key(seed))))
     writers = {"html": _write_page}
@@ -120,7 +120,7 @@ def _record(
     params: Any,
     key: Key[Array, ""],
 ) -> tuple[Any, Step]:
-    """Play `num_steps` steps: (the first pose, `Step` of `[num_steps, …]`). What follows an episode's end is noise."""
+    """Play steps; return (first pose, `Step` of `[num_steps, …]`). Steps after the episode's end are meaningless."""
     policy = make_policy(params, True)
 
     def play(state: EnvironmentState, _: None) -> tuple[EnvironmentState, Step]:
@@ -135,7 +135,7 @@ def _record(
 
 
 def cut_episode(start: Any, steps: Step) -> Episode:
-    """Keep of recorded steps those of the first episode: through its end, or up to where the simulator lost it."""
+    """Keep only the first recorded episode: through its last step, or up to the step before the simulator lost it."""
     num_steps = len(steps.reward)
     end = int(np.argmax(steps.ended)) + 1 if steps.ended.any() else num_steps
     lost = int(np.argmax(steps.faulty)) if steps.faulty.any() else num_steps
@@ -149,26 +149,26 @@ def _write_page(path: Path, scene: Scene, poses: list[Any]) -> None:
 
 
 Encoder = Callable[[Path, Iterable[UInt8[np.ndarray, "height width 3"]], float], None]
-"""(file, frames, seconds a frame) -> None."""
+"""(file, frames, seconds per frame) -> None."""
 
 
 def _write_animation(encode: Encoder, view: View, path: Path, scene: Scene, poses: list[Any]) -> None:
-    """Draw poses in real time; raises DrawingError, and leaves an earlier file alone, where nothing can draw."""
+    """Draw poses in real time. If drawing is impossible, raise DrawingError and leave an earlier file unchanged."""
     stride = max(1, math.ceil(MIN_FRAME_SECONDS / scene.seconds_per_step - 1e-6))
     frames: Iterator[Any] = scene.frames(poses[::stride], view)
-    first = next(frames)  # fails here or not at all, before the file is opened
+    first = next(frames)  # drawing fails here or not at all, before the file is opened
     encode(path, itertools.chain([first], frames), scene.seconds_per_step * stride)
 
 
 def write_gif(path: Path, frames: Iterable[UInt8[np.ndarray, "height width 3"]], seconds_per_frame: float) -> None:
-    """Write an animated GIF that repeats for ever; its clock counts in hundredths of a second."""
+    """Write an animated GIF that repeats forever. GIF durations are in hundredths of a second."""
     images = iter(_with_one_palette(frames))
     milliseconds = max(10, 10 * round(100 * seconds_per_frame))
     next(images).save(path, save_all=True, append_images=images, duration=milliseconds, loop=0, optimize=False)
 
 
 def _with_one_palette(frames: Iterable[UInt8[np.ndarray, "height width 3"]]) -> Iterator[Image.Image]:
-    """Reduce frames to the first one's 256 colours: with a palette each, and with dithering, still parts would flicker."""
+    """Reduce all frames to the first one's 256 colours. With separate palettes or dithering, still parts would flicker."""
     palette = None
     for frame in frames:
         image = Image.fromarray(frame)
@@ -185,7 +185,7 @@ def _video_encoder() -> Encoder:
 
 
 def _write_mp4(av: Any, path: Path, frames: Iterable[UInt8[np.ndarray, "height width 3"]], seconds_per_frame: float) -> None:
-    """Write H.264 with the chroma that every browser plays."""
+    """Write H.264 in the pixel format that every browser plays."""
     images = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames)
     first = next(images)
     with av.open(str(path), "w") as container:
@@ -193,4 +193,4 @@ def _write_mp4(av: Any, path: Path, frames: Iterable[UInt8[np.ndarray, "height w
         stream.width, stream.height, stream.pix_fmt = first.width, first.height, "yuv420p"
         for image in itertools.chain([first], images):
             container.mux(stream.encode(image))
-        container.mux(stream.encode())  # what the encoder has held back
+        container.mux(stream.encode())  # frames that the encoder still holds

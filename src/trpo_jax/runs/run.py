@@ -1,4 +1,4 @@
-"""A training with a folder of its own, and its evaluation later on."""
+"""Train in a run folder, and load and evaluate the run later."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from trpo_jax.training.train import train
 
 
 def resolve(run_config: RunConfig) -> RunConfig:
-    """Put in what "auto" stands for; raises ConfigError for an unknown environment."""
+    """Replace the backend "auto" by the one it stands for. Raises ConfigError for an unknown environment."""
     backend: Any = resolve_backend(run_config.environment, run_config.suite, run_config.backend)
     return dataclasses.replace(run_config, backend=backend)
 
@@ -52,17 +52,17 @@ def run_training(
         run_config: what to train.
         folder: made by `create_run_folder`.
         environment: the one that the config names, made by `run_environment`.
-        loggers: given the metrics of each iteration and evaluation, and closed in the end.
-        resume: go on from the folder's newest readable checkpoint.
+        loggers: receive the metrics of each iteration and evaluation, and are closed at the end.
+        resume: resume from the folder's newest readable checkpoint.
         max_devices_per_host: use no more devices of each process than this.
         progress_fn: called as progress_fn(steps, metrics) after each evaluation.
-        iteration_fn: called likewise after each iteration.
+        iteration_fn: called as iteration_fn(steps, metrics) after each iteration.
 
     Returns:
         The metrics of the last evaluation and iteration.
 
     Raises:
-        ConfigError, CheckpointError: as `train`. KeyboardInterrupt and SystemExit pass through once all is saved.
+        ConfigError, CheckpointError: as `train`. KeyboardInterrupt and SystemExit pass through after everything is saved.
     """
 
     def on_iteration(step: int, metrics: dict[str, float]) -> None:
@@ -101,7 +101,7 @@ def run_training(
 
 
 def load_policy(run_config: RunConfig, folder: RunFolder) -> tuple[Agent, int, Params]:
-    """Load what a run has trained: (its agent, environment steps trained, parameters).
+    """Load the policy of a run: (its agent, environment steps trained, parameters).
 
     Raises:
         ConfigError: an unknown environment.
@@ -117,26 +117,26 @@ def _load_params(agent: Agent, folder: RunFolder) -> tuple[int, Params]:
 
 
 class LoadedRun(NamedTuple):
-    """What a run has left."""
+    """A run, loaded from its folder."""
 
     config: RunConfig
-    """Every field, those that were left open included."""
+    """Every field, including those that the user did not set."""
     agent: Agent
     """Its algorithm, bound to its environment."""
     step: int
     """Environment steps that the parameters were trained for."""
     params: Params
     metrics: list[dict[str, Any]]
-    """Records of metrics.jsonl: "step", and metrics by name; of iterations and evaluations in turn."""
+    """Records of metrics.jsonl, "step" and metrics by name, for iterations and evaluations in order."""
 
     @property
     def make_policy(self) -> PolicyMaker:
-        """Makes policy(observation, key) -> (action, extras) of parameters, as `train` returns it."""
+        """Function that makes policy(observation, key) -> (action, extras) from parameters, as `train` returns it."""
         return self.agent.make_policy
 
 
 def load_run(path: str | Path) -> LoadedRun:
-    """Load what `trpo-jax train` has left in a folder, finished or not.
+    """Load the run that `trpo-jax train` wrote into a folder, finished or not.
 
         run = trpo_jax.load_run("runs/ant")
         policy = run.make_policy(run.params, deterministic=True)
@@ -148,7 +148,7 @@ def load_run(path: str | Path) -> LoadedRun:
         `LoadedRun`, with the parameters of the newest checkpoint that can be read.
 
     Raises:
-        ConfigError: no run lies there, it has no metrics.jsonl, or its environment is not known here.
+        ConfigError: the folder holds no run or no metrics.jsonl, or the environment is unknown.
         CheckpointError: no checkpoint, a damaged one, or one that does not fit the configuration.
     """
     folder, run_config = open_run_folder(path)
@@ -157,20 +157,20 @@ def load_run(path: str | Path) -> LoadedRun:
 
 
 class EvaluatedRun(NamedTuple):
-    """A run's newest policy, played."""
+    """Episodes played with a run's newest policy."""
 
     config: RunConfig
     step: int
-    """Environment steps that it was trained for."""
+    """Environment steps that the policy was trained for."""
     episodes: Episodes
 
 
 def evaluate_runs(
     runs: Sequence[tuple[RunFolder, RunConfig]], *, num_episodes: int, deterministic: bool, seed: int
 ) -> Iterator[EvaluatedRun]:
-    """Play episodes with the newest policy of each run, as `open_run_folder` gives it; those of one kind share a program.
+    """Play episodes with the newest policy of each run; `runs` holds results of `open_run_folder`.
 
-    Raises as `load_policy`.
+    Runs with equal `program_of` share a compiled program. Raises as `load_policy`.
     """
     programs: dict[Any, tuple[Agent, Callable[[Params, Any], Episodes]]] = {}
     for folder, config in runs:

@@ -17,11 +17,11 @@ from trpo_jax.runs.loggers import finite
 from trpo_jax.training.run_config import RunConfig, read_run_config, write_run_config
 
 LOCK = ".lock"
-"""File that a training holds locked in its folder."""
+"""Name of the file that a training locks in its folder."""
 
 
 class RunFolder:
-    """Where the parts of a run lie."""
+    """Paths of the parts of a run."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -32,20 +32,20 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other trainings out of the folder; a crash leaves no lock behind. Raises FileError if one runs in it."""
-        with locked(self.path, FileError(f"another training is running in {self.path}; let it end, or take another folder")):
+        with locked(self.path, FileError(f"another training is running in {self.path}; wait for it, or use another folder")):
             yield
 
     def discard(self) -> None:
-        """Remove the folder of a run that has not begun; for who holds its lock."""
+        """Remove the folder if the run has not begun. The caller must hold its lock."""
         if not self.metrics.exists() or not self.metrics.stat().st_size:
             shutil.rmtree(self.path)
 
 
 @contextlib.contextmanager
 def locked(folder: Path, taken: Exception, *, patience: float = 0.0) -> Iterator[None]:
-    """Hold a folder's lock, which ends with the process at the latest.
+    """Hold a folder's lock, which is released when the process ends at the latest.
 
-    Raises `taken` if another process holds it, and still does so after `patience` seconds.
+    Raises `taken` if another process still holds it after `patience` seconds.
     """
     lock = filelock.FileLock(folder / LOCK, timeout=patience)
     try:
@@ -62,19 +62,19 @@ def create_run_folder(path: Path | str | None, run_config: RunConfig) -> RunFold
     """Make a run's folder and write its configuration.
 
     Args:
-        path: new, or an empty folder; None makes runs/ENV-DATE-TIME, with a number behind it where that is taken.
-        run_config: what the run is to do.
+        path: a new or empty folder; None makes runs/ENV-DATE-TIME, with a number appended if that exists.
+        run_config: the run's configuration.
 
     Raises:
         ConfigError: the folder exists and is not empty; nothing was overwritten.
-        FileError: it cannot be written, or another training begins in it.
+        FileError: it cannot be written, or another training is starting in it.
     """
     try:
         folder = RunFolder(_make_default_folder(run_config.environment) if path is None else path)
         folder.path.mkdir(parents=True, exist_ok=True)
         _check_empty(folder)
         with folder.locked():
-            _check_empty(folder)  # once more, since another process may have had the same idea
+            _check_empty(folder)  # again, since another process may have chosen the same folder
             write_run_config(folder.config, run_config)
     except FileError:
         raise
@@ -89,7 +89,7 @@ def _check_empty(folder: RunFolder) -> None:
 
 
 def _make_default_folder(environment: str) -> Path:
-    """Make a folder that no other process has made."""
+    """Make a new folder that no other process uses."""
     stem = f"{environment}-{time.strftime('%Y%m%d-%H%M%S')}"
     for count in itertools.count(1):
         path = Path("runs") / (stem if count == 1 else f"{stem}-{count}")
@@ -105,7 +105,7 @@ def open_run_folder(path: Path | str) -> tuple[RunFolder, RunConfig]:
     """Return the folder of an earlier run and its configuration.
 
     Raises:
-        ConfigError: no run lies there, or its configuration cannot be read.
+        ConfigError: there is no run, or its configuration cannot be read.
     """
     folder = RunFolder(path)
     try:
@@ -118,10 +118,10 @@ def open_run_folder(path: Path | str) -> tuple[RunFolder, RunConfig]:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl: one object a line, "step" and metrics by name; NaN and infinities are left out.
+    """Appends to metrics.jsonl one object per line: "step" and metrics by name. NaN and infinities are left out.
 
-    A run that goes on from a checkpoint repeats what came after it: the first line written takes the place of all that
-    stood from there on. A line that a crash has torn is dropped.
+    A run that resumes from a checkpoint repeats later steps, so the first line it writes replaces all earlier lines from
+    that step on. A line that a crash left incomplete is dropped.
     """
 
     def __init__(self, path: Path):
@@ -147,12 +147,12 @@ class MetricsLog:
 
 
 def _place(record: dict[str, Any]) -> tuple[int, bool]:
-    """Return what lines are ordered by: an evaluation comes after the iteration of the same step."""
+    """Return the sort key of a line: an evaluation comes after the iteration of the same step."""
     return record["step"], any(name.startswith("eval/") for name in record)
 
 
 def _whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the lines of metrics.jsonl that are whole, each with what it records."""
+    """Return the complete lines of metrics.jsonl, each with its record."""
     lines = path.read_bytes().splitlines()
     return [(line.decode(), record) for line in lines if (record := metrics_record(line)) is not None]
 
@@ -160,7 +160,7 @@ def _whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the records of metrics.jsonl: "step" and metrics by name.
 
-    A line that is no whole record is left out: a crash tears the last one, and one may be half written at this moment.
+    Incomplete lines are left out: the last one may be cut off by a crash, or be half written at this moment.
 
     Raises:
         ConfigError: there is no such file.
@@ -172,7 +172,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def metrics_record(line: str | bytes) -> dict[str, Any] | None:
-    """Parse a line of metrics.jsonl; None for a torn one."""
+    """Parse a line of metrics.jsonl; return None for an incomplete one."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -181,7 +181,7 @@ def metrics_record(line: str | bytes) -> dict[str, Any] | None:
 
 
 def _rewrite(path: Path, lines: list[str]) -> TextIO:
-    """Put lines in a file's place, in one move, and open it to append."""
+    """Replace a file's content atomically by these lines, and open it to append."""
     if path.exists():
         write_whole(path, "".join(f"{line}\n" for line in lines))
     return path.open("a", encoding="utf-8", buffering=1)

@@ -11,14 +11,14 @@ from trpo_jax.weights import power_of_two
 
 
 class CGInfo(NamedTuple):
-    """What conjugate gradients report besides the solution."""
+    """Report on a conjugate-gradient solve."""
 
     iterations: Int[Array, ""]
-    """Products taken with the matrix; a starting point `x0` costs one more, which is not counted."""
+    """Number of matrix-vector products, not counting the one that a starting point `x0` costs."""
     residual_norm: Float[Array, ""]
-    """‖b - A x‖, as the recurrence knows it."""
+    """‖b - A x‖, from the recurrence, not recomputed from x."""
     negative_curvature: Bool[Array, ""]
-    """A search direction p with pᵀ A p <= 0 was met, and the iteration stopped before it."""
+    """True if the iteration stopped at a search direction p with pᵀ A p <= 0, without a step along p."""
 
 
 def conjugate_gradient(
@@ -30,29 +30,29 @@ def conjugate_gradient(
     x0: Params | None = None,
     preconditioner: MatVec | None = None,
 ) -> tuple[Params, CGInfo]:
-    """Solve A x = b for a symmetric positive definite A that is known by its products only.
+    """Solve A x = b for a symmetric positive definite A, given only as the product v -> A v.
 
-    Each iteration adds to x the multiple α of a direction p that takes the residual r = b - A x out of p, and makes the
-    next p conjugate to all before:
+    Each iteration moves x along a direction p until the residual r = b - A x is orthogonal to p, and makes the next p
+    conjugate to all previous ones:
 
         α = rᵀM⁻¹r / pᵀAp,    x += α p,    r -= α A p,    p = M⁻¹r + (rᵀM⁻¹r / its last value) p
 
     Stops when ‖b - A x‖² <= tolerance · ‖b‖², after `max_iterations`, or at a direction p of non-positive curvature
-    pᵀ A p <= 0, where the iterate reached so far (still a descent direction of ½xᵀAx - bᵀx) is returned.
+    pᵀ A p <= 0. Then the iterate reached so far is returned, which is still a descent direction of ½xᵀAx - bᵀx.
 
     Args:
-        matvec: v -> A v. It is given vectors with the dtypes of `b`; the iteration itself runs in at least float32.
+        matvec: v -> A v, called with vectors in the dtypes of `b`; the iteration itself runs in at least float32.
         b: pytree of floating arrays, any shapes.
-        max_iterations: the most products taken; static.
+        max_iterations: largest number of products; static.
         tolerance: on the *relative squared* residual, dimensionless; may be traced.
-        x0: starting point like `b`; None is zero and saves a product.
+        x0: starting point like `b`; None starts at zero and saves a product.
         preconditioner: v -> M⁻¹ v, an approximation of A⁻¹, symmetric positive definite.
 
     Returns:
-        (x, CGInfo): x has the structure of `b`, in its dtypes or float32, whichever is wider, as the iteration. Non-finite
-        products end in a non-finite x or residual_norm, never in an exception. b = 0 gives x = 0 after no iteration. x can
-        be differentiated, in `b` and in what `matvec` closes over, as the exact solution of the system: another solve takes
-        the place of the iterations (but not inside `jax.shard_map`).
+        (x, CGInfo): x has the structure of `b`, in its dtypes or float32, whichever is wider. Non-finite products
+        lead to a non-finite x or residual_norm, never to an exception. b = 0 gives x = 0 after 0 iterations. x can be
+        differentiated with respect to `b` and to arrays that `matvec` closes over, as the exact solution of the system: by
+        another solve, not through the iterations (but not inside `jax.shard_map`).
 
     Raises:
         TypeError: a leaf of `b` is not floating.
@@ -76,12 +76,12 @@ def solve_with_residual(
     x0: Params | None = None,
     preconditioner: MatVec | None = None,
 ) -> tuple[Params, Params, CGInfo]:
-    """Run `conjugate_gradient` and also return the residual b - A x, from which xᵀAx follows without a product."""
+    """Run `conjugate_gradient` and also return the residual b - A x, which gives xᵀAx without another product."""
     check_floating(b, "b")
     if max_iterations < 1:
         raise ValueError(f"max_iterations: got {max_iterations}, allowed: an integer >= 1")
-    # The system is solved for b of about unit size, so that squared norms neither overflow nor vanish, and scaled back;
-    # by a power of two, which rounds nothing.
+    # Scale b to about unit size, so that squared norms neither overflow nor vanish, and scale the solution back. The scale
+    # is a power of two, so that scaling does not round.
     size = power_of_two(max_abs(b))
 
     def product(v: Params) -> Params:
@@ -93,7 +93,7 @@ def solve_with_residual(
         return _iterate(product, target, *start, max_iterations, tolerance, preconditioner)
 
     target = scaled(1.0 / size, upcast(b))
-    if jax.sharding.get_abstract_mesh().manual_axes:  # shard_map, which refuses linear_solve with replicated arrays
+    if jax.sharding.get_abstract_mesh().manual_axes:  # shard_map rejects linear_solve with replicated arrays
         solution, (residual, info) = solve(product, target)
     else:
         solution, (residual, info) = jax.lax.custom_linear_solve(product, target, solve, symmetric=True, has_aux=True)
@@ -112,7 +112,7 @@ class _State(NamedTuple):
     residual: Params
     direction: Params
     residual_dot: Float[Array, ""]  # rᵀ M⁻¹ r
-    residual_norm2: Float[Array, ""] | None  # None where no preconditioner makes it another number than residual_dot
+    residual_norm2: Float[Array, ""] | None  # None without a preconditioner: equals residual_dot
     curvature: Float[Array, ""]  # pᵀ A p of the last direction p
     iterations: Int[Array, ""]
 
@@ -126,11 +126,11 @@ def _iterate(
     tolerance: float | Float[Array, ""],
     preconditioner: MatVec | None,
 ) -> tuple[Params, tuple[Params, CGInfo]]:
-    """Iterate from `x` and its residual; return the solution, and residual and report beside it."""
+    """Iterate from `x` and its residual; return (solution, (residual, report))."""
     target_norm2 = vdot(target, target)
 
     def precondition(residual: Params) -> tuple[Params, Float[Array, ""], Float[Array, ""] | None]:
-        """Return M⁻¹r, rᵀM⁻¹r, and ‖r‖² where that is another number."""
+        """Return M⁻¹r, rᵀM⁻¹r, and ‖r‖² (None without a preconditioner: equals rᵀM⁻¹r)."""
         norm2 = vdot(residual, residual)
         if preconditioner is None:
             return residual, norm2, None

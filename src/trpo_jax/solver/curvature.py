@@ -21,16 +21,16 @@ def fisher_vector_product(
                                            M_i = ∂²KL(p_i ‖ q_i)/∂q² at q = p,    W = Σ_i w_i
 
     This is the Gauss-Newton form of the Hessian of the mean KL at the old parameters, and equal to it there, since the
-    KL's gradient vanishes. It is positive semi-definite by construction. J is linearized once and transposed; every
-    product then costs one forward and one backward pass through the linearized network. M follows from the
-    distribution's own `kl`, so a distribution of the caller's needs nothing more.
+    KL's gradient vanishes. It is positive semi-definite by construction. The network is linearized once; every product
+    then costs one forward and one backward pass through the linearized network. M is derived from the distribution's
+    `kl`, so a custom distribution needs nothing more.
 
     Args:
-        distribution_fn: params -> distribution, a pytree with a method `kl(other) -> [...]`, whose floating leaves carry
+        distribution_fn: params -> distribution, a pytree with a method `kl(other) -> [...]`. Its floating leaves have
             the batch axes `[...]` first.
         params: pytree of floating arrays; the point at which F is taken.
-        weight: `[...]`, non-negative, any scale; None weighs all samples alike. Zero leaves a sample
-            out, provided that its Jacobian is finite (0 · NaN is NaN: put finite observations in its place).
+        weight: `[...]`, non-negative, any scale; None weighs all samples equally. Weight zero leaves a sample
+            out if its Jacobian is finite (0 · NaN is NaN: replace such observations by finite ones).
 
     Returns:
         MatVec, a map between pytrees like `params`. Matrix products run in full precision.
@@ -47,7 +47,7 @@ def fisher_vector_product(
 def unit_fisher_vector_product(
     distribution_fn: Callable[[Params], Any], params: Params, weight: Float[Array, "..."] | None
 ) -> MatVec:
-    """Do as `fisher_vector_product` with W = 1: F = Σ_i w_i J_iᵀ M_i J_i, a part's share where weights are those of a part."""
+    """Return v -> F v for weights with a sum of 1: F = Σ_i w_i J_iᵀ M_i J_i. A part's weights give the part's share of F."""
     check_floating(params, "params")
     with jax.default_matmul_precision("highest"):
         tangent, cotangent, metric = _factors(distribution_fn, params, lambda kl: average(kl, weight))
@@ -59,7 +59,7 @@ def unit_fisher_vector_product(
 
 
 def curvature_of_states(distribution_fn: Callable[[Params], Any], params: Params, x: Params) -> Float[Array, "..."]:
-    """Return xᵀF_i x for each state i, `[...]`: the second derivative of its KL along x, which is like `params`."""
+    """Return xᵀF_i x, `[...]`, for each state i: the second derivative of its KL along x, a vector like `params`."""
     with jax.default_matmul_precision("highest"):
         tangent, _, metric = _factors(distribution_fn, params, jnp.sum)
         moved = tangent(x)
@@ -71,7 +71,7 @@ def curvature_of_states(distribution_fn: Callable[[Params], Any], params: Params
 def _factors(
     distribution_fn: Callable[[Params], Any], params: Params, reduce: Callable[[Array], Array]
 ) -> tuple[MatVec, MatVec, MatVec]:
-    """Return the maps that F is made of: v -> J v, u -> Jᵀ u, and u -> M u, the Hessian of the KLs as `reduce` adds them.
+    """Return the factors of F as maps: v -> J v, u -> Jᵀ u, and u -> M u, with M the Hessian of `reduce`(KLs).
 
     M u is computed in at least float32.
     """
@@ -99,17 +99,17 @@ def _factors(
 def _linearize(fn: Callable[[Any], Any], x: Any) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]:
     """Return fn(x), v -> J v and u -> Jᵀ u with the Jacobian J of fn at x.
 
-    A function with a derivative of its own for reverse mode only (`jax.custom_vjp`) has J by transposing Jᵀ.
+    If fn has only a reverse-mode derivative (`jax.custom_vjp`), J is computed by transposing Jᵀ.
     """
     value, product = jax.linearize(fn, x)
-    if "custom_lin[" in str(jax.make_jaxpr(product)(x)):  # what a custom_vjp leaves: a linear map that is only transposed
+    if "custom_lin[" in str(jax.make_jaxpr(product)(x)):  # a custom_vjp leaves a linear map that can only be transposed
         value, transposed = jax.vjp(fn, x)
         return value, _only(jax.linear_transpose(_only(transposed), value)), _only(transposed)
     return value, product, _only(jax.linear_transpose(product, x))
 
 
 def _only(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a function that gives the only element of what `fn` gives."""
+    """Return a function that unpacks the one-element result of `fn`."""
     return lambda x: fn(x)[0]
 
 

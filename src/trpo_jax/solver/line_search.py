@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class LineSearchResult(NamedTuple):
-    """Where a backtracking line search ended."""
+    """Result of a backtracking line search."""
 
     accepted: Bool[Array, ""]
     """Whether any trial passed."""
@@ -18,7 +18,7 @@ class LineSearchResult(NamedTuple):
     backtracks: Int[Array, ""]
     """How often the fraction was shrunk, 0 … max_backtracks."""
     trial: Any
-    """What `trial_fn` returned besides its verdict for the last trial."""
+    """The second value that `trial_fn` returned for the last trial."""
 
 
 def backtracking_line_search(
@@ -30,14 +30,14 @@ def backtracking_line_search(
 ) -> LineSearchResult:
     """Try the step fractions 1, c, c², …, c^max_backtracks in turn and stop at the first that is accepted.
 
-    The last fraction counts like any other: a step that passes there is accepted. With `first_factor_fn` the fractions are
-    1, c₁, c₁c, c₁c², …, where c₁ comes from what the first trial has shown.
+    The last fraction may be accepted like any other. With `first_factor_fn` the fractions are 1, c₁, c₁c, c₁c², …, and c₁ is
+    computed from the first trial.
 
     Args:
-        trial_fn: fraction -> (accepted, trial). `trial` is any pytree of arrays, for example the candidate parameters,
-            and comes back for the last fraction tried, so that what was tested is, bit for bit, what is used.
+        trial_fn: fraction -> (accepted, trial). `trial` is any pytree of arrays, for example the candidate parameters.
+            The trial of the last fraction is returned, so that the caller can use bit for bit what was tested.
         backtrack_factor: c in (0, 1); may be traced.
-        max_backtracks: how often to shrink, so that max_backtracks + 1 fractions are tried; static.
+        max_backtracks: largest number of backtracks, so that at most max_backtracks + 1 fractions are tried; static.
         first_factor_fn: trial of the whole step -> c₁ in (0, 1); None for c₁ = c.
 
     Returns:

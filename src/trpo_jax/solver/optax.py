@@ -18,25 +18,25 @@ class TrustRegionOptState(NamedTuple):
     """State of the transformation `trust_region`."""
 
     carried: TrustRegionState
-    """What the next step starts from."""
+    """State that the next step starts from."""
     info: StepInfo
     """What happened in the last step; zeros before the first."""
 
 
 def trust_region(config: StepConfig = StepConfig()) -> optax.GradientTransformationExtraArgs:  # noqa: B008
-    """Make `trust_region_step` an optax transformation, for chains and training loops that are written for one.
+    """Return `trust_region_step` as an optax transformation, for optax chains and training loops.
 
-    `update(grads, state, params, *, objective_fn, kl_fn, matvec)` takes the gradient of `objective_fn` at `params`, the
-    function to *maximize*, and returns updates to be added by `optax.apply_updates`: mind the sign where the rest of a
-    program minimizes. A rejected step returns zeros. What comes before it in an `optax.chain` changes the gradient, and
-    with it the direction; what comes after changes the step once its KL has been checked, and can break the bound.
+    `update(grads, state, params, *, objective_fn, kl_fn, matvec)` takes the gradient at `params` of `objective_fn`, the
+    function to *maximize*, and returns updates for `optax.apply_updates`. Mind the sign if the rest of a program minimizes.
+    A rejected step returns zeros. In an `optax.chain`, transformations before this one change the gradient and so the
+    direction. Transformations after it change the step after its KL was checked, and can break the bound.
 
     Args:
-        config: StepConfig, as for `trust_region_step`; the average of `damping_shape="gradient"` lives in the state.
+        config: StepConfig, as for `trust_region_step`; the average of `damping_shape="gradient"` is kept in the state.
 
     Returns:
-        optax.GradientTransformationExtraArgs. `state.info` is the `StepInfo` of the last step. As optax has it,
-        new parameters are params + updates: in rare cases their last bit differs from the candidate that was tested.
+        optax.GradientTransformationExtraArgs. `state.info` is the `StepInfo` of the last step. optax computes
+        new parameters as params + updates: in rare cases their last bit differs from the candidate that was tested.
 
     Raises:
         ValueError: `update` is called without `params`.
@@ -78,5 +78,5 @@ def _step(grads, params, carried, config, objective_fn, kl_fn, matvec):
 
 
 def _squares(params: Params) -> Float[Array, ""]:
-    """Stand for objective and constraint where only shapes and dtypes are asked for."""
+    """Stand in for objective and constraint when only shapes and dtypes are needed."""
     return vdot(upcast(params), upcast(params))

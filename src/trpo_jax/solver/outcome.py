@@ -1,4 +1,4 @@
-"""What became of a trust-region step."""
+"""Outcome and report of a trust-region step."""
 
 import enum
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class StepOutcome(enum.IntEnum):
-    """Why a step was taken or not."""
+    """Why a step was accepted or rejected."""
 
     ACCEPTED = 0
     NO_IMPROVEMENT = 1
@@ -30,7 +30,7 @@ class StepInfo(NamedTuple):
     improvement: Float[Array, ""]
     """Objective at the returned parameters minus objective at the given ones."""
     expected_improvement: Float[Array, ""]
-    """The linear prediction gᵀs of the improvement, for the fraction of the step that was taken, or else tried last."""
+    """Linear prediction gᵀs of the improvement, for the step fraction that was taken or, if none was, tried last."""
     constraint: Float[Array, ""]
     """Value of the constraint at the returned parameters, at most `max_kl`."""
     step_fraction: Float[Array, ""]

@@ -1,4 +1,4 @@
-"""The trust-region step on pytrees: what is public, and how it becomes a step on vectors."""
+"""The public trust-region step on pytrees, and its reduction to a step on vectors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,24 +26,24 @@ def trust_region_step(
 
         x ≈ (F + damping·D)⁻¹ g,    s = x · sqrt(2·max_kl / xᵀFx),    new = params + c^k · s
 
-    with g = ∇objective, F v = `matvec`(v), D the identity (or what `damping_shape` says), and k the first of
-    0 … max_backtracks whose trial is finite, satisfies kl_fn(new) <= max_kl, and improves the objective by more than 0 and
-    at least accept_ratio · c^k · gᵀs. xᵀFx is raised by `SLACK`, which shortens s by half of that. s is at most
-    min(`LONGEST`, c^-max_backtracks) times the damped step x · sqrt(2·max_kl / xᵀ(F + damping·D)x), since the KL is not
-    quadratic where F is nearly zero along x. A first trial whose KL is just too large is shortened to where a quadratic KL
-    would meet the bound, if that shortens it less than c. With
-    line_search=False the damped length is taken, k = 0, and only the trial's finiteness is asked for.
+    Here g = ∇objective, F v = `matvec`(v), D is the identity (or see `damping_shape`), c is `backtrack_factor`, and k is the
+    first of 0 … max_backtracks whose trial is finite, satisfies kl_fn(new) <= max_kl, and improves the objective by more
+    than 0 and by at least accept_ratio · c^k · gᵀs. xᵀFx is increased by the fraction `SLACK`, which shortens s by half
+    that fraction. s is at most min(`LONGEST`, c^-max_backtracks) times the damped step
+    x · sqrt(2·max_kl / xᵀ(F + damping·D)x), since the KL is not quadratic if F is nearly zero along x. If the first trial's
+    KL is too large, the first backtrack replaces c by the factor at which a quadratic KL would meet the bound, provided that
+    it is larger than c. With line_search=False, s is the damped step, k = 0, and the trial only has to be finite.
 
     Args:
         objective_fn: params -> scalar to maximize.
-        kl_fn: params -> scalar >= 0, zero at `params`: the constraint, in nats when it is a KL.
+        kl_fn: params -> scalar >= 0, zero at `params`: the constraint, in nats if it is a KL.
         matvec: v -> F v, the Hessian of `kl_fn` at `params` or its Gauss-Newton form, undamped.
         params: pytree of floating arrays.
         config: StepConfig; its float fields may be traced.
 
     Returns:
-        (params, StepInfo). When no step is accepted the parameters are the ones passed in, bit for bit, and
-        `info.outcome` says why. Runs in full matmul precision; nothing numerical raises.
+        (params, StepInfo). If no step is accepted, the parameters are the ones passed in, bit for bit, and
+        `info.outcome` says why. Runs in full matmul precision. Numerical trouble never raises.
 
     Raises:
         TypeError: a leaf of `params` is not floating.
@@ -66,7 +66,7 @@ def stateful_trust_region_step(
     state: TrustRegionState,
     config: StepConfig,
 ) -> tuple[Params, TrustRegionState, StepInfo]:
-    """Take `trust_region_step` with what the last step left in `state`; return (params, state, info).
+    """Take a `trust_region_step` from the state that the last step returned; return (params, state, info).
 
     Raises:
         TypeError: a leaf of `params` is not floating.
@@ -85,7 +85,7 @@ def bare_problem(
     kl_fn: Callable[[Params], Float[Array, ""]],
     matvec: MatVec,
 ) -> Problem:
-    """Make a problem whose evaluations report nothing."""
+    """Return a problem whose evaluations have an empty report."""
     return Problem(lambda params: Evaluation(objective_fn(params), kl_fn(params)), matvec)
 
 
@@ -97,11 +97,11 @@ def step_along_gradient(
     state: TrustRegionState,
     config: StepConfig,
 ) -> tuple[Params, TrustRegionState, StepInfo, Any]:
-    """Take the step of `trust_region_step` from an objective and a gradient that are known already.
+    """Take the step of `trust_region_step`, given the objective and its gradient.
 
-    Returns (params, state, info, the problem's report on those params). Works on one vector of all parameters, since an
-    accelerator starts a kernel for each array. The vector has the widest dtype of the leaves, so that what does not change
-    comes back bit for bit.
+    Returns (params, state, info, the problem's report on the returned params). Works on one vector of all parameters, since
+    an accelerator starts a kernel for each array. The vector has the widest dtype of the leaves, so that unchanged
+    parameters come back bit for bit.
     """
     check_state(state, params, config)
     vector, unravel = ravel_pytree(params)
@@ -112,26 +112,26 @@ def step_along_gradient(
     if state.squared_gradient is not None:
         old, _ = ravel_pytree(state.squared_gradient)
         new = _rounding(upcast(params), unravel_direction)(average_squares(old, gradient, config.gradient_decay))
-        average = where_finite(new, old)  # a gradient that cannot be squared in a leaf's dtype leaves it as it was
+        average = where_finite(new, old)  # keep the old average if a square overflows its leaf's dtype
         state, diagonal = TrustRegionState(unravel_direction(average)), damping_diagonal(average)
     vector, info, report = step_on_vectors(vectors, objective, gradient, diagonal, vector, config)
     return unravel(vector), state, info, report
 
 
 def _ravel_like(params: Params, tree: Params, name: str) -> Float[Array, "P"]:
-    """Return a tree as one vector; raise ValueError if it has not the structure and shapes of the parameters."""
+    """Return a tree as one vector; raise ValueError if its structure or shapes differ from the parameters'."""
     wanted, got = (structure_and_shapes(each) for each in (params, tree))
     if got != wanted:
-        raise ValueError(f"{name}: got {got[0]} of shapes {got[1]}, allowed: {wanted[0]} of shapes {wanted[1]}, as params are")
+        raise ValueError(f"{name}: got {got[0]} of shapes {got[1]}, allowed: {wanted[0]} of shapes {wanted[1]}, as in params")
     return ravel_pytree(tree)[0]
 
 
 def _on_vectors(
     problem: Problem, params: Params, unravel: Callable[[Array], Params], unravel_direction: Callable[[Array], Params]
 ) -> Problem:
-    """Pose a problem for vectors instead of trees.
+    """Return the problem as functions of vectors instead of trees.
 
-    Directions, unlike parameters and what a product is taken with, have at least float32.
+    Directions have at least float32. Parameters and the arguments of `matvec` keep the parameters' dtype.
     """
 
     def least_curvature_fn(x: Float[Array, "P"]) -> Float[Array, ""]:
@@ -140,14 +140,14 @@ def _on_vectors(
 
     return Problem(
         evaluate_fn=lambda vector: problem.evaluate_fn(unravel(vector)),
-        matvec=lambda vector: _ravel_like(params, problem.matvec(unravel(vector)), "what matvec returns"),
+        matvec=lambda vector: _ravel_like(params, problem.matvec(unravel(vector)), "the result of matvec"),
         least_curvature_fn=None if problem.least_curvature_fn is None else least_curvature_fn,
         round_fn=_rounding(params, unravel),
     )
 
 
 def _rounding(params: Params, unravel: Callable[[Array], Params]) -> Callable[[Float[Array, "P"]], Float[Array, "P"]]:
-    """Return the map from a vector to what is left of it in the leaves, some of which may have narrower dtypes."""
+    """Return the map that rounds a vector to the dtypes of the leaves, some of which may be narrower."""
     if len({jnp.result_type(leaf) for leaf in jax.tree.leaves(params)}) == 1:
         return lambda vector: vector
     return lambda vector: ravel_pytree(unravel(vector))[0]

@@ -15,23 +15,25 @@ from trpo_jax.tree import MatVec, Params, add_scaled, all_finite, cast_like, max
 from trpo_jax.weights import power_of_two
 
 LONGEST = 5.0
-"""Longest step, as a multiple of the one whose length counts the damping as curvature; less if backtracks cannot undo it."""
+"""Longest step, as a multiple of the damped step, whose length counts damping as curvature.
+
+The limit is lower if all backtracks together shrink a step by less than this factor."""
 
 SLACK = 1e-3
-"""Relative margin on the curvature: the first trial of a quadratic KL ends just inside the bound, where rounding decides."""
+"""Relative margin on the curvature. Without it, a quadratic KL's first trial is on the bound: rounding decides if it passes."""
 
 AIM = 0.98
-"""The first backtrack aims at this fraction of the length that a quadratic KL would allow: other KLs need a little less."""
+"""The first backtrack aims at this fraction of the length that a quadratic KL would allow, as other KLs need a little less."""
 
 
 class Evaluation(NamedTuple):
-    """What a step needs to know about parameters, and what the caller wants to know about those it returns."""
+    """Objective, constraint, and the caller's report for some parameters."""
 
     objective: Float[Array, ""]
     constraint: Float[Array, ""]
     """Must not exceed max_kl."""
     report: Any = ()
-    """Pytree of scalars, handed back to the caller."""
+    """Pytree of scalars; the one for the returned parameters goes to the caller."""
 
 
 class Problem(NamedTuple):
@@ -41,9 +43,9 @@ class Problem(NamedTuple):
     matvec: MatVec
     """v -> F v, undamped."""
     least_curvature_fn: Callable[[Params], Float[Array, ""]] | None = None
-    """x -> the smallest curvature along x that the step's length may assume; None for no bound."""
+    """x -> lower bound on the curvature along x that sets the step's length; None for no bound."""
     round_fn: Callable[[Params], Params] = lambda params: params
-    """params -> what of them the leaves' dtypes can hold."""
+    """params -> params rounded to the dtypes of the leaves."""
 
 
 class _Trial(NamedTuple):
@@ -56,7 +58,7 @@ class _Trial(NamedTuple):
 class _Direction(NamedTuple):
     x: Float[Array, "P"]
     curvature: Float[Array, ""]
-    """What decides the length; no direction was found where it is not positive."""
+    """Sets the step's length. If it is not positive, no direction was found."""
     cg_iterations: Int[Array, ""]
     cg_residual: Float[Array, ""]
 
@@ -69,7 +71,7 @@ def step_on_vectors(
     params: Float[Array, "P"],
     config: StepConfig,
 ) -> tuple[Float[Array, "P"], StepInfo, Any]:
-    """Take the step with D = `diagonal`, or the identity for None; return (params, info, the report on those params)."""
+    """Take the step with D = `diagonal` (None for the identity); return (params, info, report on the returned params)."""
     # The direction does not depend on the gradient's scale: dividing by it keeps ‖g‖² in range for any finite gradient.
     largest = max_abs(gradient)
     scale = power_of_two(largest)
@@ -113,8 +115,9 @@ def _solve(
 ) -> _Direction:
     """Return x ≈ (F + damping·D)⁻¹ g and the curvature along x that sets its length.
 
-    That is xᵀFx with a line search (bounded below) and xᵀ(F + damping·D)x without, and at least `least_curvature_fn`(x).
-    Conjugate gradients look for y = D^½ x, since the damping is a multiple of the identity in its coordinates.
+    The curvature is xᵀFx (bounded below) with a line search and xᵀ(F + damping·D)x without, and at least
+    `least_curvature_fn`(x). Conjugate gradients solve for y = D^½ x, since the damping is a multiple of the identity in
+    these coordinates.
     """
     inverse_root = None if diagonal is None else jax.lax.rsqrt(diagonal)
     damping = jnp.asarray(config.damping, unit_gradient.dtype)
@@ -151,7 +154,7 @@ def _search(
     params: Float[Array, "P"],
     config: StepConfig,
 ) -> LineSearchResult:
-    """Look for the largest fraction of the step that is accepted; without line search, try the whole step only."""
+    """Find the largest accepted fraction of the step; without line search, try only the whole step."""
 
     def trial_fn(fraction: Float[Array, ""]) -> tuple[Bool[Array, ""], _Trial]:
         candidate = problem.round_fn(cast_like(add_scaled(upcast(params), fraction, step), params))

@@ -1,4 +1,4 @@
-"""Who trains the programs of a sweep, and what a job and its outcome are."""
+"""Jobs of a sweep, their outcomes, and the executor that does them in this process."""
 
 import functools
 import platform
@@ -29,72 +29,72 @@ class Job(NamedTuple):
 
     runs: tuple[Run, ...]
     folder: Path
-    """For what is unfinished."""
+    """Folder for checkpoints and metrics while the runs are trained."""
 
 
 class Done(NamedTuple):
-    """What a job has brought."""
+    """Result of a job that succeeded."""
 
     trained: tuple[Trained, ...]
     where: dict[str, Any]
-    """Device, versions and commit that it ran with."""
+    """Device, versions and commit that it ran with; see `provenance`."""
 
 
 Outcome = Done | Exception
-"""Of a job; an exception if it failed."""
+"""Outcome of a job: its result, or an exception if it failed."""
 
 
 @runtime_checkable  # for callers that check types as they run
 class Listener(Protocol):
-    """Told how a sweep goes on."""
+    """Receives the progress of a sweep."""
 
     def begin(self, num_finished: int, num_runs: int) -> None:
-        """Hear how many of the runs are finished already."""
+        """Report how many of the runs are already finished."""
         ...
 
     def start(self, job: Job) -> None:
-        """Hear that a job is begun."""
+        """Report that a job starts."""
         ...
 
     def iteration(self, job: Job, step: int, metrics: dict[str, Any]) -> None:
-        """Hear how far the runs of a job have come; the metrics of each stand in lists."""
+        """Report an iteration of a job's runs; per-run metrics are lists."""
         ...
 
     def finished(self, job: Job, num_finished: int) -> None:
-        """Hear that a job is done, and how many runs of the sweep are finished now."""
+        """Report that a job is done, and how many runs of the sweep are now finished."""
         ...
 
     def failed(self, job: Job, error: Exception) -> None:
-        """Hear that a job has failed."""
+        """Report that a job has failed."""
         ...
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Works through jobs, wherever it does."""
+    """Does jobs, in this process or elsewhere."""
 
     num_devices: int
-    """That each program's runs are spread over."""
+    """Number of devices that each program's runs are spread over."""
     memory_limit: int
-    """Bytes that a program may take on each of them, where nothing else is said."""
+    """Default for the bytes that a program may take on each device."""
 
     def __call__(self, jobs: Sequence[Job], *, deliver: Callable[[Job, Outcome], None], listener: Listener) -> None:
-        """Do all jobs; hand over each when it is done or has failed.
+        """Do all jobs; pass each outcome to `deliver` as soon as it is known.
 
         Raises:
-            ConfigError, CheckpointError, OSError: what the other jobs would meet too, such as a full disk.
+            ConfigError, CheckpointError, OSError: an error that the other jobs would meet too, such as a full disk.
         """
         ...
 
 
 def choose_devices(kind: str = "auto", num_cores: int | None = None) -> list[jax.Device]:
-    """Return this process's devices of a kind; a processor's cores, all or so many, count as devices.
+    """Return this process's devices of a kind. Processor cores count as devices: all, or at most `num_cores`.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there is no such device.
     """
     if kind == "cpu":
-        jax.config.update("jax_platforms", "cpu")  # else JAX would take hold of a GPU's memory all the same
+        jax.config.update("jax_platforms", "cpu")  # else JAX would still reserve a GPU's memory
     if kind in ("auto", "cpu"):
         show_cores_as_devices(max_devices=num_cores)
     if kind == "auto":
@@ -121,25 +121,25 @@ class LocalExecutor:
 
 
 def outcome_of(work: Callable[[], Done]) -> Outcome:
-    """Return what a job brings, or how it failed. What the other jobs would meet too, such as a full disk, is raised."""
+    """Return a job's result or exception. Errors that other jobs would meet too, such as a full disk, are raised."""
     try:
         return work()
     except (ConfigError, CheckpointError, OSError):
         raise
     except Exception as error:
         cause: BaseException | None = error
-        while cause is not None:  # frames hold on to arrays, and so to memory that the next job needs
+        while cause is not None:  # frames keep arrays alive, whose memory the next job needs
             traceback.clear_frames(cause.__traceback__)
             cause = cause.__cause__ or cause.__context__
         return error
 
 
 def train_job(job: Job, devices: Sequence[jax.Device], *, progress_fn: ProgressFn | None = None) -> Done:
-    """Do a job in this process, on some of its devices: no more than it has runs."""
+    """Do a job in this process, on at most as many of the devices as it has runs."""
     devices = devices[: len(job.runs)]
     where = provenance(devices)
     begin_together(job.folder, [run.name for run in job.runs])
-    taken = f"another worker still trains in {job.folder}, after {PATIENCE:.0f} seconds"
+    taken = f"another worker is still training in {job.folder} after {PATIENCE:.0f} seconds"
     with locked(job.folder, RuntimeError(taken), patience=PATIENCE):
         return Done(train_together(job.runs, job.folder, devices=devices, progress_fn=progress_fn), where)
 
@@ -157,7 +157,7 @@ def provenance(devices: Sequence[jax.Device]) -> dict[str, Any]:
 
 
 def _git_commit() -> str:
-    """Return the commit of this package's checkout, with "-dirty" where files differ from it; "" where it is installed."""
+    """Return the commit of this package's checkout, with "-dirty" if files differ from it; "" if it is installed."""
     package = Path(__file__).resolve().parents[1]
     git = functools.partial(subprocess.run, capture_output=True, text=True, cwd=package, check=False)
     try:

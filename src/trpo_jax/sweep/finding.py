@@ -1,4 +1,4 @@
-"""Finding runs by what a person types."""
+"""Finding runs by the path or name that a user types."""
 
 import math
 import re
@@ -16,20 +16,20 @@ class FoundRun(NamedTuple):
     path: Path
     """Its folder."""
     swept: dict[str, Any]
-    """The fields in which the settings of its sweep differ; empty for a run by itself."""
+    """Its values of the fields that its sweep varies; empty for a run outside a sweep."""
     result: dict[str, Any] | None
-    """Its row of the table, if it is part of a sweep."""
+    """Its row of the results table, if it is part of a sweep."""
 
 
 def find_runs(path: Path | str) -> list[FoundRun]:
-    """Return the runs that a path names: one in its own folder, all finished ones of a sweep's folder, or those of SWEEP/NAME.
+    """Return the runs that a path names: a run's folder, a sweep's folder (all its finished runs), or SWEEP/NAME.
 
-    NAME is that of a run, without its hash or with the first digits of that, without its seed or with it: `hopper`,
-    `hopper-seed0`, `hopper-83e`, `hopper-83e-seed0`.
+    NAME is an environment, and optionally the first digits of the run's hash and its seed: `hopper`, `hopper-seed0`,
+    `hopper-83e`, `hopper-83e-seed0`.
 
     Raises:
-        ConfigError: a sweep without such a run that is finished. Whether a folder outside of sweeps is that of a run is
-            for `open_run_folder` to say.
+        ConfigError: the sweep has no finished run of that name. Paths outside sweeps are not checked here, but by
+            `open_run_folder`.
     """
     path = Path(path)
     if RunFolder(path).config.is_file():
@@ -43,13 +43,13 @@ def find_runs(path: Path | str) -> list[FoundRun]:
     chosen = {each: found for each in named if (found := folder.finished(each)) is not None}
     if not chosen:
         finished = [each for each in planned if folder.finished(each) is not None]
-        some = f"one of its {len(finished)} finished runs, such as {within / finished[0]}" if finished else ""
-        raise ConfigError("run", str(path), some or f"a run of the sweep {within}, which has finished none yet")
+        some = f"one of the sweep's {len(finished)} finished runs, such as {within / finished[0]}" if finished else ""
+        raise ConfigError("run", str(path), some or f"a finished run; the sweep {within} has none yet")
     return [FoundRun(folder.run(each).path, planned[each]["swept"], found.result) for each, found in chosen.items()]
 
 
 def best_run(path: Path | str) -> Path:
-    """Return the folder of the run that a path names; of several, of the one with the highest return. Raises as `find_runs`."""
+    """Return the folder of the run that a path names; of several, the one with the highest return. Raises as `find_runs`."""
     return max(find_runs(path), key=_score).path
 
 
@@ -63,7 +63,7 @@ def _is_sweep(path: Path) -> bool:
 
 
 def _is_named(name: str, typed: str) -> bool:
-    """Tell whether a run is meant by what was typed for its name."""
+    """Tell whether the typed text matches a run's name."""
     environment, digest, seed = name.rsplit("-", 2)
     parts = re.fullmatch(rf"{re.escape(environment)}(?:-([0-9a-f]+))?(?:-(seed[0-9]+))?", typed)
     return parts is not None and digest.startswith(parts[1] or "") and parts[2] in (None, seed)

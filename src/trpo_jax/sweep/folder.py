@@ -1,4 +1,4 @@
-"""The folder of a sweep: its plan, a folder a finished run, a table of results, and what is not finished yet."""
+"""The folder of a sweep: its plan, a folder per finished run, a table of results, and unfinished programs."""
 
 import contextlib
 import csv
@@ -20,18 +20,18 @@ from trpo_jax.training.fields import fields_of
 from trpo_jax.training.run_config import write_run_config
 
 PATIENCE = 120.0
-"""Seconds to wait for a worker of a sweep that was killed to let go of its runs."""
+"""Seconds to wait until the workers of a killed sweep release its runs."""
 
 RESULT = "result.json"
-"""File of a finished run's folder: its row of the table, and a digest of that and of its metrics."""
+"""File in a finished run's folder: its row of the table, and a digest of that row and its metrics."""
 
 
 class Finished(NamedTuple):
-    """What a finished run has left."""
+    """Metrics and result of a finished run."""
 
     body: str
     result: dict[str, Any]
-    """A row of the table: names and plain values."""
+    """Its row of the table: plain values by column name."""
 
     @property
     def records(self) -> Records:
@@ -40,21 +40,21 @@ class Finished(NamedTuple):
 
 
 class UnfinishedProgram(NamedTuple):
-    """What a training has left unfinished."""
+    """Runs that were trained together and are not finished."""
 
     path: Path
     names: tuple[str, ...]
-    """Of its runs; none, where it does not say."""
+    """Names of its runs; empty if they cannot be read."""
     goes_on: bool
-    """Whether it has left a checkpoint."""
+    """Whether it has a checkpoint to resume from."""
 
 
 class SweepFolder:
-    """Where the parts of a sweep lie.
+    """Paths of a sweep's files.
 
     plan.json     the runs: name, environment, swept values, whole configuration
-    runs/NAME/    a finished run: a run's folder with its configuration, metrics and last parameters, and its result
-    results.csv   a row a finished run
+    runs/NAME/    a finished run: its configuration, metrics, last parameters and result
+    results.csv   a row per finished run
     unfinished/   checkpoints and metrics of runs that are being trained
     """
 
@@ -66,10 +66,10 @@ class SweepFolder:
         self.unfinished = self.path / "unfinished"
 
     def begin(self, runs: Sequence[Run]) -> None:
-        """Write the plan, or see that it is what the folder has begun with, perhaps with more runs.
+        """Write the plan, which must contain all finished runs of the folder.
 
         Raises:
-            ConfigError: the folder holds something else, finished runs that are not among these, or runs of an earlier
+            ConfigError: the folder is not a sweep's, or holds finished runs that are not in `runs`, or runs of an earlier
                 version of this package.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class SweepFolder:
         if self.plan.is_file():
             missing = [name for name in self.planned() if name not in new and self.finished(name) is not None]
             if missing:
-                allowed = f"a sweep that has the finished runs of this folder, {missing[0]} among them; or a new folder"
+                allowed = f"a sweep that has the finished runs of this folder, such as {missing[0]}, or a new folder"
                 raise ConfigError("sweep_dir", str(self.path), allowed)
         self._check_ours()
         write_whole(self.plan, json.dumps(list(new.values()), indent=1) + "\n")
@@ -86,13 +86,13 @@ class SweepFolder:
 
     def _check_ours(self) -> None:
         if not self.plan.is_file() and any(path.name not in (LOCK, f"plan.json{NEW}") for path in self.path.iterdir()):
-            raise ConfigError("sweep_dir", str(self.path), "a folder of a sweep, a new or an empty one; nothing was changed")
+            raise ConfigError("sweep_dir", str(self.path), "a sweep's folder, or a new or empty one; nothing was changed")
 
     def planned(self) -> dict[str, dict[str, Any]]:
-        """Return the runs that the plan names, by name, as it describes them.
+        """Return the plan's description of each run, by name.
 
         Raises:
-            ConfigError: no plan that can be read, or runs of an earlier version of this package.
+            ConfigError: the plan cannot be read, or the folder holds runs of an earlier version of this package.
         """
         if any(self.runs.glob("*.jsonl")):
             allowed = "a new folder; an earlier version of trpo_jax wrote these runs, and kept no policies"
@@ -107,7 +107,7 @@ class SweepFolder:
         """Keep other sweeps out of the folder; a crash leaves no lock behind.
 
         Raises:
-            ConfigError: it holds something else. FileError: another sweep runs in it.
+            ConfigError: the folder is neither empty nor a sweep's. FileError: another sweep is running in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._check_ours()
@@ -115,11 +115,11 @@ class SweepFolder:
             yield
 
     def run(self, name: str) -> RunFolder:
-        """Return where a finished run lies, or is to lie."""
+        """Return the folder of a finished run, which need not exist yet."""
         return RunFolder(self.runs / name)
 
     def finished(self, name: str) -> Finished | None:
-        """Return what a run has left, or None if its files are missing, torn or changed."""
+        """Return a run's metrics and result, or None if its files are missing, incomplete or changed."""
         run = self.run(name)
         try:
             body = run.metrics.read_text(encoding="utf-8")
@@ -145,14 +145,14 @@ class SweepFolder:
             write_whole(new.metrics, body)
             save_params(new.checkpoints, result["steps"], trained.params)
             write_whole(new.path / RESULT, json.dumps({"result": result, "digest": _digest(body, result)}) + "\n")
-            shutil.rmtree(folder.path, ignore_errors=True)  # what was torn
+            shutil.rmtree(folder.path, ignore_errors=True)  # an incomplete earlier one
             new.path.rename(folder.path)
         except BaseException:
             shutil.rmtree(new.path, ignore_errors=True)
             raise
 
     def write_results(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write the table anew, of these rows."""
+        """Overwrite the table with these rows."""
         names = dict.fromkeys(name for row in rows for name in row)
         table = io.StringIO()
         writer = csv.DictWriter(table, list(names), lineterminator="\n")
@@ -161,7 +161,7 @@ class SweepFolder:
         write_whole(self.results, table.getvalue())
 
     def unfinished_programs(self) -> list[UnfinishedProgram]:
-        """Return what trainings have left unfinished."""
+        """Return the programs that were begun and are not finished."""
         found = []
         for path in sorted(self.unfinished.iterdir()):
             try:
@@ -172,14 +172,14 @@ class SweepFolder:
         return found
 
     def place_of(self, names: Sequence[str]) -> Path:
-        """Return where runs are trained together: the same place for the same runs."""
+        """Return the folder in which runs are trained together; the same runs get the same folder."""
         return self.unfinished / hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
     def drop(self, path: Path) -> None:
-        """Remove what is unfinished, since it has been finished or is of no use.
+        """Remove the folder of an unfinished program that is no longer needed.
 
         Raises:
-            FileError: a worker trains in it.
+            FileError: a worker is training in it.
         """
         if path.is_dir():
             taken = FileError(f"another worker is still training in {path}; let it end, or end it")
@@ -199,7 +199,7 @@ def _described(run: Run) -> dict[str, Any]:
 
 
 def begin_together(folder: Path, names: Sequence[str]) -> None:
-    """Make the folder for training runs together, and write down which they are."""
+    """Make the folder in which runs are trained together, and write their names into it."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "runs.json", json.dumps(list(names)) + "\n")
 

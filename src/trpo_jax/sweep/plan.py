@@ -19,11 +19,11 @@ class Run(NamedTuple):
     """One training of a sweep."""
 
     name: str
-    """ENVIRONMENT-HASH-seedN: the hash is that of everything but the seed."""
+    """ENVIRONMENT-HASH-seedN; the hash covers the whole configuration except the seed."""
     source: str
-    """What the sweep file calls the environment: its name, or a configuration file."""
+    """The environment as the sweep file gives it: a name or a configuration file."""
     swept: dict[str, Any]
-    """The fields in which settings differ, and their values."""
+    """Its values of the fields in which settings differ."""
     config: RunConfig
 
 
@@ -34,7 +34,7 @@ class Cell(NamedTuple):
 
     @property
     def config(self) -> RunConfig:
-        """The configuration of one of them."""
+        """The configuration of the first run."""
         return self.runs[0].config
 
 
@@ -42,8 +42,8 @@ def make_plan(sweep: Sweep) -> tuple[Run, ...]:
     """Return the runs of a sweep, in the order of the sweep file.
 
     Raises:
-        ConfigError: an unknown environment, no such configuration file, a value that is not allowed, settings of which two
-            are the same.
+        ConfigError: an unknown environment, a missing configuration file, a value that is not allowed, or two equal
+            settings.
     """
     runs: dict[str, Run] = {}
     bases: dict[tuple[str, str], RunConfig] = {}
@@ -62,7 +62,7 @@ def make_plan(sweep: Sweep) -> tuple[Run, ...]:
             for seed in sweep.seeds:
                 run = _run(source, setting, dataclasses.replace(config, seed=seed))
                 if run.name in runs:
-                    raise ConfigError("sweep", run.name, "settings that differ from each other, once every value is put in")
+                    raise ConfigError("sweep", run.name, "settings that give different configurations")
                 runs[run.name] = run
     return tuple(runs.values())
 
@@ -75,7 +75,7 @@ def plan_file(path: Path | str) -> tuple[Run, ...]:
 
 
 def cells_of(runs: Sequence[Run]) -> tuple[Cell, ...]:
-    """Put runs together that one program can train."""
+    """Group runs that one program can train together."""
     cells: dict[Any, list[Run]] = {}
     for run in runs:
         cells.setdefault(program_of(run.config), []).append(run)
@@ -86,7 +86,7 @@ def _run(source: str, setting: dict[str, Any], config: RunConfig) -> Run:
     kinds = fields_of(with_algorithm(RunConfig(), config.algorithm))
     fields = {name: float(value) if isinstance(kinds[name], float) else value for name, value in fields_of(config).items()}
     seed = fields.pop("seed")
-    if fields["algorithm"] == DEFAULT:  # so that runs are named as before there were others
+    if fields["algorithm"] == DEFAULT:  # keeps the names that runs had before there were other algorithms
         del fields["algorithm"]
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     return Run(f"{config.environment}-{digest[:12]}-seed{seed}", source, setting, config)

@@ -1,4 +1,4 @@
-"""Which runs share a program: as many of a cell as its devices' memory takes."""
+"""Dividing runs among programs: as many runs of a cell share a program as fit into its devices' memory."""
 
 import math
 import sys
@@ -14,9 +14,9 @@ from trpo_jax.runs.run import run_environment
 from trpo_jax.sweep.plan import Run, cells_of
 
 COPIES_OF_STATE = 3
-"""Before, after and during an iteration."""
+"""The state before, after and during an iteration."""
 COPIES_OF_BATCH = 4
-"""As collected, arranged in rows, shuffled for the critic, and its derivatives."""
+"""The batch as collected, arranged in rows, shuffled for the critic, and its derivatives."""
 PART_OF_MEMORY = 0.5
 """Default share of a device's free memory that a program may take."""
 
@@ -26,11 +26,11 @@ class PlannedProgram(NamedTuple):
 
     runs: tuple[Run, ...]
     bytes_each: int
-    """Memory that each of them is estimated to take."""
+    """Estimated memory of each run."""
     cell: int
-    """Which of the sweep's cells they are of, from 1 on."""
+    """Number of the runs' cell in the sweep, counted from 1."""
     capacity: int
-    """Runs with which a program of this cell that was begun may go on."""
+    """Largest number of runs with which an unfinished program of this cell may resume."""
 
 
 def plan_programs(
@@ -46,9 +46,9 @@ def plan_programs(
     Args:
         runs: see `make_plan`.
         memory_limit: bytes that a program may take on each device.
-        resume_limit: bytes with which an unfinished program may go on; None for `memory_limit`.
-        num_devices: that a program's runs are spread over.
-        most: runs that a program may hold.
+        resume_limit: bytes that an unfinished program may take on each device; None for `memory_limit`.
+        num_devices: devices that a program's runs are spread over.
+        most: largest number of runs in a program; None for no limit but memory.
 
     Raises:
         ConfigError: not a single run fits.
@@ -57,7 +57,7 @@ def plan_programs(
     for number, cell in enumerate(cells_of(runs), 1):
         size = bytes_of_run(cell.runs[0])
         if memory_limit < size:
-            needed = f"at least {size / 2**30:.3g}, what one run of {cell.config.environment} is estimated to take"
+            needed = f"at least {size / 2**30:.3g} GiB, the estimated memory of one run of {cell.config.environment}"
             raise ConfigError("memory_limit", round(memory_limit / 2**30, 3), needed)
         new, resumed = (
             min(limit // size * num_devices, most or sys.maxsize) for limit in (memory_limit, resume_limit or memory_limit)
@@ -68,7 +68,7 @@ def plan_programs(
 
 
 def bytes_of_run(run: Run) -> int:
-    """Estimate the memory that a run adds to a program: its state, its batch, and what networks leave behind on it."""
+    """Estimate the bytes that a run adds to a program: its state, its batch, and the networks' activations on it."""
     config = run.config.agent
     agent = make_agent(run_environment(run.config), config)
     state = jax.eval_shape(agent.init, jax.random.key(0))
@@ -83,7 +83,7 @@ def bytes_of_run(run: Run) -> int:
 
 
 def free_bytes(devices: Sequence[jax.Device]) -> int:
-    """Return the memory that a program may take on each of some devices: a part of what is free there."""
+    """Return the bytes that a program may take on each of the devices: a share of what is free there."""
     statistics = devices[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         return int(PART_OF_MEMORY * (statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)))
@@ -91,7 +91,7 @@ def free_bytes(devices: Sequence[jax.Device]) -> int:
 
 
 def share_of_host(num_shares: int) -> int:
-    """Return the memory that a program may take on each of so many devices that have this machine's memory in common."""
+    """Return the bytes that a program may take on each of `num_shares` devices that share this machine's memory."""
     return int(PART_OF_MEMORY * free_bytes_of_host() / num_shares)
 
 
@@ -99,12 +99,12 @@ def divide(runs: Sequence[Run], capacity: int, *, num_devices: int) -> list[tupl
     """Divide runs among programs of about the same size.
 
     Args:
-        runs: of one cell.
-        capacity: runs that a program may hold.
-        num_devices: over which its runs are spread evenly.
+        runs: all of one cell.
+        capacity: largest number of runs in a program.
+        num_devices: devices that a program's runs are spread over evenly.
     """
     size = math.ceil(len(runs) / math.ceil(len(runs) / capacity))
-    if num_devices <= size < len(runs):  # as many on every device, where that fits
+    if num_devices <= size < len(runs):  # the same number on every device, if that fits
         even = math.ceil(size / num_devices) * num_devices
         size = even if even <= capacity else size
     return [tuple(runs[start : start + size]) for start in range(0, len(runs), size)]

@@ -1,4 +1,4 @@
-"""Programs of a sweep as tasks of Ray, on this machine or on a cluster."""
+"""Running the programs of a sweep as Ray tasks, on this machine or on a cluster."""
 
 import contextlib
 import logging
@@ -17,21 +17,21 @@ from trpo_jax.sweep.programs import share_of_host
 from trpo_jax.sweep.train_together import last_record
 
 RETRIES = 5
-"""How often a task is started again whose worker has died."""
+"""How often a task is restarted after its worker has died."""
 CONNECT_SECONDS = 5.0
 SECONDS_BETWEEN_LOOKS = 1.0
 """Seconds between two readings of the progress that workers write."""
 
 
 class RayExecutor:
-    """Does each job as a task of Ray, as many at once as the cluster has room for.
+    """Does each job as a Ray task, as many at once as the cluster has room for.
 
-    A task whose worker dies is started again, and goes on from its checkpoints where the sweep's folder lies on a disk that
-    the new worker sees too; else it begins afresh. Results come back to this process, which alone writes them.
+    A task whose worker dies is restarted. It resumes from its checkpoints if the new worker sees the sweep's folder, else it
+    starts from the beginning. Results come back to this process, and only this process writes them.
     """
 
     memory_limit = 4 * 2**30
-    """How much memory workers have is not known here, unless they are processes of this machine."""
+    """A guess, since the workers' memory is not known here; replaced if they run on this machine's processors."""
 
     def __init__(
         self,
@@ -43,19 +43,19 @@ class RayExecutor:
         tpus_per_program: int = 0,
         cache_dir: str | None = None,
     ):
-        """Connect to a cluster; best before JAX is used, since Ray forks.
+        """Connect to a cluster; best called before JAX is used, because Ray forks.
 
         Args:
-            address: HOST:PORT, ray://HOST:PORT, or auto, of a cluster that runs; None starts one on this machine.
-            device: what programs train on, as `choose_devices` has it.
-            cpus_per_program: processors that a task asks for; it has JAX show as many as devices.
+            address: HOST:PORT, ray://HOST:PORT or auto, for a running cluster; None starts one on this machine.
+            device: kind of device that programs train on, as in `choose_devices`.
+            cpus_per_program: processors that a task asks for; JAX shows it that many as devices.
             gpus_per_program: GPUs that a task asks for.
-            tpus_per_program: TPU chips that a task asks for; without these and those, "auto" trains on processors.
+            tpus_per_program: TPU chips that a task asks for. Without GPUs and TPUs, "auto" trains on processors.
             cache_dir: where workers keep compiled programs.
 
         Raises:
             MissingPackageError: Ray is not installed.
-            ConfigError: the address is not that of a cluster, or the cluster has not what one task asks for.
+            ConfigError: there is no cluster at the address, or no node of it has what one task asks for.
         """
         self._ray = _connect(address)
         try:
@@ -84,7 +84,7 @@ class RayExecutor:
             self.memory_limit = share_of_host(num_at_once * self.num_devices)
 
     def __call__(self, jobs: Sequence[Job], *, deliver: Callable[[Job, Outcome], None], listener: Listener) -> None:
-        """Do all jobs; progress within them is told where this process sees what workers write on the way."""
+        """Do all jobs. Their progress is reported if this process can read the metrics that workers write."""
         running: dict[Any, Job] = {}
         told: dict[Any, int] = {}
         try:
@@ -109,19 +109,19 @@ class RayExecutor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End a cluster of our own, and leave another."""
+        """Stop the cluster if it was started here, else disconnect from it."""
         self._ray.shutdown()
 
     def _outcome(self, task: Any) -> Outcome:
-        """Return what a task has brought, or how it failed: a disk that is full there may not be that of the others.
+        """Return a task's outcome. A full disk fails this task alone, since other workers may use other disks.
 
         Raises:
-            ConfigError: what it was asked to do cannot be done, which others would meet too.
+            ConfigError: the job's configuration cannot be used; other jobs would meet this too.
         """
         try:
             outcome = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
-            return RuntimeError(f"its worker died or could not be started ({' '.join(str(error).split())[:200]})")
+            return RuntimeError(f"the task's worker died or could not be started ({' '.join(str(error).split())[:200]})")
         if isinstance(outcome, ConfigError):
             raise outcome
         return outcome
@@ -145,7 +145,7 @@ def _connect(address: str | None) -> ModuleType:
         raise MissingPackageError.of("--executor ray", "ray", "ray") from None
     if address not in (None, "auto", "local"):
         _check_reachable(str(address))
-    if address is None:  # else a program that is too large for the memory would be tried for ever
+    if address is None:  # else a program that is too large for the memory would be retried forever
         os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     try:
         ray.init(
@@ -156,14 +156,14 @@ def _connect(address: str | None) -> ModuleType:
         )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         words = " ".join(str(error).split())
-        raise ConfigError("ray_address", address, f"the address of a Ray cluster that runs ({words})") from None
+        raise ConfigError("ray_address", address, f"the address of a running Ray cluster ({words})") from None
     return ray
 
 
 def _check_reachable(address: str) -> None:
-    """Raise ConfigError within seconds where no one listens: Ray itself tries for minutes."""
+    """Raise ConfigError within seconds if nothing listens there; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    allowed = "HOST:PORT or ray://HOST:PORT of a Ray cluster that runs, or auto"
+    allowed = "HOST:PORT or ray://HOST:PORT of a running Ray cluster, or auto"
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
@@ -171,18 +171,18 @@ def _check_reachable(address: str) -> None:
 
 
 def _train_remotely(job: Job, device: str, num_cores: int) -> Outcome:
-    """Do a job in a worker of Ray. Nothing is raised: Ray 2.60 may abort the process that waits for a task which raises."""
+    """Do a job in a Ray worker. Errors are returned: Ray 2.60 may abort the process that waits for a task which raises."""
     try:
         with _folder_seen_here(job.folder) as folder:
             return train_job(job._replace(folder=folder), choose_devices(device, num_cores))
     except Exception as error:
-        error.add_note(traceback.format_exc())  # which would not travel
+        error.add_note(traceback.format_exc())  # Ray does not send the traceback itself
         return error
 
 
 @contextlib.contextmanager
 def _folder_seen_here(folder: Path) -> Iterator[Path]:
-    """Give the job's own folder, or one of this machine's where the sweep's is not seen from it."""
+    """Yield the job's own folder, or a temporary one if this machine cannot write to the sweep's folder."""
     if folder.parent.is_dir() and os.access(folder.parent, os.W_OK):
         yield folder
     else:

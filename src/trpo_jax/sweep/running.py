@@ -1,4 +1,4 @@
-"""Running a sweep: what is left to do, by an executor, until every run is finished."""
+"""Running a sweep: an executor trains the runs that are left until every run is finished."""
 
 import warnings
 from collections.abc import Sequence, Set
@@ -14,17 +14,17 @@ from trpo_jax.training.fields import fields_of
 
 
 def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], *, executor: Executor, listener: Listener) -> None:
-    """Train what is not finished yet. The folder is locked, and knows the plan.
+    """Train the runs that are not finished yet. The caller has locked the folder and written the plan into it.
 
     Args:
-        folder: of the sweep.
+        folder: the sweep's folder.
         planned: see `plan_programs`.
-        executor: does the work.
-        listener: told how it goes on.
+        executor: trains the runs.
+        listener: receives the progress.
 
     Raises:
-        ExceptionGroup: of what went wrong in programs that failed, once all the others are finished.
-        ConfigError, CheckpointError, OSError: what all programs would meet, at once. What is finished is kept.
+        ExceptionGroup: the errors of programs that failed; raised once all others are finished.
+        ConfigError, CheckpointError, OSError: an error that all programs would meet; raised at once. Finished runs are kept.
     """
     results = Results(folder, planned, listener=listener)
     jobs = jobs_left(folder, planned, finished=results.rows.keys())
@@ -32,15 +32,15 @@ def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], *, executo
     if results.failures:
         count = f"{len(results.failures)} of {len(jobs)} programs failed"
         raise ExceptionGroup(f"{count}, the others are finished; the same command tries them again", results.failures)
-    for unfinished in folder.unfinished_programs():  # whose runs are planned otherwise now
+    for unfinished in folder.unfinished_programs():  # their runs are now planned in other programs
         folder.drop(unfinished.path)
 
 
 class Results:
-    """The rows of the table, kept at hand while a sweep runs, so that finished runs are read only once."""
+    """The rows of the results table, kept in memory during a sweep so that finished runs are read only once."""
 
     def __init__(self, folder: SweepFolder, planned: Sequence[PlannedProgram], *, listener: Listener):
-        """Read what is finished, and write the table of it."""
+        """Read the finished runs and write their table."""
         self._folder, self._listener = folder, listener
         self.failures: list[Exception] = []
         self._names = [run.name for program in planned for run in program.runs]
@@ -50,7 +50,7 @@ class Results:
         listener.begin(len(self.rows), len(self._names))
 
     def add(self, job: Job, outcome: Outcome) -> None:
-        """Keep what a job has brought, and write the table anew."""
+        """Save a job's results and rewrite the table, or record its failure."""
         if isinstance(outcome, Exception):
             outcome.add_note(f"In a program of {len(job.runs)} runs: {', '.join(run.name for run in job.runs)}")
             self.failures.append(outcome)
@@ -70,9 +70,9 @@ class Results:
 
 
 def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], *, finished: Set[str]) -> list[Job]:
-    """Return what is left: first the unfinished programs, then the rest of each planned one.
+    """Return the jobs that are left: first the unfinished programs, then the remaining runs of each planned one.
 
-    An unfinished program goes on with the runs that it began with, unless they are more than a program may now hold.
+    An unfinished program resumes with all its runs, unless a program may now hold fewer or some are no longer planned.
     """
     runs = {run.name: run for program in planned for run in program.runs}
     capacities = {run.name: program.capacity for program in planned for run in program.runs}
@@ -83,9 +83,9 @@ def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], *, finishe
         if not wanted:
             folder.drop(path)
         elif not set(names) <= runs.keys():
-            _begin_anew(folder, path, wanted, "others that they were trained with are planned no more")
+            _begin_anew(folder, path, wanted, "other runs of their program are no longer planned")
         elif len(names) > capacities[names[0]]:
-            _begin_anew(folder, path, wanted, "a program may not hold all of their company any more")
+            _begin_anew(folder, path, wanted, "a program may no longer hold as many runs as theirs")
         elif goes_on:
             jobs.append(Job(tuple(runs[name] for name in names), path))
             left -= wanted
@@ -97,7 +97,8 @@ def jobs_left(folder: SweepFolder, planned: Sequence[PlannedProgram], *, finishe
 
 
 def _begin_anew(folder: SweepFolder, path: Path, wanted: Set[str], why: str) -> None:
-    warnings.warn(f"{len(wanted)} runs are begun anew: {why}", stacklevel=3)
+    runs = "1 run starts" if len(wanted) == 1 else f"{len(wanted)} runs start"
+    warnings.warn(f"{runs} over: {why}", stacklevel=3)
     folder.drop(path)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep file says: environments, settings and seeds."""
+"""Reading a sweep file: environments, settings and seeds."""
 
 import itertools
 import zlib
@@ -15,39 +15,39 @@ from trpo_jax.training.fields import all_fields, check_known, flat_fields, trace
 from trpo_jax.training.run_config import read_toml
 
 KEYS = ("environments", "seeds", "num_timesteps", "config", "grid", "random", "traced")
-"""What a sweep file may hold."""
+"""Keys that a sweep file may have."""
 
 ELSEWHERE = {"environment": "environments", "seed": "seeds", "num_timesteps": "num_timesteps"}
-"""Fields that a sweep file gives in a place of their own, and where."""
+"""Fields that have a key of their own in a sweep file, and that key."""
 
 
 class Sweep(NamedTuple):
     """What to train: every environment with every setting and every seed."""
 
     environments: tuple[str, ...]
-    """Names, which stand for the settings that ship for them, or TOML files."""
+    """Names of environments, which stand for their shipped settings, or TOML files."""
     seeds: tuple[int, ...]
     config: dict[str, Any]
-    """Values by dotted field, put over each environment's configuration."""
+    """Values by dotted field; they override each environment's configuration."""
     settings: tuple[dict[str, Any], ...]
-    """Values by dotted field, put over that; one dict a setting, all with the same fields."""
+    """One dict per setting, all with the same dotted fields; their values override `config`."""
     of_algorithm: dict[str, dict[str, Any]]
-    """Values by algorithm and dotted field, put over `config` for that algorithm alone."""
+    """Values by algorithm and dotted field; they override `config` for that algorithm alone."""
 
 
 @config
 class RandomSamples:
-    """Draws of some fields, the same for each point of the grid."""
+    """Random draws of some fields; every point of the grid gets the same ones."""
 
     num_samples: int = setting(default=1, at_least=1)
     """How many settings to draw."""
     seed: int = setting(default=0, at_least=0)
-    """Of the draws."""
+    """Seed of the draws."""
 
 
 @config
 class Interval:
-    """What a field is drawn from, uniformly or with a uniform logarithm."""
+    """Range from which a field is drawn, uniformly or log-uniformly."""
 
     low: float = setting(default=0.0)
     high: float = setting(default=1.0)
@@ -59,7 +59,7 @@ def read_sweep(path: Path | str) -> Sweep:
 
     Raises:
         ConfigError: no such file, not TOML, an unknown key or field, an empty grid, a wrong value, or a static field
-            under `traced`. Environments and the values of fields are looked at when the sweep is planned.
+            under `traced`. Environments and the values of fields are checked when the sweep is planned.
     """
     mapping = read_toml(path, "sweep file")
     with errors_in(path):
@@ -84,7 +84,7 @@ def sweep_from_mapping(mapping: Mapping[str, Any]) -> Sweep:
     grid = _grid(flat_fields(tables["grid"])) if "grid" in mapping else [{}]
     samples = _samples(tables["random"]) if "random" in mapping else [{}]
     for name in grid[0].keys() & samples[0].keys():
-        raise ConfigError(f"random.fields.{name}", "a range", "fields that do not stand under grid, too")
+        raise ConfigError("random.fields", name, "fields that are not under grid, too")
     settings = _distinct([point | sample for point, sample in itertools.product(grid, samples)])
     _check_traced(_list("traced", mapping["traced"], str) if "traced" in mapping else (), settings[0])
     return Sweep(environments, _seeds(mapping.get("seeds", 1)), fixed, settings, of_algorithm)
@@ -100,7 +100,7 @@ def _grid(table: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _samples(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Draw settings; a field's draws do not depend on what other fields there are."""
+    """Draw settings. A field's draws do not depend on the other fields."""
     fields = flat_fields(_table("random.fields", table.get("fields", {})))
     if not fields:
         raise ConfigError("random.fields", {}, "at least one field with a range or a list of values")
@@ -129,11 +129,11 @@ def _draw(name: str, values: Any, random: RandomSamples) -> list[Any]:
         raise ConfigError(f"{where}.high", interval.high, f"a number above low, which is {interval.low}")
     kind = type(all_fields()[name])
     if kind not in (int, float):
-        raise ConfigError(where, dict(values), "a list of values, since the field is no number")
-    top = interval.high + (kind is int)  # whole numbers up to the highest, all with the same chance
+        raise ConfigError(where, dict(values), "a list of values, because the field is not a number")
+    top = interval.high + (kind is int)  # integers are rounded down, and `high` must be drawn too
     if interval.scale == "log":
         if interval.low <= 0:
-            raise ConfigError(f"{where}.low", interval.low, 'a number > 0 where scale is "log"')
+            raise ConfigError(f"{where}.low", interval.low, 'a number > 0 if scale is "log"')
         drawn = np.exp(rng.uniform(np.log(interval.low), np.log(top), random.num_samples))
     else:
         drawn = rng.uniform(interval.low, top, random.num_samples)
@@ -142,7 +142,7 @@ def _draw(name: str, values: Any, random: RandomSamples) -> list[Any]:
 
 
 def _distinct(settings: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Leave out what has been drawn before."""
+    """Leave out repeated settings."""
     return tuple(setting for i, setting in enumerate(settings) if setting not in settings[:i])
 
 
@@ -153,7 +153,7 @@ def _check_fields(where: str, table: Mapping[str, Any]) -> None:
         except ConfigError as error:
             raise error.within(where) from None
         if name in ELSEWHERE and (name, where) != ("num_timesteps", "grid"):
-            raise ConfigError(f"{where}.{name}", value, f"other fields; this one is given as {ELSEWHERE[name]}, in front")
+            raise ConfigError(f"{where}.{name}", value, f"other fields; this one is given as {ELSEWHERE[name]}, at the top")
         if name == "algorithm" and where not in ("config", "grid"):
             raise ConfigError(f"{where}.{name}", value, "other fields; this one is given under config or grid")
         if name == "suite" and where != "config":
@@ -161,13 +161,13 @@ def _check_fields(where: str, table: Mapping[str, Any]) -> None:
 
 
 def _check_traced(names: Sequence[str], setting: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a field that is to be packed and cannot be, or that is not swept."""
+    """Raise ConfigError for a field under `traced` that is static or not swept."""
     for name in names:
         check_known(name, name)
         if name not in traced_fields():
             raise ConfigError("traced", name, f"fields that one program may hold many values of: {_words(traced_fields())}")
         if name not in setting:
-            raise ConfigError("traced", name, "fields that stand under grid or random.fields")
+            raise ConfigError("traced", name, "fields under grid or random.fields")
 
 
 def _words(names: frozenset[str]) -> str:
@@ -192,10 +192,10 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def _list(name: str, value: Any, kind: type = object) -> tuple[Any, ...]:
-    """Return a list that is not empty, whose items are of a kind and differ from each other."""
-    words = {str: "texts", int: "integers"}.get(kind, "values")
+    """Return a list as a tuple, after checking that it is not empty and its items are distinct and of a kind."""
+    words = {str: "strings", int: "integers"}.get(kind, "values")
     if not isinstance(value, list) or not value or not all(isinstance(item, kind) for item in value):
-        raise ConfigError(name, value, f"a list of at least one of the {words}" if words == "values" else f"a list of {words}")
+        raise ConfigError(name, value, f"a list of one or more {words}" if words == "values" else f"a list of {words}")
     if any(item in value[:i] for i, item in enumerate(value)):
         raise ConfigError(name, value, f"{words} that differ from each other")
     return tuple(value)

@@ -34,24 +34,24 @@ RETURN, TRAINING_RETURN = "eval/episode_reward", "training/episode_reward"
 """The metric that a run is judged by, and its substitute in runs without evaluations."""
 
 METRICS = "metrics.jsonl"
-"""Where in their folder the metrics of all runs of a program stand while it is trained."""
+"""File in a program's folder that holds the metrics of all its runs during training."""
 
 TAIL = 2**20
-"""Bytes at the end of that file in which its last record is looked for, every second or so."""
+"""Bytes at the end of that file that are searched for its last record, about once a second."""
 
 KEEP = 2
-"""Checkpoints of what is unfinished."""
+"""Number of checkpoints kept of an unfinished program."""
 
 Records = list[dict[str, Any]]
 """Metrics of a run: dicts with "step" and metrics by name, in the order of steps, an evaluation after its iteration."""
 
 
 class Trained(NamedTuple):
-    """What a run has come to."""
+    """Result of a run."""
 
     records: Records
     params: Params
-    """What acts and predicts, on the host."""
+    """Its last parameters, on the host."""
 
 
 def train_together(
@@ -60,11 +60,11 @@ def train_together(
     """Train runs that differ in seeds and traced values only, in one program.
 
     Args:
-        runs: R of them, of one `Cell`.
-        folder: for checkpoints and metrics on the way, made if it is missing. One that a training of the same
-            runs has left behind is gone on with, as if nothing had happened.
-        devices: that share the runs.
-        progress_fn: called as progress_fn(steps, metrics) after each iteration; metrics of runs are lists.
+        runs: R runs of one `Cell`.
+        folder: for checkpoints and metrics during training, made if it is missing. If a training of the same runs was
+            interrupted in it, that training resumes as if nothing had happened.
+        devices: share the runs.
+        progress_fn: called as progress_fn(steps, metrics) after each iteration; per-run metrics are lists.
 
     Returns:
         Metrics and last parameters of each run.
@@ -100,7 +100,7 @@ def train_together(
 
 
 def last_record(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """Return steps and metrics of the last iteration that a training in a folder has written down, if there is one."""
+    """Return steps and metrics of the last iteration that a training in a folder has logged; None if there is none."""
     try:
         with (folder / METRICS).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
@@ -114,15 +114,15 @@ def last_record(folder: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def _open(folder: Path, origin: dict[str, Any], runner: Runner) -> tuple[Store, tuple[TrainState, Progress] | None]:
-    """Return a store and what it goes on from; checkpoints that cannot be used are laid aside, and a warning says so."""
+    """Return a store and the state to resume from. Move checkpoints that cannot be used, and warn about it."""
     store = Store(folder, resume=True, keep=KEEP, origin=origin)
     if not store.goes_on:
         return store, None
     try:
         return store, store.load(runner)
     except (CheckpointError, ConfigError) as error:
-        aside = folder.with_name("checkpoints-unusable")  # until its runs are finished
-        warnings.warn(f"{error}; what was begun there is trained anew, and lies in {aside}", stacklevel=2)
+        aside = folder.with_name("checkpoints-unusable")  # kept until its runs are finished
+        warnings.warn(f"{error}; the training starts over, the old checkpoints are in {aside}", stacklevel=2)
         store.close()
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
@@ -130,7 +130,7 @@ def _open(folder: Path, origin: dict[str, Any], runner: Runner) -> tuple[Store, 
 
 
 class _Log:
-    """Writes what the loop tells, and passes it on."""
+    """Writes the loop's metrics to a file and passes them on."""
 
     def __init__(self, path: Path, progress_fn: ProgressFn | None):
         self._file, self._progress_fn = MetricsLog(path), progress_fn
@@ -156,6 +156,6 @@ def _records_of_each(path: Path, num_runs: int) -> tuple[Records, ...]:
 
 
 def _record_of(record: dict[str, Any], index: int) -> dict[str, Any]:
-    """Return what a record of all runs says of one."""
+    """Return one run's part of a record of all runs."""
     own = {name: value[index] if isinstance(value, list) else value for name, value in record.items()}
     return {"step": own.pop("step")} | finite(own)

@@ -1,4 +1,4 @@
-"""Keywords and networks of Brax's PPO: what is renamed, translated or ignored here."""
+"""Keywords and networks of Brax's PPO: which are renamed, translated or ignored here."""
 
 import dataclasses
 import warnings
@@ -25,17 +25,17 @@ PPO_ONLY = frozenset(
         *("normalize_observations_std_eps", "normalize_observations_mode", "normalize_until_count"),
     }
 )
-"""Keywords that set what other algorithms do not have, or do anyway (bootstrapping at time limits)."""
+"""Keywords for features that other algorithms lack, or always have (bootstrapping at time limits)."""
 
 UNSUPPORTED = ("vision", "augment_pixels", "use_distributional_critic")
-"""Keywords that ask for networks which do not exist here."""
+"""Keywords for networks that do not exist here."""
 
 
 def translate(options: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
-    """Return options in our names; warn once of those that have no meaning for an algorithm.
+    """Translate options to our names, and warn about those that have no effect on an algorithm.
 
     Raises:
-        ConfigError: an option that asks for what does not exist here.
+        ConfigError: an option that is not supported here.
     """
     for name in UNSUPPORTED:
         if options.get(name):
@@ -47,7 +47,7 @@ def translate(options: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
     if ignored:
         kind = known.config.__name__
         warnings.warn(
-            f"{', '.join(ignored)}: of Brax's PPO only, and without effect here; see {kind} for what {algorithm} takes",
+            f"{', '.join(ignored)}: only for Brax's PPO, without effect here; see {kind} for the options of {algorithm}",
             stacklevel=4,
         )
     left_out = without_meaning | known.brax_names.keys() | set(UNSUPPORTED)
@@ -60,12 +60,12 @@ def translate(options: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
 
 
 def networks_from_brax(network_factory: Callable[..., Any], observation: Any, action_size: int) -> Networks:
-    """Make networks by a factory such as `brax.training.agents.ppo.networks.make_ppo_networks`.
+    """Make networks with a factory such as `brax.training.agents.ppo.networks.make_ppo_networks`.
 
     Args:
         network_factory: (observation size, action size, preprocess_observations_fn=…) -> Brax's `PPONetworks`, or
             `Networks`.
-        observation: one observation, or a description of it; Brax's factories are told the shapes of its leaves.
+        observation: one observation, or its `jax.ShapeDtypeStruct`s; Brax's factories receive the shapes of its leaves.
         action_size: A.
 
     Raises:
@@ -83,18 +83,18 @@ def networks_from_brax(network_factory: Callable[..., Any], observation: Any, ac
 
 
 def _as_it_is(observation: Any, _: Any) -> Any:
-    """Stand in for Brax's normalization: observations are normalized before networks see them."""
+    """Replace Brax's normalization, since observations are normalized before they reach the networks."""
     return observation
 
 
 @dataclasses.dataclass(frozen=True)
 class _BraxNetwork:
-    """Brax's `FeedForwardNetwork` as a network of ours."""
+    """Brax's `FeedForwardNetwork` behind our network interface."""
 
     network: Any
 
     def init(self, key: jax.Array, observation: Any) -> Any:
-        """Draw parameters; Brax's network knows its observations."""
+        """Draw parameters; Brax's network already knows the shape of its observations."""
         return self.network.init(jax.random.key_data(key))
 
     def apply(self, params: Any, observation: Any) -> Any:
@@ -104,7 +104,7 @@ class _BraxNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class _BraxPolicy:
-    """Brax's policy network and parametric distribution as a network that returns a distribution."""
+    """Brax's policy network and parametric distribution as one network that returns a distribution."""
 
     network: Any
     distribution: Any
@@ -114,7 +114,7 @@ class _BraxPolicy:
         return _BraxNetwork(self.network).init(key, observation)
 
     def apply(self, params: Any, observation: Any) -> DiagonalGaussian | TanhGaussian:
-        """Return the Gaussian, or its tanh where Brax's distribution is of that kind."""
+        """Return a Gaussian, squashed by tanh if Brax's distribution is."""
         normal = self.distribution.create_dist(_BraxNetwork(self.network).apply(params, observation))
         squashes = any(kind.__name__ == "NormalTanhDistribution" for kind in type(self.distribution).__mro__)
         kind = TanhGaussian if squashes else DiagonalGaussian

@@ -1,4 +1,4 @@
-"""Saving and loading a training, by orbax; nothing that is loaded can run code."""
+"""Save and load a training with orbax. Loading a checkpoint cannot run code."""
 
 import contextlib
 import errno
@@ -20,20 +20,20 @@ from trpo_jax.training.packing import Packed
 
 
 class Checkpoint(NamedTuple):
-    """A training at one moment. Arrays lie on the host."""
+    """A training at one moment. Arrays are on the host."""
 
     step: int
     """Environment steps trained."""
     params: Params
-    """What acts and predicts; by itself, so that it can be read without the rest."""
+    """Parameters of policy and critic, stored separately so that they can be read without the rest."""
     state: Any
-    """All that one iteration hands to the next, a pytree of numpy arrays; None where nothing is to go on."""
+    """Everything that one iteration passes to the next, a pytree of numpy arrays; None if no training will resume."""
     record: dict[str, Any]
-    """What JSON can hold: the configuration, and what the loop has counted."""
+    """JSON data: the configuration and the counters of the loop."""
 
 
 class Checkpoints:
-    """Writes checkpoints to `directory/STEP`, in the background, each whole or not at all; the newest `keep` stay."""
+    """Writes checkpoints to `directory/STEP` in the background, each completely or not at all. Keeps the newest `keep`."""
 
     def __init__(self, directory: Path | str, *, keep: int | None = None):
         self.directory = Path(directory)
@@ -43,10 +43,10 @@ class Checkpoints:
             self._manager = _manager(directory, keep=keep, background=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Start to write a checkpoint, once the one before is written; one of the same step is replaced.
+        """Start writing a checkpoint once the previous one is written. A checkpoint of the same step is replaced.
 
         Raises:
-            CheckpointError: this one or the one before cannot be written (a full disk); earlier ones stay as they are.
+            CheckpointError: this or the previous one cannot be written (a full disk); earlier ones stay unchanged.
         """
         step = checkpoint.step
         trees = {"params": checkpoint.params, "state": checkpoint.state}
@@ -55,7 +55,7 @@ class Checkpoints:
             "layout": {name: each.layout for name, each in packed.items()},
             "digest": {name: _digest(each.arrays) for name, each in packed.items()},
         }
-        # Few arrays in one item: what orbax does costs by the item and by the array, more than by the byte.
+        # Few arrays in one item, since orbax's time depends more on the number of items and arrays than on bytes.
         items = ocp.args.Composite(
             arrays=ocp.args.PyTreeSave({name: each.arrays for name, each in packed.items()}),
             record=ocp.args.JsonSave(record),
@@ -64,11 +64,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if step in self._manager.all_steps():
                 self._manager.delete(step)
-            self._manager.save(step, args=items, force=True)  # orbax would else pass over a step before the newest
+            self._manager.save(step, args=items, force=True)  # orbax would otherwise skip a step before the newest
         self._last = step
 
     def wait(self) -> None:
-        """Wait until all is written. Raises CheckpointError as `save`."""
+        """Wait until everything is written. Raises CheckpointError as `save`."""
         with self._clear_errors():
             self._manager.wait_until_finished()
 
@@ -77,7 +77,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            kept = "" if self._last is None else "; earlier checkpoints are as they were"
+            kept = "" if self._last is None else "; earlier checkpoints are unchanged"
             raise CheckpointError(f"{self.directory}: a checkpoint cannot be written ({_words(error)}){kept}") from None
 
     def __enter__(self) -> "Checkpoints":
@@ -86,12 +86,12 @@ class Checkpoints:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if error is None:
             self.wait()
-        with contextlib.suppress(Exception):  # what went wrong has been said
+        with contextlib.suppress(Exception):  # the error was already reported
             self._manager.close()
 
 
 def save_params(directory: Path | str, step: int, params: Params) -> None:
-    """Write parameters by themselves, as `load_params` reads them. Raises CheckpointError if they cannot be written."""
+    """Write only parameters, for `load_params` to read. Raises CheckpointError if they cannot be written."""
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(Checkpoint(step, params, None, {}))
 
@@ -106,7 +106,7 @@ def load_params(directory: Path | str, template: Params) -> tuple[int, Params]:
 
     Args:
         directory: where `Checkpoints` wrote.
-        template: `Params` of arrays or `jax.ShapeDtypeStruct`; the structure, shapes and dtypes expected.
+        template: `Params` of arrays or `jax.ShapeDtypeStruct`; the expected structure, shapes and dtypes.
 
     Raises:
         CheckpointError: there is none, none can be read, or the newest does not fit the template.
@@ -116,16 +116,16 @@ def load_params(directory: Path | str, template: Params) -> tuple[int, Params]:
 
 
 def load_checkpoint(directory: Path | str, params: Params, state: Any = None, *, step: int | None = None) -> Checkpoint:
-    """Return the newest readable checkpoint of a directory; warn of newer ones that cannot be read.
+    """Return the newest readable checkpoint of a directory; warn about newer ones that cannot be read.
 
     Args:
         directory: where `Checkpoints` wrote.
-        params: `Params` of arrays or `jax.ShapeDtypeStruct`: what is expected.
-        state: the same for the state; None leaves it unread.
-        step: only the checkpoint of this step will do.
+        params: `Params` of arrays or `jax.ShapeDtypeStruct`; the expected structure, shapes and dtypes.
+        state: the same for the state; None does not read it.
+        step: read only the checkpoint of this step; None tries all.
 
     Raises:
-        CheckpointError: there is none, none can be read, or the newest does not fit what is expected.
+        CheckpointError: there is none, none can be read, or the newest does not fit `params` or `state`.
     """
     steps = _steps(directory) if step is None else [step]
     if not steps:
@@ -139,7 +139,7 @@ def load_checkpoint(directory: Path | str, params: Params, state: Any = None, *,
                     warnings.warn(f"{unreadable}; the one of step {step} is used instead", stacklevel=2)
                 return checkpoint
             failures.append(f"{Path(directory) / str(step)}: cannot be read ({failure})")
-    # Raised here, so as not to keep alive the half-finished reads that orbax's tracebacks hold.
+    # Raised outside the loop, since orbax's tracebacks would keep half-finished reads alive.
     raise CheckpointError(failures[0])
 
 
@@ -156,13 +156,13 @@ def read_record(directory: Path | str) -> dict[str, Any]:
 
 
 def _try_to_load(manager: ocp.CheckpointManager, step: int, params: Params, state: Any) -> tuple[Checkpoint | None, str]:
-    """Return a checkpoint, or None and the reason why it cannot be had."""
+    """Return a checkpoint, or None and the reason why it cannot be loaded."""
     try:
         record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         wanted = {"params": params} if state is None else {"params": params, "state": state}
         packed = {name: Packed.of(tree) for name, tree in wanted.items()}
         if not isinstance(record.get("layout"), dict):
-            return None, "another version of trpo_jax has written it"
+            return None, "it was written by another version of trpo_jax"
         for name, each in packed.items():
             if misfit := each.misfit(record["layout"][name], name):
                 return None, misfit
@@ -172,7 +172,7 @@ def _try_to_load(manager: ocp.CheckpointManager, step: int, params: Params, stat
         ]
         for name in wanted:
             if _digest(arrays[name]) != record["digest"][name]:
-                return None, f"the contents of its {name} are not those that were written"
+                return None, f"the checksum of its {name} does not match"
         restored = {name: each.unpack(arrays[name], wanted[name]) for name, each in packed.items()}
         return Checkpoint(step, restored["params"], restored.get("state"), record), ""
     except Exception as error:
@@ -180,7 +180,7 @@ def _try_to_load(manager: ocp.CheckpointManager, step: int, params: Params, stat
 
 
 def _digest(tree: Any) -> str:
-    """Return the SHA-256 of every leaf's place, type and bytes: storage alone does not notice a flipped bit."""
+    """Return one SHA-256 of all leaves' paths, dtypes, shapes and bytes, since storage alone does not detect flipped bits."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)
@@ -190,12 +190,12 @@ def _digest(tree: Any) -> str:
 
 
 def _host_array(like: Any) -> np.ndarray:
-    """Return what tells orbax to read an array of this kind into the host's memory."""
+    """Return a placeholder that makes orbax read an array of this shape and dtype into host memory."""
     return np.empty(like.shape, like.dtype)
 
 
 def _words(error: Exception) -> str:
-    """Put an error of orbax's into one line; of what the disk said only that."""
+    """Describe an orbax error in one line; for a disk error, return only the system's message."""
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         if os.strerror(code) in str(error):
             return os.strerror(code)
@@ -211,7 +211,7 @@ def _steps(directory: Path | str) -> list[int]:
 
 
 def _manager(directory: Path | str, *, keep: int | None = None, background: bool = False) -> ocp.CheckpointManager:
-    """Return orbax's manager, of this process alone: others may read too, but have no part in writing."""
+    """Return an orbax manager of this process alone. Other processes may read too, but take no part in writing."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}")
     options = ocp.CheckpointManagerOptions(

@@ -13,12 +13,12 @@ from trpo_jax.training.run_config import RunConfig, file_fields, run_config_from
 
 
 def fields_of(run_config: RunConfig) -> dict[str, Any]:
-    """Return every field and its value, a list for a tuple."""
+    """Return every field and its value; tuples become lists."""
     return flatten(file_fields(run_config))
 
 
 def with_fields(run_config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """Put values over a configuration.
+    """Override fields of a configuration.
 
     Raises:
         ConfigError: an unknown field, a value of the wrong type, or one out of range.
@@ -43,12 +43,12 @@ def all_fields() -> dict[str, Any]:
 def _all_fields(algorithms: tuple[tuple[str, type], ...]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for config in _defaults():
-        fields = fields_of(config) | fields  # the first algorithm's default, where several have a field
+        fields = fields_of(config) | fields  # if several algorithms have a field, the first one's default
     return fields
 
 
 def traced_fields() -> frozenset[str]:
-    """Return the fields whose values one compiled program may hold many of; all others select a program of their own."""
+    """Return the fields of which one compiled program can hold many values. Others need one program per value."""
     leaves = [path for config in _defaults() for path, _ in jax.tree.leaves_with_path(config.agent)]
     return frozenset(".".join(key.name for key in path) for path in leaves) | {"seed"}
 
@@ -58,14 +58,14 @@ def _defaults() -> list[RunConfig]:
 
 
 def check_known(name: str, value: Any) -> None:
-    """Raise ConfigError for a name that is no field of any algorithm."""
+    """Raise ConfigError for a name that is not a field of any algorithm."""
     known = list(all_fields())
     if name not in known:
         raise ConfigError(name, value, unknown_name("field", name, known, known))
 
 
 def flat_fields(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a TOML table by dotted name, whether they stood in tables of their own or not."""
+    """Return the entries of a TOML table by dotted name, whether they are in nested tables or not."""
     known = all_fields()
     tables = {name.rpartition(".")[0] for name in known} - {""}
     flat: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def setting_in_words(swept: Mapping[str, Any]) -> str:
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
-    """Name fields by their last part, or whole where two share it."""
+    """Name fields by their last part, or by the full name if two share that part."""
     last = {field: field.rpartition(".")[2] for field in dict.fromkeys(fields)}
     return {field: name if list(last.values()).count(name) == 1 else field for field, name in last.items()}
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at a moment when the training state is whole."""
+"""Handle Ctrl-C and SIGTERM at a moment when the training state is consistent."""
 
 import contextlib
 import signal
@@ -12,8 +12,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """Remembers a signal until `check` is called; a second one interrupts at once.
 
-    While this is not `guarded` the first one interrupts at once as well. It is remembered all the same: Python may drop the
-    exception, if the signal comes in a destructor or in a callback of its garbage collection.
+    While `guarded` is False, the first one also interrupts at once. It is still remembered, because Python may drop the
+    exception if the signal arrives in a destructor or a garbage collection callback.
 
     Args:
         previous: handlers by signal number, called while `guarded` is False.
@@ -37,7 +37,7 @@ class Interrupts:
             _interrupt(number)
 
     def check(self) -> None:
-        """Raise what a pending signal stands for: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""
+        """Raise KeyboardInterrupt, or SystemExit(143) for SIGTERM, if a signal is pending."""
         if self._signal is not None:
             number, self._signal = self._signal, None
             _interrupt(number)
@@ -51,9 +51,9 @@ def _interrupt(number: int) -> None:
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[Interrupts]:
-    """Take over SIGINT and SIGTERM for the duration, but not one that is ignored (nohup).
+    """Handle SIGINT and SIGTERM while the context is open, except a signal that is ignored (nohup).
 
-    Outside the main thread, where Python delivers no signals, this does nothing.
+    Outside the main thread this does nothing, because Python delivers no signals there.
     """
     previous: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
     interrupts = Interrupts(previous)

@@ -1,8 +1,8 @@
-"""The loop around iterations: what is reported, evaluated and saved, and when."""
+"""The loop over iterations, which reports, evaluates and saves."""
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +10,6 @@ import numpy as np
 from trpo_jax.agent.agent import Agent
 from trpo_jax.agent.evaluate import Episodes
 from trpo_jax.agent.inference import Params
-from trpo_jax.agent.policy_update import Metrics
 from trpo_jax.agent.state import TrainState
 from trpo_jax.execution.host_arrays import to_host
 from trpo_jax.execution.processes import any_process
@@ -22,13 +21,13 @@ from trpo_jax.training.reporting import Callbacks, Reporter
 from trpo_jax.training.store import Progress, Store
 
 TIMED_EVERY = 10
-"""The stages of every tenth iteration are timed, during which they do not overlap."""
+"""Every tenth iteration, the stages are timed one by one and do not overlap."""
 
 
 class _Started(NamedTuple):
-    """An iteration that was started, and is neither reported nor saved."""
+    """An iteration that was started but not yet reported or saved."""
 
-    metrics: Metrics
+    metrics: dict[str, Any]
     time_shares: dict[str, float]
     to_save: TrainState | None
 
@@ -43,18 +42,18 @@ def train_to_end(
     begin_fn: Callable[[], TrainState],
     evaluate_fn: Callable[[Params], Episodes] | None = None,
     store: Store | None = None,
-) -> tuple[TrainState, dict[str, float]]:
-    """Compile all programs side by side, begin or go on, and train; return the last state and the latest metrics.
+) -> tuple[TrainState, dict[str, Any]]:
+    """Compile all programs in parallel, start or resume the training, and return the last state and the latest metrics.
 
     Args:
-        agent: to train.
-        runner: of its iterations.
-        milestones: when to evaluate, to save and to stop.
-        callbacks: whom to tell.
-        earlier: state and progress to go on from; None for a new training.
+        agent: the agent to train.
+        runner: runs its iterations.
+        milestones: when to evaluate, save and stop.
+        callbacks: functions that receive the metrics.
+        earlier: state and progress to resume from; None for a new training.
         begin_fn: draws the state of a new training.
         evaluate_fn: params -> episodes; None plays none.
-        store: for checkpoints; None saves none.
+        store: saves checkpoints; None saves none.
 
     Raises as `run_loop`.
     """
@@ -70,20 +69,20 @@ def train_to_end(
 def run_loop(
     runner: Runner, state: TrainState, milestones: Milestones, reporter: Reporter, store: Store | None = None
 ) -> TrainState:
-    """Train from a state on, to the last iteration. While an iteration runs, the one before it is reported and saved.
+    """Train from a state to the last iteration. While an iteration runs, the previous one is reported and saved.
 
     Args:
-        runner: of the iterations.
-        state: after `reporter.progress`.
-        milestones: when to evaluate, to save and to stop.
-        reporter: told of every iteration, and asked to evaluate.
-        store: for checkpoints; None saves none.
+        runner: runs the iterations.
+        state: the state after the iterations in `reporter.progress`.
+        milestones: when to evaluate, save and stop.
+        reporter: reports every iteration, and evaluates.
+        store: saves checkpoints; None saves none.
 
     Returns:
         The last state.
 
     Raises:
-        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM in any process; the iteration that ran is reported and saved.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM in any process, after the running iteration is reported and saved.
         CheckpointError: a checkpoint cannot be written.
     """
     done = reporter.progress.iteration
@@ -127,7 +126,7 @@ def run_loop(
 
 
 def _finish(started: _Started | None, reporter: Reporter, store: Store | None) -> None:
-    """Wait for an iteration and report it; start to write its checkpoint if one is due."""
+    """Wait for an iteration and report it; start writing its checkpoint if one is due."""
     if started is None:
         return
     reporter.iteration(started.metrics, started.time_shares)
@@ -137,13 +136,13 @@ def _finish(started: _Started | None, reporter: Reporter, store: Store | None) -
 
 
 def _with_num_iterations(state: TrainState, num_iterations: int, iteration: int) -> TrainState:
-    """Set the number of iterations; warn if a training with a schedule that is resumed has another one."""
+    """Set the number of iterations. Warn if a resumed training with a schedule had another number before."""
     old, schedule = to_host((state.num_iterations, state.hyperparameters.schedule))
     falls = any((share < 1).any() for share in jax.tree.leaves(schedule))
     if falls and iteration < num_iterations and ((old > 0) & (old != num_iterations)).any():
         warnings.warn(
-            f"schedule: this training of {old.max()} iterations is to end after {num_iterations}; what falls over a training "
-            f"continues from what it is in one of {num_iterations}",
+            f"schedule: this training of {old.max()} iterations now ends after {num_iterations}; scheduled values continue as "
+            f"in a training of {num_iterations}",
             stacklevel=2,
         )
     new = np.full(state.num_iterations.shape, num_iterations, np.int32)

@@ -1,4 +1,4 @@
-"""When a training evaluates, saves, draws its environments afresh, and ends."""
+"""When a training evaluates, saves, resets its environments, and ends."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -8,13 +8,13 @@ from trpo_jax.errors import ConfigError
 
 
 class Milestones(NamedTuple):
-    """After which iterations something happens; 0 is before the first."""
+    """The iterations after which something happens; 0 is before the first."""
 
     num_iterations: int
     evaluations: Collection[int]
     resets: Collection[int] = ()
     checkpoint_interval: int = 0
-    """0 saves only before evaluations and at the end."""
+    """0 saves only at the start, before evaluations and at the end."""
 
     def saves_after(self, iteration: int) -> bool:
         """Tell whether a checkpoint is due."""
@@ -25,7 +25,7 @@ class Milestones(NamedTuple):
 def make_milestones(
     agent: Agent, num_timesteps: int, num_evals: int, num_resets_per_eval: int = 0, checkpoint_interval: int = 0
 ) -> Milestones:
-    """Return what happens after which iterations, evaluations and resets evenly spread."""
+    """Return the milestones of a training, with evaluations and resets evenly spread."""
     num_iterations = -(-num_timesteps // agent.steps_per_iteration)
     if num_iterations >= 2**31:
         allowed = f"fewer than 2^31 iterations of {agent.steps_per_iteration:,} steps"

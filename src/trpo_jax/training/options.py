@@ -1,4 +1,4 @@
-"""Which configuration an agent gets from what a caller of `train` has said."""
+"""Make an agent's configuration from the arguments of `train`."""
 
 import dataclasses
 import operator
@@ -22,15 +22,15 @@ def agent_config(
     algorithm: str | None,
     beside: Sequence[str],
 ) -> AgentConfig:
-    """Return how to learn in an environment: the config or what ships for the environment's name, with options over it.
+    """Return the config, or the one that ships for the environment's name, with options applied.
 
     Args:
         environment: a name, or an environment.
-        config: None takes what ships.
+        config: None takes the one that ships for the environment's name, or else the defaults.
         options: fields by name, and keywords of Brax's PPO.
-        suite: of the name.
-        algorithm: by which to learn; None for that of the config, or else TRPO.
-        beside: names that may also be given to the caller, for the message about an unknown one.
+        suite: suite of an environment given by name.
+        algorithm: algorithm to learn by; None takes the config's, or TRPO.
+        beside: other names that the caller accepts, for the message about an unknown one.
     """
     if config is None:
         name = DEFAULT if algorithm is None else algorithm
@@ -45,10 +45,10 @@ def agent_config(
 
 
 def with_options(config: AgentConfig, options: dict[str, Any], *, beside: Sequence[str] = ()) -> AgentConfig:
-    """Put options by name over a config, a mapping over a part of it.
+    """Override fields of a config by name; a mapping overrides fields of a part.
 
     Raises:
-        ConfigError: an unknown name; the message has the nearest ones, also of what may stand `beside` the fields.
+        ConfigError: an unknown name; the message has the nearest known ones, including those in `beside`.
     """
     algorithm_name(config)  # raises TypeError
     known, deeper = [field.name for field in dataclasses.fields(config)], list(flatten(to_mapping(config)))
@@ -64,7 +64,7 @@ def with_options(config: AgentConfig, options: dict[str, Any], *, beside: Sequen
 
 
 def whole_number_or_none(name: str, value: Any, *, at_least: int = 0) -> int | None:
-    """Do as `whole_number`, but let None pass."""
+    """Return a whole number as `whole_number` does, or None for None."""
     return None if value is None else whole_number(name, value, at_least=at_least)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Packed(NamedTuple):
-    """A pytree as one long array for each dtype: a simulator's hundreds of small ones would be slow to store."""
+    """A pytree as one long array per dtype, because a simulator's hundreds of small arrays would be slow to store."""
 
     arrays: dict[str, Any]
     layout: list[list[Any]]
@@ -16,7 +16,7 @@ class Packed(NamedTuple):
 
     @classmethod
     def of(cls, tree: Any) -> "Packed":
-        """Pack arrays, or descriptions of arrays."""
+        """Pack arrays, or `jax.ShapeDtypeStruct`s."""
         leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
         layout = [[path, str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves]
         groups: dict[str, list[Any]] = {}
@@ -25,16 +25,16 @@ class Packed(NamedTuple):
         return cls({dtype: _concatenate(group) for dtype, group in groups.items()}, layout)
 
     def misfit(self, layout: list[list[Any]], name: str) -> str:
-        """Say in words how another layout of the tree of that name differs, or nothing."""
+        """Describe how another layout of the tree called `name` differs; return "" if it does not."""
         if layout == self.layout:
             return ""
         for ours, theirs in zip(self.layout, layout, strict=False):
             if ours != theirs:
-                return f"it holds {name}{theirs[0]} as {theirs[1]}{theirs[2]} where {name}{ours[0]} is {ours[1]}{ours[2]}"
-        return f"its {name} has {len(layout)} arrays where {len(self.layout)} are expected"
+                return f"it holds {name}{theirs[0]} as {theirs[1]}{theirs[2]}, expected {name}{ours[0]} as {ours[1]}{ours[2]}"
+        return f"its {name} has {len(layout)} arrays, expected {len(self.layout)}"
 
     def unpack(self, arrays: dict[str, np.ndarray], like: Any) -> Any:
-        """Cut the arrays up again, into the structure of `like`."""
+        """Split the arrays into leaves again, in the structure of `like`."""
         position = dict.fromkeys(arrays, 0)
         leaves = []
         for _, dtype, shape in self.layout:

@@ -1,4 +1,4 @@
-"""A training's progress in lines of text."""
+"""Print a training's progress as lines of text."""
 
 import contextlib
 import logging
@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from trpo_jax.execution.program import COMPILATIONS
 
 LINES_A_RUN = 20
-"""Progress is printed about so often."""
+"""Approximate number of iterations that are printed in a training."""
 
 
 class ProgressLines:
-    """Tells of a training as it goes on.
+    """Prints the progress of a training.
 
     Args:
         num_timesteps: environment steps of the whole training.
@@ -32,7 +32,7 @@ class ProgressLines:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since this was made."""
+        """Seconds since this object was made."""
         return time.perf_counter() - self._started
 
     def iteration(self, step: int, metrics: dict[str, float]) -> None:
@@ -41,7 +41,7 @@ class ProgressLines:
         self.show(step, metrics)
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
-        """Print an iteration, or pass it over."""
+        """Print an iteration if a line is due."""
         if step * LINES_A_RUN // self.total > self._printed or step >= self.total:
             self._printed = step * LINES_A_RUN // self.total
             self.say(f"step {step:>10,}  {describe(metrics)}{self._left(step)}")
@@ -56,7 +56,7 @@ class ProgressLines:
         print(line, flush=True)
 
     def _left(self, step: int) -> str:
-        """Estimate from the pace since the first iteration, which compiled; it alone tells nothing."""
+        """Estimate the time left from the pace after the first iteration, which is not counted because it compiled."""
         first_step, first_time = self._first or (step, self._started)
         if step == first_step:
             return ""
@@ -66,7 +66,7 @@ class ProgressLines:
 
 @contextlib.contextmanager
 def compilations_told(say: Callable[[str], None]) -> Iterator[None]:
-    """Have a line for each program that is compiled, once it is."""
+    """Call `say` with a line for each program once it is compiled."""
 
     class Teller(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -75,7 +75,7 @@ def compilations_told(say: Callable[[str], None]) -> Iterator[None]:
     teller, before = Teller(logging.INFO), (COMPILATIONS.level, COMPILATIONS.propagate)
     COMPILATIONS.addHandler(teller)
     COMPILATIONS.setLevel(logging.INFO)
-    COMPILATIONS.propagate = False  # else another handler may tell of it, too
+    COMPILATIONS.propagate = False  # otherwise another handler may print it too
     try:
         yield
     finally:
@@ -85,14 +85,14 @@ def compilations_told(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def describe(metrics: dict[str, float]) -> str:
-    """Put the metrics of an iteration into a short line."""
+    """Summarize the metrics of an iteration in a short line."""
     episode_return = metrics["training/episode_reward"]
     shown = "    –" if math.isnan(episode_return) else f"{episode_return:5.0f}"
     return f"return {shown}  KL {metrics['training/kl']:.4f}  {metrics['training/sps']:,.0f} steps/s"
 
 
 def describe_evaluation(metrics: dict[str, float]) -> str:
-    """Put an evaluation into words."""
+    """Write an evaluation's return as mean ± standard deviation."""
     return f"{metrics['eval/episode_reward']:.0f} ± {metrics['eval/episode_reward_std']:.0f}"
 
 

@@ -1,4 +1,4 @@
-"""What a training reports: metrics of its iterations and evaluations, and how far it has come."""
+"""Report a training's progress, and the metrics of its iterations and evaluations."""
 
 import time
 import warnings
@@ -13,7 +13,6 @@ from trpo_jax.agent.agent import Agent
 from trpo_jax.agent.evaluate import Episodes, summarize
 from trpo_jax.agent.inference import Params, Policy
 from trpo_jax.agent.metrics import without_unknown
-from trpo_jax.agent.policy_update import Metrics
 from trpo_jax.agent.state import TrainState, inference_params
 from trpo_jax.execution.host_arrays import to_host
 from trpo_jax.training.store import Progress
@@ -25,7 +24,7 @@ WINDOW = 20
 """Iterations over which speed is measured."""
 
 FAULTS_TO_WARN_OF = 0.1
-"""Share of an iteration's samples."""
+"""Share of an iteration's samples that must be faulty before a warning is given."""
 
 
 class Callbacks(NamedTuple):
@@ -47,11 +46,11 @@ class Pace:
         self._disturbed = 0
 
     def disturb(self) -> None:
-        """Leave the next two iterations out: one waits for something else, and the other has gone on meanwhile."""
+        """Leave out the next two iterations: one waits for the other work, and the other already ran during that wait."""
         self._disturbed = 2
 
     def of(self, elapsed: float) -> float:
-        """Return the pace after an iteration of so many seconds, which are all there is before the first undisturbed one."""
+        """Count an iteration of `elapsed` seconds and return the pace: `elapsed` itself before any undisturbed iteration."""
         if self._disturbed:
             self._disturbed -= 1
         else:
@@ -60,13 +59,13 @@ class Pace:
 
 
 class Reporter:
-    """Counts what a training has done, measures its speed, and calls back.
+    """Counts the progress of a training, measures its speed, and calls the callbacks.
 
     Args:
-        agent: that is trained.
-        progress: what was done before.
-        callbacks: whom to tell.
-        evaluate_fn: params -> episodes; None for a training that plays none.
+        agent: the agent that is trained.
+        progress: the progress so far.
+        callbacks: functions that receive the metrics.
+        evaluate_fn: params -> episodes; None plays none.
     """
 
     def __init__(
@@ -77,8 +76,8 @@ class Reporter:
         evaluate_fn: Callable[[Params], Episodes] | None = None,
     ):
         self.progress = progress
-        self.metrics: dict[str, float] = {}
-        """The latest of each kind."""
+        self.metrics: dict[str, Any] = {}
+        """Latest value of each metric."""
         self._agent, self._callbacks, self._evaluate_fn = agent, callbacks, evaluate_fn
         self._is_first = jax.process_index() == 0
         self._has_warned = False
@@ -92,10 +91,10 @@ class Reporter:
         return self.progress.iteration * self._agent.steps_per_iteration
 
     def disturb(self) -> None:
-        """Say that something else takes time, which is no part of an iteration's."""
+        """Report that other work takes time that must not count as an iteration's."""
         self._pace.disturb()
 
-    def iteration(self, metrics: Metrics, time_shares: dict[str, float]) -> None:
+    def iteration(self, metrics: dict[str, Any], time_shares: dict[str, float]) -> None:
         """Wait for the metrics of the next iteration, and report it."""
         num_samples = self._agent.config.batch_size
         known = without_unknown(jax.device_get(metrics), num_samples, self._agent.policy_update.sample_means)
@@ -124,8 +123,8 @@ class Reporter:
         self._last_report = time.perf_counter()
         self.disturb()
 
-    def _evaluated(self, params: Params, evaluate_fn: Callable[[Params], Episodes]) -> dict[str, float]:
-        """Play episodes; return what they say, as metrics."""
+    def _evaluated(self, params: Params, evaluate_fn: Callable[[Params], Episodes]) -> dict[str, Any]:
+        """Play episodes and return their metrics."""
         start = time.perf_counter()
         episodes = jax.block_until_ready(evaluate_fn(params))
         elapsed = time.perf_counter() - start
@@ -137,17 +136,17 @@ class Reporter:
         return summarize(episodes, action_repeat) | speed
 
     def _warn_of_faults(self, share: float) -> None:
-        """Say once, in the first process, that the simulator loses a large share of an iteration's samples."""
+        """Warn once, in the first process, if the simulator loses a large share of an iteration's samples."""
         if share < FAULTS_TO_WARN_OF or self._has_warned or not self._is_first:
             return
         self._has_warned = True
         warnings.warn(
             f"{share:.0%} of the samples of iteration {self.progress.iteration + 1} are lost: observations, rewards or the "
-            "simulator's state were not finite. They weigh nothing; training/num_faults counts them",
+            "simulator's state were not finite. They get weight zero; training/num_faults counts them",
             stacklevel=2,
         )
 
 
 def local_params(state: TrainState) -> Any:
-    """Return what acts and predicts as arrays of this process's first device, whatever devices the training uses."""
+    """Return the inference parameters as arrays on this process's first device, whichever devices the training uses."""
     return jax.device_put(to_host(inference_params(state)), jax.local_devices()[0])

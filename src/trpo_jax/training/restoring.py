@@ -1,4 +1,4 @@
-"""Beginning a training with the parameters of another one."""
+"""Start a training with the parameters of another one."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ from trpo_jax.training.checkpoint import load_params
 
 
 class Elsewhere(NamedTuple):
-    """Where the parameters come from that a training begins with; None and None draws them."""
+    """Source of a training's first parameters. If `path` and `params` are None, they are drawn."""
 
     path: str | Path | None
-    """Folder of checkpoints, of which the newest that can be read is taken."""
+    """Folder of checkpoints; the newest readable one is used."""
     params: Params | None
-    """(normalizer, policy, value), which are taken instead of those in a folder."""
+    """(normalizer, policy, value); these override `path`."""
     restore_value_fn: bool
-    """False leaves the value function as drawn."""
+    """False keeps the value function as drawn."""
 
 
 def restored(runner: Runner, state: TrainState, elsewhere: Elsewhere) -> TrainState:
@@ -45,7 +45,7 @@ def restored(runner: Runner, state: TrainState, elsewhere: Elsewhere) -> TrainSt
     _check_fits("value", value.params, fresh.value.params)
     scaling, wanted = float(value.reward_scaling), float(fresh.value.reward_scaling)
     if scaling != wanted:
-        allowed = f"{scaling}, with which the restored value function was trained, unless restore_value_fn is false"
+        allowed = f"{scaling}, as in the training of the restored value function, unless restore_value_fn is false"
         raise ConfigError("reward_scaling", wanted, allowed)
     normalizer, policy, value_params = to_host(jax.tree.map(jnp.asarray, (params.normalizer, params.policy, value.params)))
     learner = host_state.learner._replace(normalizer=normalizer, policy=policy)

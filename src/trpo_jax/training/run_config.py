@@ -26,23 +26,23 @@ class RunConfig:
     suite: Literal["brax", "playground"] = setting(default="brax")
     """Brax, or MuJoCo Playground (an extra to install)."""
     backend: Literal["auto", "spring", "positional", "generalized", "mjx", "jax", "warp"] = setting(default="auto")
-    """Physics: jax or warp in Playground, the others in Brax; auto is the first that Brax offers, or jax."""
+    """Physics: jax or warp in Playground, the others in Brax; auto is the first that Brax offers, in Playground jax."""
     num_timesteps: int = setting(default=1_000_000, at_least=0)
     """Environment steps to train for, rounded up to whole iterations."""
     seed: int = setting(default=0, at_least=0, at_most=LARGEST_SEED)
     """Seed of everything random."""
     num_evals: int = setting(default=1, at_least=0)
-    """Evaluations, evenly spread; with more than one the first comes before training, the last after it."""
+    """Number of evaluations, evenly spread; if several, the first is before training and the last after it."""
     num_eval_envs: int = setting(default=64, at_least=0)
-    """Episodes an evaluation plays; 0 evaluates nothing."""
+    """Episodes per evaluation; 0 evaluates nothing."""
     deterministic_eval: bool = setting(default=True)
     """Evaluate the policy's mean action instead of samples."""
     checkpoint_interval: int = setting(default=10, at_least=0)
-    """Iterations between checkpoints; 0 saves only at evaluations and at the end."""
+    """Iterations between checkpoints; 0 saves only at the start, at evaluations and at the end."""
     keep_checkpoints: int = setting(default=3, at_least=1)
-    """So many of the newest checkpoints stay."""
-    agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = default_config()  # its fields stand beside the others
-    """How the agent learns; its type says by which algorithm."""
+    """Number of newest checkpoints to keep."""
+    agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = default_config()  # its fields appear beside the others
+    """How the agent learns; its type selects the algorithm."""
 
     @property
     def algorithm(self) -> str:
@@ -54,19 +54,19 @@ BESIDE_TRAINING = ("num_evals", "num_eval_envs", "deterministic_eval", "checkpoi
 """Fields that do not change what is trained."""
 
 ACCELERATOR = "accelerator"
-"""Table of a configuration file that is put over the rest of it where JAX's default device is no CPU, and the file in
-configs/ that does the same for every environment given by name."""
+"""Name of a configuration file's table that overrides the rest of the file if JAX's default device is not a CPU, and of
+the file in configs/ that does the same for every environment given by name."""
 
 
 def read_run_config(path: Path | str, algorithm: str | None = None, *, accelerator: bool = False) -> RunConfig:
-    """Read a TOML file whose tables and keys are the fields of `RunConfig`, those of its `agent` at the top level.
+    """Read a TOML file of `RunConfig` fields, with those of its `agent` at the top level.
 
-    A table named after an algorithm is put over the rest if that algorithm is the one to learn by.
+    A table named after an algorithm overrides the rest if that algorithm is used.
 
     Args:
-        path: of the file.
-        algorithm: by which to learn; None for what the file says, or else TRPO.
-        accelerator: put the file's table `[accelerator]`, if there is one, over the rest.
+        path: the file.
+        algorithm: algorithm to learn by; None takes the file's, or TRPO.
+        accelerator: let the file's table `[accelerator]`, if there is one, override the rest.
 
     Raises:
         ConfigError: no such file, not TOML, an unknown key, a wrong type, or a value out of range.
@@ -74,12 +74,12 @@ def read_run_config(path: Path | str, algorithm: str | None = None, *, accelerat
     own = read_toml(path, "config file")
     run_config = _layered(RunConfig(), own, path, None, algorithm, accelerator=accelerator)
     if "environment" not in own:
-        raise ConfigError(f"{path}: environment", None, 'the name of one, as in environment = "ant"')
+        raise ConfigError(f"{path}: environment", None, 'the name of an environment, as in environment = "ant"')
     return run_config
 
 
 def read_toml(path: Path | str, name: str) -> dict[str, Any]:
-    """Parse a TOML file, which errors call by a name; raises ConfigError where it is missing or no TOML."""
+    """Parse a TOML file. Raises a ConfigError of field `name` if the file is missing or not TOML."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
@@ -89,9 +89,9 @@ def read_toml(path: Path | str, name: str) -> dict[str, Any]:
 
 
 def run_config_from_mapping(mapping: dict[str, Any], defaults: RunConfig = RunConfig()) -> RunConfig:  # noqa: B008
-    """Build a `RunConfig` from a mapping of fields; what it leaves out is that of `defaults`.
+    """Build a `RunConfig` from a mapping of fields; missing fields are taken from `defaults`.
 
-    If its "algorithm" is another one than that of `defaults`, it begins with the defaults of that algorithm.
+    If the mapping's "algorithm" differs from that of `defaults`, missing agent fields take the algorithm's own defaults.
     """
     mapping = dict(mapping)
     defaults = with_algorithm(defaults, mapping.pop("algorithm", defaults.algorithm))
@@ -100,7 +100,7 @@ def run_config_from_mapping(mapping: dict[str, Any], defaults: RunConfig = RunCo
         if name not in known:
             others = [other for other in ALGORITHMS if name in to_mapping(default_config(other))]
             if others:
-                allowed = f"a field of {defaults.algorithm}; this one is of {', '.join(others)}"
+                allowed = f"a field of {defaults.algorithm}; this one belongs to {', '.join(others)}"
                 raise ConfigError(name, value, allowed)
             raise ConfigError(name, value, unknown_name("field", name, known, list(flatten(to_mapping(defaults.agent)))))
     agent = {name: value for name, value in mapping.items() if name in to_mapping(defaults.agent)}
@@ -109,38 +109,38 @@ def run_config_from_mapping(mapping: dict[str, Any], defaults: RunConfig = RunCo
 
 
 def program_of(run_config: RunConfig) -> Any:
-    """Return what two configurations share if one compiled program serves both: all but the seed and the pytree's leaves."""
+    """Return a key, equal for configurations that can share a compiled program: all but the seed and the pytree's leaves."""
     return jax.tree.structure(dataclasses.replace(run_config, seed=0))
 
 
 def write_run_config(path: Path | str, run_config: RunConfig) -> None:
-    """Write a configuration as TOML that `read_run_config` reads back to an equal one, whole or not at all."""
+    """Write a configuration as TOML, completely or not at all. `read_run_config` reads back an equal one."""
     write_whole(path, tomli_w.dumps(file_fields(run_config)))
 
 
 def file_fields(run_config: RunConfig) -> dict[str, Any]:
-    """Return the fields of a configuration as its file has them, those of its `agent` beside the others."""
+    """Return the fields of a configuration as in its file, with those of its `agent` beside the others."""
     mapping = to_mapping(run_config)
     agent = mapping.pop("agent")
     return {"algorithm": run_config.algorithm} | mapping | agent
 
 
 def with_algorithm(run_config: RunConfig, name: Any) -> RunConfig:
-    """Return a configuration for an algorithm: with its defaults, if it is not for that already; ConfigError for no name."""
+    """Switch to an algorithm's defaults, unless it is used already. Raises ConfigError for an unknown name."""
     if name == run_config.algorithm:
         return run_config
     return dataclasses.replace(run_config, agent=default_config(name))
 
 
 def starting_config(target: str, suite: str = "brax", algorithm: str | None = None, *, accelerator: bool = False) -> RunConfig:
-    """Return the configuration that a target stands for: a TOML file, or an environment with the settings that ship for it.
+    """Return the configuration that a target stands for: a TOML file, or an environment with its shipped settings.
 
     Args:
         target: path of a TOML file, or name of an environment.
         suite: "brax" or "playground", for a name.
-        algorithm: by which to learn; None for what a TOML file says, or else TRPO.
-        accelerator: take the settings for an accelerator. For a name they are those that all environments share, with
-            the table `[accelerator]` of the environment's own file over them; a TOML file's are its own table.
+        algorithm: algorithm to learn by; None takes the TOML file's, or TRPO.
+        accelerator: take the settings for an accelerator. A TOML file has them in its table `[accelerator]`. For a name
+            they are those that all environments share, overridden by that table of the environment's own file.
 
     Raises:
         ConfigError: the file cannot be used.
@@ -163,7 +163,7 @@ def _layered(
     *,
     accelerator: bool,
 ) -> RunConfig:
-    """Apply to a configuration what the file at `path` holds, then the common file, then its own [accelerator] table."""
+    """Override a configuration by the file at `path` (`own`), then the common file, then `own`'s [accelerator] table."""
     table = own.get(ACCELERATOR, {})
     if algorithm is not None:
         config = with_algorithm(config, algorithm)
@@ -179,16 +179,16 @@ def _layered(
         if not isinstance(table, dict):
             raise ConfigError(ACCELERATOR, table, "a table")
         try:
-            accelerated = _applied(table, config)  # checked on a CPU, too
+            accelerated = _applied(table, config)  # checked even on a CPU
         except ConfigError as error:
             raise error.within(ACCELERATOR) from None
     return accelerated if accelerator else config
 
 
 def _applied(mapping: dict[str, Any], config: RunConfig) -> RunConfig:
-    """Put fields over a configuration, and over that the fields of the table that is named after its algorithm."""
+    """Override fields of a configuration, then those in the table named after its algorithm."""
     if "algorithm" in mapping:
-        raise ConfigError("algorithm", mapping["algorithm"], "nothing here; it stands at the top of a configuration file")
+        raise ConfigError("algorithm", mapping["algorithm"], "none here; it may only stand at the top of a configuration file")
     tables = {name: value for name, value in mapping.items() if name in ALGORITHMS}
     config = run_config_from_mapping({name: value for name, value in mapping.items() if name not in tables}, config)
     chosen = config
@@ -196,7 +196,7 @@ def _applied(mapping: dict[str, Any], config: RunConfig) -> RunConfig:
         if not isinstance(table, dict) or "algorithm" in table:
             raise ConfigError(name, table, "a table of fields of that algorithm")
         try:
-            applied = run_config_from_mapping(table, with_algorithm(config, name))  # all are checked
+            applied = run_config_from_mapping(table, with_algorithm(config, name))  # every table is checked
         except ConfigError as error:
             raise error.within(name) from None
         chosen = applied if name == config.algorithm else chosen
@@ -206,16 +206,16 @@ def _applied(mapping: dict[str, Any], config: RunConfig) -> RunConfig:
 def shipped_config(
     environment: str, *, suite: str = "brax", algorithm: str = DEFAULT, accelerator: bool | None = None
 ) -> RunConfig:
-    """Return the settings that ship for an environment, as `trpo-jax train` uses them; the defaults where none do.
+    """Return the settings that ship for an environment, as `trpo-jax train` uses them, or the defaults if none ship.
 
     Args:
         environment: name, such as "ant".
         suite: "brax" or "playground".
-        algorithm: by which to learn, such as "ppo".
-        accelerator: whether to take the settings for an accelerator; None where JAX's default device is no CPU.
+        algorithm: algorithm to learn by, such as "ppo".
+        accelerator: whether to take the settings for an accelerator; None does if JAX's default device is not a CPU.
 
     Returns:
-        `RunConfig`; its field `agent` is the TRPOConfig, or what the algorithm has.
+        `RunConfig`; its field `agent` is the algorithm's configuration, such as a TRPOConfig.
     """
     if accelerator is None:
         accelerator = is_accelerated()

@@ -1,4 +1,4 @@
-"""Where a training keeps its checkpoints, and how it goes on from them."""
+"""Save a training's checkpoints, and resume from them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +16,11 @@ from trpo_jax.execution.runner import Runner
 from trpo_jax.training.checkpoint import Checkpoint, Checkpoints, has_checkpoints, load_checkpoint, read_record
 
 LAYOUT = 2
-"""Counts what checkpoints of a training have held; those of an earlier number cannot be gone on with."""
+"""Version of the state in a checkpoint. A training cannot resume from a checkpoint with another number."""
 
 
 class Progress(NamedTuple):
-    """What the loop has counted; goes into checkpoints."""
+    """Counters of the loop, stored in checkpoints."""
 
     iteration: int = 0
     walltime: float = 0.0
@@ -33,11 +33,10 @@ class Store:
     """Saves a training and loads it again. All processes call it together; the first one writes.
 
     Args:
-        directory: for checkpoints.
-        resume: go on from the newest one that can be read, if there is any.
-        keep: so many of the newest stay.
-        origin: what the training was started with, a nested mapping of plain values; one that goes on must be started
-            with the same.
+        directory: folder of the checkpoints.
+        resume: resume from the newest readable checkpoint, if there is any.
+        keep: number of newest checkpoints to keep.
+        origin: settings of the training, a nested mapping of plain values; a resumed training must have the same.
 
     Raises:
         ConfigError: the directory holds checkpoints, and `resume` is False.
@@ -54,11 +53,11 @@ class Store:
         self._in_first_process(lambda: self._open(keep))
 
     def load(self, runner: Runner) -> tuple[TrainState, Progress]:
-        """Return the newest state that the first process can read, the same in all; warn of newer ones that it cannot.
+        """Return in every process the newest state that the first one can read; warn about newer ones that it cannot read.
 
         Raises:
-            ConfigError: the training was started with something else; the first field that differs is named.
-            CheckpointError: none can be read, or not by all.
+            ConfigError: the training was started with other settings; the first field that differs is named.
+            CheckpointError: no checkpoint can be read, or not by all processes.
         """
         like = host_like(runner.state_like)
         first = jax.process_index() == 0
@@ -67,19 +66,19 @@ class Store:
         if not first and step >= 0:
             checkpoint, error = self._try_to_load(like, step)
         if any_process(checkpoint is None):
-            raise error or CheckpointError(f"{self.directory}: another process cannot read the checkpoint to go on from")
+            raise error or CheckpointError(f"{self.directory}: another process cannot read the checkpoint to resume from")
         assert checkpoint
         return runner.place(checkpoint.state), Progress(**checkpoint.record["progress"])
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
-        """Start to write a checkpoint. Raises CheckpointError if it, or the one before, cannot be written."""
+        """Start writing a checkpoint. Raises CheckpointError if this or the previous one cannot be written."""
         host_state = to_host(state)
         record = self._origin | {"progress": progress._asdict(), "layout_of_state": LAYOUT}
         checkpoint = Checkpoint(step, inference_params(host_state), host_state, record)
         self._in_first_process(lambda: self._written().save(checkpoint))
 
     def wait(self) -> None:
-        """Wait until all is written. Raises CheckpointError if it cannot be."""
+        """Wait until everything is written. Raises CheckpointError if that fails."""
         self._in_first_process(lambda: self._written().wait())
 
     def _open(self, keep: int) -> None:
@@ -94,7 +93,7 @@ class Store:
             record = read_record(self.directory)
             if "state" not in record.get("layout", {"state": None}):
                 raise CheckpointError(
-                    f"{self.directory} holds only the parameters of a finished run, so training cannot go on; begin a new "
+                    f"{self.directory} holds only the parameters of a finished run, so training cannot resume; start a new "
                     "training from them with restore_checkpoint_path"
                 )
             if record.get("layout_of_state") != LAYOUT:
@@ -108,7 +107,7 @@ class Store:
             return None, error
 
     def _in_first_process(self, work: Callable[[], Any]) -> None:
-        """Let the first process do something; what it raises is raised in all."""
+        """Run `work` in the first process. If it raises a CheckpointError, all processes raise one."""
         error = None
         if jax.process_index() == 0:
             try:
@@ -122,7 +121,7 @@ class Store:
         return self
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Finish writing and release the directory."""
         self.__exit__(None, None, None)
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -134,11 +133,13 @@ def check_same(started: Mapping[str, Any], wanted: Mapping[str, Any], what: str)
     """Raise ConfigError for the first field in which two nested mappings differ.
 
     Args:
-        started: what the training began with.
-        wanted: what it is to go on with.
+        started: settings that the training started with.
+        wanted: settings to resume it with.
         what: names the training in the error.
     """
     was, now = flatten(started), flatten(wanted)
     for field in sorted(was.keys() | now.keys()):
         if was.get(field) != now.get(field):
-            raise ConfigError(field.removeprefix("config."), now.get(field), f"{was.get(field)!r}, with which {what} began")
+            raise ConfigError(
+                field.removeprefix("config."), now.get(field), f"{was.get(field)!r}, the value that {what} started with"
+            )

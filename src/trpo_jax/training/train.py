@@ -77,47 +77,48 @@ def train(
         environment: a name ("hopper"), a Brax or MuJoCo Playground environment, or an object behind the `Environment`
             protocol.
         num_timesteps: environment steps (simulator steps, before action repeat) to train for, rounded up to whole
-            iterations; 0 only evaluates the initial policy. A whole number, which may be written as 1e6, as all integers.
+            iterations; 0 only evaluates the initial policy. All integer arguments may be written like 1e6.
         suite: "brax" or "playground" (MuJoCo Playground), for an environment given by name.
-        backend: its physics, likewise; see `as_environment`.
-        config: how to learn; its type says by which algorithm (`TRPOConfig`, `PPOConfig`, …). None takes the settings that
-            ship for an environment given by name, on an accelerator those for one (`shipped_config`), and the defaults
-            for any other.
-        algorithm: to train by: "trpo", "ppo", "natural_gradient", "penalty", "penalty_adam" or "policy_gradient". None takes
-            that of the config, or TRPO.
+        backend: physics of an environment given by name; see `as_environment`.
+        config: how to learn; its type selects the algorithm (`TRPOConfig`, `PPOConfig`, …). None takes the settings that
+            ship for an environment given by name (`shipped_config`; on an accelerator, the settings for one), and the
+            defaults for any other environment.
+        algorithm: "trpo", "ppo", "natural_gradient", "penalty", "penalty_adam" or "policy_gradient". None takes the
+            config's, or TRPO.
         networks: policy and critic; None makes those that the config describes.
-        network_factory: makes them instead, as `brax.training.agents.ppo.networks.make_ppo_networks` does.
+        network_factory: makes the networks instead, as `brax.training.agents.ppo.networks.make_ppo_networks` does.
         max_devices_per_host: use no more devices of each process than this. They must divide num_envs.
-        wrap_env: False says that the environment is vectorized, time-limited and self-resetting already.
-        wrap_env_fn: wraps the environment instead of the time limit and resets built in; see `wrapped_environment`.
-        randomization_fn: (sys, keys) -> (sys, in_axes), as Brax has it: physical parameters for each environment, drawn
-            anew with every initial state.
-        num_resets_per_eval: how often, between two evaluations, all environments are drawn afresh in mid-episode.
-        seed: of everything random.
-        num_evals: evaluations, evenly spread; with more than one the first comes before training, the last after it.
+        wrap_env: False if the environment is already vectorized, time-limited and self-resetting.
+        wrap_env_fn: wraps the environment and replaces the built-in time limit and resets; see `wrapped_environment`.
+        randomization_fn: (sys, keys) -> (sys, in_axes), as in Brax: draws new physical parameters for each environment
+            with every initial state.
+        num_resets_per_eval: how often, between two evaluations, all environments are reset in mid-episode.
+        seed: seed of everything random.
+        num_evals: number of evaluations, evenly spread; if several, the first is before training and the last after it.
         eval_env: an environment for evaluations only.
-        num_eval_envs: episodes an evaluation plays; 0 evaluates nothing.
+        num_eval_envs: episodes per evaluation; 0 evaluates nothing.
         deterministic_eval: evaluate the distribution's mode, not samples.
-        run_evals: False evaluates nothing, but calls back all the same.
+        run_evals: False evaluates nothing, but the callbacks are still called.
         log_training_metrics: call progress_fn also with training metrics, every `training_metrics_steps`.
-        training_metrics_steps: environment steps between such calls; None for each iteration.
+        training_metrics_steps: environment steps between these calls; None calls after each iteration.
         progress: print a line for every program that is compiled, every evaluation, and about twenty iterations.
         progress_fn: called as progress_fn(steps, metrics) after each evaluation.
-        iteration_fn: called likewise after each iteration, with training metrics only; it comes while the next one runs.
+        iteration_fn: called as iteration_fn(steps, metrics) after each iteration, with training metrics only, while the
+            next iteration runs.
         policy_params_fn: called as policy_params_fn(steps, make_policy, params) after each evaluation.
         save_checkpoint_path: folder for checkpoints, written at the start, every `checkpoint_interval` iterations,
             before each evaluation, after the last iteration, and when Ctrl-C or SIGTERM ends the training early (at the
-            end of the running iteration; a second one only for what is being written).
-        checkpoint_interval: iterations; 0 for none but the others.
-        keep_checkpoints: so many of the newest stay.
-        resume: go on from the newest readable checkpoint in save_checkpoint_path, as if nothing had happened.
+            end of the running iteration; a second signal only waits for the checkpoint being written).
+        checkpoint_interval: iterations between checkpoints; 0 saves only at the other times.
+        keep_checkpoints: number of newest checkpoints to keep.
+        resume: resume from the newest readable checkpoint in save_checkpoint_path, as if never interrupted.
         restore_checkpoint_path: start from the parameters of the newest checkpoint in this folder.
-        restore_params: start from these (normalizer, policy, value), as `train` returns them; go over
+        restore_params: start from these (normalizer, policy, value), as `train` returns them; they override
             restore_checkpoint_path.
-        restore_value_fn: False leaves the value function as drawn.
-        **options: any field of the configuration by name (num_envs, discounting, …), put over `config`. A mapping such as
-            `trust_region={"max_kl": 0.05}` changes what it names; a `TrustRegionConfig` takes the place of the whole. And
-            the keywords of Brax's PPO, of which those without meaning here are named in a warning.
+        restore_value_fn: False keeps the value function as drawn.
+        **options: any field of the configuration by name (num_envs, discounting, …); it overrides `config`. A mapping such
+            as `trust_region={"max_kl": 0.05}` changes only the fields it names; a `TrustRegionConfig` replaces the whole
+            part. Keywords of Brax's PPO are accepted too; a warning names those that have no effect here.
 
     Returns:
         (make_policy, params, metrics): make_policy(params, deterministic=False)(observation, key) -> (action, extras),
@@ -127,9 +128,9 @@ def train(
     Raises:
         ConfigError: an unknown environment, an unknown option, a value out of range, or a checkpoint of another config.
         MissingPackageError: a suite of environments that is not installed.
-        TypeError, ValueError: an environment that does not keep the protocol.
+        TypeError, ValueError: an environment that violates the protocol.
         CheckpointError: checkpoints that cannot be read or written.
-        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; pass through once a checkpoint is written.
+        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; pass through after a checkpoint is written.
 
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477). Keywords and metrics follow `brax.training.agents.ppo.train`.
@@ -177,7 +178,7 @@ def train(
 
 
 KEYWORDS = tuple(inspect.signature(train).parameters)[:-1]
-"""Names that `train` takes besides fields of a configuration."""
+"""Arguments of `train` that are not fields of a configuration."""
 
 
 class _Loading(NamedTuple):
@@ -190,9 +191,11 @@ class _Loading(NamedTuple):
     randomization_fn: Any
 
     def environment(self, environment: Any, run: RunConfig, num_envs: int) -> Environment:
-        """Return an environment with a time limit: the one built in, or that of a wrapper."""
+        """Return an environment with a time limit, either the built-in one or a wrapper's."""
         config = run.agent
         named: dict[str, Any] = {"suite": self.suite, "backend": self.backend}
+        if not self.wrap_env and self.randomization_fn is not None:
+            raise ConfigError("randomization_fn", self.randomization_fn, "None with wrap_env=False, which adds nothing")
         if self.wrap_env and self.wrap_env_fn is None:
             return with_time_limit(as_environment(environment, randomization_fn=self.randomization_fn, **named), config)
         if self.wrap_env and isinstance(environment, str):
@@ -211,7 +214,7 @@ class _Loading(NamedTuple):
 def _networks_by(network_factory: Callable[..., Any], environment: Environment, num_envs: int) -> Networks:
     state = jax.eval_shape(environment.reset, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_envs)))
     if not isinstance(environment.action_space, Box):
-        raise ConfigError("network_factory", network_factory, "none where actions are discrete")
+        raise ConfigError("network_factory", network_factory, "None if actions are discrete")
     observation = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state.observation)
     return networks_from_brax(network_factory, observation, int(environment.action_space.size))
 
@@ -219,12 +222,12 @@ def _networks_by(network_factory: Callable[..., Any], environment: Environment, 
 def run_evaluator(
     agent: Agent, run: RunConfig, environment: Environment | None = None
 ) -> Callable[[Any, Any], Episodes] | None:
-    """Return a function (params, key) -> episodes as a configuration says; None if it says that none are played.
+    """Return a function (params, key) -> episodes for a configuration, or None if it plays no episodes.
 
     Args:
-        agent: who plays.
-        run: says how many episodes, and whether by the mode.
-        environment: to play in; None for the one that the agent trains in.
+        agent: the agent that plays.
+        run: sets the number of episodes, and whether to act by the mode.
+        environment: the environment to play in; None takes the one that the agent trains in.
     """
     if not (run.num_evals and run.num_eval_envs):
         return None
@@ -242,8 +245,8 @@ def _train_agent(
     devices: Sequence[jax.Device],
     checkpoints: tuple[str | Path, bool] | None,
     restored_from: Elsewhere,
-) -> tuple[TrainState, dict[str, float]]:
-    """Train from the beginning, or from the newest of the `checkpoints` in a folder if they are to be resumed."""
+) -> tuple[TrainState, dict[str, Any]]:
+    """Train from the beginning, or resume; `checkpoints` is (folder, whether to resume from it)."""
     runner = Runner(agent, OneTraining(agent.config.num_envs, devices), evaluate=evaluate_fn)
     check_training(agent.config, runner.state_like, devices)
     store = None
@@ -255,7 +258,7 @@ def _train_agent(
     with store or contextlib.nullcontext():
         earlier = store.load(runner) if store is not None and store.goes_on else None
         if store is not None and earlier is not None and earlier[1].iteration > milestones.num_iterations:
-            allowed = f"at least {earlier[1].iteration * agent.steps_per_iteration}, which {store.directory} has trained"
+            allowed = f"at least {earlier[1].iteration * agent.steps_per_iteration}, already trained in {store.directory}"
             raise ConfigError("num_timesteps", run.num_timesteps, allowed)
         return train_to_end(
             agent,
@@ -281,7 +284,7 @@ def _call_all(callbacks: Sequence[ProgressFn], steps: int, metrics: dict[str, fl
 
 
 def _every(interval: int | None, agent: Agent, callback: ProgressFn | None) -> ProgressFn | None:
-    """Return a callback that is called when an iteration passes a multiple of `interval` steps, or after each for None."""
+    """Return a function that calls back when an iteration passes a multiple of `interval` steps; None: after each one."""
     if callback is None:
         return None
     stride = agent.steps_per_iteration

@@ -1,4 +1,4 @@
-"""What a distribution over actions is, and the function that keeps a KL exact near zero."""
+"""The protocol of action distributions, and a function that keeps a KL exact near zero."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ Action = Any
 
 @runtime_checkable
 class Distribution(Protocol):
-    """What the package needs of a distribution over actions; it must also be a pytree of arrays with batch axes `[...]`.
+    """Methods that a distribution over actions must have. It must also be a pytree of arrays with batch axes `[...]`.
 
     `log_prob(action)`, `kl(other)` = KL(self ‖ other) and `entropy()` return `[...]`, in nats; `sample(key)` and
     `mode()` return actions with batch axes `[...]`. `kl` must be twice differentiable in the floating leaves of `other`:
@@ -34,12 +34,12 @@ class Distribution(Protocol):
 def expm1_minus_identity(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return exp(x) - 1 - x >= 0, without the cancellation of the direct formula near 0.
 
-    A KL written as a sum of such terms is zero with zero gradient at equality, and keeps its relative precision however
-    close the two distributions are: the trust region can be trusted in float32.
+    A KL written as a sum of these terms is zero with zero gradient for equal distributions, and keeps its relative
+    precision however close the two are: a bound on it is reliable in float32.
     """
     near = jnp.abs(x) < 0.35
     small = jnp.where(near, x, 0.0)
-    # Taylor series to x⁸: the remainder is below 1e-7 of the value for |x| < 0.35; in float64 a longer one is taken.
+    # Taylor series to x⁸: the remainder is below 1e-7 of the value for |x| < 0.35; float64 needs a longer one.
     order = 8 if x.dtype != jnp.float64 else 16
     series = jnp.zeros_like(small)
     for k in range(order, 1, -1):
@@ -48,5 +48,5 @@ def expm1_minus_identity(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def sum_of(terms: Iterable[Float[Array, "..."]]) -> Float[Array, "..."]:
-    """Add arrays of one shape."""
+    """Return the sum of arrays of the same shape."""
     return functools.reduce(jnp.add, terms)

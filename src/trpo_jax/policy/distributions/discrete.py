@@ -17,8 +17,8 @@ from trpo_jax.tree import pytree_dataclass, upcast
 class Categorical:
     """A distribution over the integers 0 … K-1, with probabilities softmax(logits) over the allowed ones.
 
-    Actions where `mask` is False, or the logit is -inf, have probability zero and are never sampled; KL, entropy and
-    gradients stay finite. At least one action of a batch entry must be allowed: where none is, all count as equally likely.
+    Actions whose `mask` is False or whose logit is -inf have probability zero and are never sampled; KL, entropy and
+    gradients stay finite. Each batch entry must allow at least one action: if it allows none, all count as equally likely.
     """
 
     logits: Float[Array, "*batch K"]
@@ -32,17 +32,18 @@ class Categorical:
     def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
         """Return KL(self ‖ other) = log Σ_k p_k e^s_k = log(1 + Σ_k p_k (e^s_k - 1 - s_k)).
 
-        s = d - Σ p d with d the other's logits minus these, so that Σ p s = 0: all terms are >= 0, nothing cancels.
+        Here s = d - Σ p d, and d is the other's logits minus these. Since Σ p s = 0, all terms are >= 0 and nothing cancels.
         """
         logits, other_logits = self._allowed_logits(), other._allowed_logits()
         p = jax.nn.softmax(logits)
         difference = other_logits - logits
         mean_difference = jnp.sum(p * difference, axis=-1, keepdims=True)
         shift = difference - mean_difference
-        near = jnp.max(shift, axis=-1) < 60.0  # beyond, e^s may overflow, and the KL is no small number
+        near = jnp.max(shift, axis=-1) < 60.0  # beyond, e^s may overflow, and the KL is not small
         near_shift = jnp.where(near[..., None], shift, 0.0)
         near_kl = jnp.log1p(jnp.sum(p * expm1_minus_identity(near_shift), axis=-1))
-        # log p + s without these logits, which would swallow the other's where only the other allows an action.
+        # This is log p + s, in which these logits cancel. If only the other allows an action, adding and subtracting this
+        # distribution's huge negative logit would lose the other's logit to rounding.
         log_terms = other_logits - (jax.nn.logsumexp(logits, axis=-1, keepdims=True) + mean_difference)
         far_kl = jnp.maximum(jax.nn.logsumexp(log_terms, axis=-1), 0.0)
         return jnp.where(near, near_kl, far_kl)
@@ -53,8 +54,8 @@ class Categorical:
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch"]:
-        """Draw one integer a batch entry."""
-        # Normalized, for the noise that is added would vanish in logits that are large together.
+        """Draw one integer per batch entry."""
+        # Normalize first: if all logits are large, the noise added to them would be lost to rounding.
         return jax.random.categorical(key, jax.nn.log_softmax(self._allowed_logits()), axis=-1)
 
     def mode(self) -> Int[Array, "*batch"]:
@@ -62,7 +63,7 @@ class Categorical:
         return jnp.argmax(self._allowed_logits(), axis=-1)
 
     def _allowed_logits(self) -> Float[Array, "*batch K"]:
-        """Return the logits with a constant, far below all others but finite, in place of what is not allowed."""
+        """Return the logits, with a finite constant far below all others for actions that are not allowed."""
         logits = upcast(self.logits)
         allowed = logits != -jnp.inf
         if self.mask is not None:
@@ -79,7 +80,7 @@ class MultiCategorical:
     sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     """Number of actions of each choice; integers of any kind, in any sequence."""
     mask: Bool[Array, "*batch K"] | None = None
-    """False where an action is not allowed, as in `Categorical`."""
+    """False for actions that are not allowed, as in `Categorical`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", tuple(operator.index(size) for size in self.sizes))
@@ -88,7 +89,7 @@ class MultiCategorical:
 
     @property
     def _groups(self) -> list[Categorical]:
-        """Choices of about the same size as one `Categorical` each, `[*batch, F', M]`, padded by what is never chosen."""
+        """One `Categorical` `[*batch, F', M]` for each group of choices of similar size, padded with impossible actions."""
         if self.logits.shape[-1] != sum(self.sizes):
             raise ValueError(
                 f"logits: got {self.logits.shape[-1]} in the last axis, allowed: {sum(self.sizes)}, the sum of sizes"
@@ -118,7 +119,7 @@ class MultiCategorical:
         return sum_of(jnp.sum(group.entropy(), axis=-1) for group in self._groups)
 
     def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch F"]:
-        """Draw one integer a choice."""
+        """Draw one integer per choice."""
         keys = jax.random.split(key, len(self._groups))
         return self._in_order([group.sample(key) for group, key in zip(self._groups, keys, strict=True)])
 
@@ -127,17 +128,18 @@ class MultiCategorical:
         return self._in_order([group.mode() for group in self._groups])
 
     def _in_order(self, of_groups: list[Array]) -> Int[Array, "*batch F"]:
-        """Put what the groups' choices gave into the order of `sizes`."""
+        """Put the results of the groups into the order of `sizes`."""
         order = np.argsort(np.concatenate([which for which, _, _ in _grouped(self.sizes)]))
         return jnp.concatenate(of_groups, axis=-1)[..., order]
 
 
 @functools.cache
 def _grouped(sizes: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Group choices by the power of two that their size fits into.
+    """Group choices whose sizes round up to the same power of two.
 
-    Of each group: which choices it holds, `[F']`; where in the logits of all choices each one's stand, `[F', M]`; and which of
-    these M there are. So few programs serve many choices, and padding at most doubles their memory.
+    Each group is a tuple: the indices of its choices, `[F']`; the positions of their logits among all logits, `[F', M]`; and
+    a mask of the positions that exist, `[F', M]`. So few programs serve many choices, and padding at most doubles their
+    memory.
     """
     groups = []
     firsts = np.cumsum(sizes) - sizes
@@ -165,7 +167,7 @@ class Bernoulli:
         return Categorical(jnp.stack([jnp.zeros_like(logits), logits], axis=-1))
 
     def log_prob(self, action: Int[Array, "*batch A"] | Bool[Array, "*batch A"]) -> Float[Array, "*batch"]:
-        """Return Σ_a log sigmoid(±logits_a), + where the bit is 1."""
+        """Return Σ_a log sigmoid(±logits_a), + if the bit is 1."""
         return jnp.sum(self._bits.log_prob(jnp.asarray(action, jnp.int32)), axis=-1)
 
     def kl(self, other: "Bernoulli") -> Float[Array, "*batch"]:
@@ -177,9 +179,9 @@ class Bernoulli:
         return jnp.sum(self._bits.entropy(), axis=-1)
 
     def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch A"]:
-        """Draw the bits of one action a batch entry."""
+        """Draw the bits of one action per batch entry."""
         return self._bits.sample(key)
 
     def mode(self) -> Int[Array, "*batch A"]:
-        """Return the more probable value of each bit; 0 where both are alike."""
+        """Return the more probable value of each bit; 0 if both are equally probable."""
         return self._bits.mode()

@@ -35,7 +35,7 @@ class DiagonalGaussian:
         return jnp.sum(upcast(self.log_std) + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch A"]:
-        """Draw one action a batch entry, with noise of its own in every component."""
+        """Draw one action per batch entry, with independent noise in every component."""
         mean = upcast(self.mean)
         return mean + jnp.exp(upcast(self.log_std)) * jax.random.normal(key, mean.shape, mean.dtype)
 
@@ -49,9 +49,9 @@ class TanhGaussian:
     """The distribution of tanh(u) in (-1, 1)^A with u from a diagonal Gaussian N(mean, diag(exp(log_std))²).
 
     An action is the pre-tanh vector u everywhere: `sample` and `mode` return it, `log_prob` takes it, and `squash`
-    makes of it what the environment is given. So an action that tanh rounds to ±1 keeps its exact log-probability.
-    `log_prob` and `entropy` are those of tanh(u), densities on (-1, 1)^A; the KL is that of the Gaussians, which a
-    bijection leaves as it is.
+    turns it into the environment's action. So an action that tanh rounds to ±1 keeps its exact log-probability.
+    `log_prob` and `entropy` are those of tanh(u), which has a density on (-1, 1)^A. The KL is that of the Gaussians,
+    since a bijection does not change it.
     """
 
     mean: Float[Array, "*batch A"]
@@ -88,11 +88,11 @@ class TanhGaussian:
         return self.base.entropy() + jnp.sum(log_slope, axis=-1)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch A"]:
-        """Draw one pre-tanh action a batch entry."""
+        """Draw one pre-tanh action per batch entry."""
         return self.base.sample(key)
 
     def mode(self) -> Float[Array, "*batch A"]:
-        """Return the Gaussian's mean: tanh of it is the median of every component, the usual deterministic action."""
+        """Return the Gaussian's mean. Its tanh is the median of every component, the usual deterministic action."""
         return upcast(self.mean)
 
 
@@ -102,7 +102,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 def _mean_log1p_exp(mean: Float[Array, "..."], std: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return E[log(1 + e^(-2|u|))], u from N(mean, std²): Gauss-Legendre on either side of the kink at u = 0.
 
-    The integration variable is (u - mean)/std within ±7, cut where |u| = 12 and the function has vanished.
+    The integration variable is (u - mean)/std within ±7, cut off at |u| = 12, beyond which the function is negligible.
     """
     nodes, weights = (jnp.expand_dims(jnp.asarray(x, mean.dtype), range(mean.ndim)) for x in (_NODES, _WEIGHTS))
     total = jnp.zeros_like(mean)
@@ -121,8 +121,8 @@ def _mean_log1p_exp(mean: Float[Array, "..."], std: Float[Array, "..."]) -> Floa
 class MultivariateGaussian:
     """A Gaussian with correlated components, N(mean, L Lᵀ), with L = `scale_tril`.
 
-    L is lower triangular with a positive diagonal; what stands above the diagonal is not read. A network makes one
-    of unconstrained outputs by an exponential or a softplus on the diagonal.
+    L is lower triangular with a positive diagonal; elements above the diagonal are ignored. A network can
+    make L from unconstrained outputs by an exponential or a softplus on the diagonal.
     """
 
     mean: Float[Array, "*batch A"]
@@ -141,7 +141,7 @@ class MultivariateGaussian:
         """
         scale, other_scale = jnp.tril(upcast(self.scale_tril)), jnp.tril(upcast(other.scale_tril))
         difference = _solve(other_scale, scale - other_scale)
-        # log1p keeps its precision near zero, a difference of logarithms far from it.
+        # log1p is precise near zero, a difference of logarithms far from zero.
         relative = _diagonal(difference)
         near = jnp.abs(relative) < 0.5
         far_log_ratio = jnp.log(_diagonal(scale)) - jnp.log(_diagonal(other_scale))
@@ -155,7 +155,7 @@ class MultivariateGaussian:
         return jnp.sum(jnp.log(_diagonal(upcast(self.scale_tril))) + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch A"]:
-        """Draw one action a batch entry."""
+        """Draw one action per batch entry."""
         mean = upcast(self.mean)
         noise = jax.random.normal(key, mean.shape, mean.dtype)
         return mean + jnp.einsum("...ij,...j->...i", jnp.tril(upcast(self.scale_tril)), noise, precision="highest")

@@ -13,8 +13,8 @@ from trpo_jax.tree import pytree_dataclass
 class Joint:
     """Independent distributions over the parts of an action: {"move": DiagonalGaussian(…), "fire": Bernoulli(…)}.
 
-    `parts` is a dict or tuple (nested, if need be) of distributions with the same batch axes; an action is the same
-    structure of actions.
+    `parts` is a dict or tuple, possibly nested, of distributions with the same batch axes. Actions have the same
+    structure.
     """
 
     parts: Any
@@ -36,7 +36,7 @@ class Joint:
         return sum_of(part.entropy() for part in self._list())
 
     def sample(self, key: PRNGKeyArray) -> Action:
-        """Draw every part, each by a key of its own."""
+        """Draw every part, each with its own key."""
         parts = self._list()
         keys = jax.random.split(key, len(parts))
         return jax.tree.unflatten(self._structure(), [part.sample(key) for part, key in zip(parts, keys, strict=True)])
@@ -52,7 +52,7 @@ class Joint:
         return jax.tree.structure(self.parts, is_leaf=_is_distribution)
 
     def _aligned(self, tree: Any, name: str) -> list[Any]:
-        """Return what `tree` holds for each part."""
+        """Return the entries of `tree`, one for each part."""
         try:
             return self._structure().flatten_up_to(tree)
         except (ValueError, TypeError) as error:

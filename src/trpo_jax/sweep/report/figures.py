@@ -1,4 +1,4 @@
-"""The pictures of a report, by matplotlib."""
+"""The figures of a report, drawn with matplotlib."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from trpo_jax.sweep.report.tables import improvement_table, scores_by_value
 from trpo_jax.training.fields import format_value, short_names
 
 COLUMNS = 3
-"""Panels beside each other."""
+"""Largest number of panels in a row."""
 NARROWEST = 7.5
-"""Inches; room for a legend."""
+"""Smallest width of a figure, in inches; leaves room for a legend."""
 
 
 def make_figures(scores: SweepScores) -> dict[str, tuple[str, Any]]:
@@ -23,10 +23,10 @@ def make_figures(scores: SweepScores) -> dict[str, tuple[str, Any]]:
     Raises:
         MissingPackageError: matplotlib is not installed.
     """
-    about = "Return over environment steps: interquartile mean and 95 % band over seeds. (What has a single one has no band.)"
+    about = "Return over environment steps: interquartile mean and 95 % band over seeds. (A single seed has no band.)"
     figures = {"curves": (about, curves(scores))}
     if len(scores.settings) > 1 or len(scores.environments) > 1:
-        about = "Performance profiles: the part of runs whose normalized return is above a threshold, 95 % bands over seeds."
+        about = "Performance profiles: fraction of runs with a normalized return above a threshold, 95 % bands over seeds."
         figures["profiles"] = (about, profiles(scores))
     if len(scores.settings) > 1 and improvement_table(scores).rows:
         about = f"Probability that a run of the best setting ({scores.ranking()[0]}) scores higher, 95 % intervals over seeds."
@@ -90,13 +90,13 @@ def profiles(scores: SweepScores) -> Any:
         axis.plot(thresholds, middle, lw=1.8, color=colour)
         axis.fill_between(thresholds, low, high, color=colour, alpha=0.15, lw=0)
     axis.set_ylim(0, 1.02)
-    finish_axis(axis, "Part of runs above the threshold", "normalized return")
+    finish_axis(axis, "Fraction of runs above the threshold", "normalized return")
     _legend(figure, axis, shown, len(scores.settings))
     return figure
 
 
 def improvements(scores: SweepScores) -> Any:
-    """Draw the table of improvement."""
+    """Draw the probabilities of improvement."""
     rows = improvement_table(scores).rows
     figure, (axis,) = panels(("",), height=1.2 + 0.32 * len(rows))
     for place, row in enumerate(reversed(rows)):

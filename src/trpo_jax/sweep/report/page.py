@@ -1,4 +1,4 @@
-"""Writing a report: Markdown, CSV, pictures, and one page of HTML that needs nothing else."""
+"""Writing a report: Markdown, CSV, figures, and one self-contained page of HTML."""
 
 import html
 import io
@@ -26,16 +26,16 @@ td.number { font-variant-numeric: tabular-nums; }
 
 
 def write_report(sweep_dir: Path | str, out: Path | str | None = None) -> Path:
-    """Write the report of a sweep, finished or not; return where its page lies.
+    """Write the report of a sweep, finished or not; return the path of its page.
 
     Args:
         sweep_dir: folder of the sweep.
-        out: folder for report.html, report.md, a CSV file a table, a PNG and an SVG file a figure; made if it is missing,
-            and files of the same names are overwritten. None stands for SWEEP_DIR/report.
+        out: folder for report.html, report.md, a CSV file per table, and a PNG and an SVG file per figure. It is made if it
+            is missing; files of the same names are overwritten. None stands for SWEEP_DIR/report.
 
     Raises:
-        ConfigError: no sweep lies there, or none of its runs is finished. MissingPackageError: no matplotlib. FileError: `out`
-            cannot be written.
+        ConfigError: `sweep_dir` holds no sweep, or none of its runs is finished. MissingPackageError: matplotlib is not
+            installed. FileError: `out` cannot be written.
     """
     scores = read_scores(sweep_dir)
     folder = Path(sweep_dir) / "report" if out is None else Path(out)
@@ -95,7 +95,7 @@ def _cell(value: Any) -> str:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """Return a figure as an SVG element, without the prologue of a file; of other figures' parts its own differ in name."""
+    """Return a figure as an SVG element, without a file's prologue; its ids differ from those of other figures."""
     import matplotlib
 
     text = io.StringIO()

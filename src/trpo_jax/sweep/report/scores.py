@@ -1,4 +1,4 @@
-"""What a sweep's finished runs have scored, arranged by environment and setting."""
+"""Scores of a sweep's finished runs, arranged by environment and setting."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +23,11 @@ class ScoredRun(NamedTuple):
     swept: dict[str, Any]
     seed: int
     score: float
-    """Return of the last evaluation, or of training where nothing was evaluated."""
+    """Return of the last evaluation, or of training if nothing was evaluated."""
     curve: tuple[tuple[int, float], ...]
-    """(environment steps, return), from evaluations if there are two of them, else from training."""
+    """(environment steps, return), from evaluations if there are at least two, else from training."""
     source: str = ""
-    """What the sweep file names as its environment."""
+    """Its environment as the sweep file gives it."""
 
 
 class SweepScores(NamedTuple):
@@ -37,10 +37,10 @@ class SweepScores(NamedTuple):
     num_finished: int
     num_planned: int
     environments: tuple[str, ...]
-    """In the order of the sweep file; so are the settings."""
+    """Environments and settings are in the order of the sweep file."""
     settings: tuple[str, ...]
     ranges: dict[str, tuple[float, float]]
-    """What stands for 0 and 1 on the normalized scale of each environment; see `range_of`."""
+    """The returns that count as 0 and 1 on each environment's normalized scale; see `range_of`."""
 
     def of_setting(self, setting: str, *, normalized: bool = False) -> Scores:
         """Return the scores of a setting by environment; environments where it has none are left out."""
@@ -63,7 +63,7 @@ class SweepScores(NamedTuple):
     def ranking(self) -> list[str]:
         """Return the settings, the best first, by the interquartile mean of normalized scores.
 
-        Of settings of which not all were trained in every environment, those with more environments come first.
+        Settings that were trained in more environments come first.
         """
         scores = {setting: self.of_setting(setting, normalized=True) for setting in self.settings}
         quality = {setting: (len(each), float(interquartile_mean(list(each.values())))) for setting, each in scores.items()}
@@ -71,10 +71,10 @@ class SweepScores(NamedTuple):
 
 
 def range_of(runs: Sequence[ScoredRun]) -> tuple[float, float]:
-    """Return what stands for 0 and 1 on the normalized scale of the environment of some runs.
+    """Return the two returns that count as 0 and 1 on the normalized scale of one environment, given its runs.
 
-    0 is the lowest return of any run's curve, which is that of an untrained policy or worse, 1 the interquartile mean of
-    the best setting. Where nothing lies between them, 1 is one unit higher.
+    0 is the lowest return of any run's curve, which is that of an untrained policy or worse. 1 is the interquartile mean of
+    the best setting; if that is no higher than the lowest return, 1 is one unit above it.
     """
     low = min([value for run in runs for _, value in run.curve] + [run.score for run in runs])
     by_setting: dict[str, list[float]] = {}
@@ -88,7 +88,7 @@ def read_scores(path: Path | str) -> SweepScores:
     """Read a sweep's folder, finished or not.
 
     Raises:
-        ConfigError: no sweep lies there, or none of its runs is finished, or none has ended an episode.
+        ConfigError: `path` holds no sweep, or none of its finished runs has ended an episode.
     """
     folder = SweepFolder(path)
     planned = folder.planned()
@@ -101,7 +101,7 @@ def read_scores(path: Path | str) -> SweepScores:
             identity = name, run["environment"], labels[name], run["swept"], run["seed"]
             runs.append(ScoredRun(*identity, score, _curve(finished.records), run["source"]))
     if not runs:
-        raise ConfigError("sweep_dir", str(path), "a sweep of which at least one run is finished and has ended an episode")
+        raise ConfigError("sweep_dir", str(path), "a sweep with at least one finished run that has ended an episode")
     num_finished = sum(each is not None for each in found.values())
     return gather(runs, num_finished=num_finished, num_planned=len(planned))
 
@@ -111,8 +111,8 @@ def gather(runs: Sequence[ScoredRun], *, num_finished: int | None = None, num_pl
 
     Args:
         runs: at least one.
-        num_finished: runs that have ended, with those that have no return; None: these.
-        num_planned: runs that there are to be; None: these.
+        num_finished: number of finished runs, including those without a return; None counts `runs`.
+        num_planned: number of planned runs; None counts `runs`.
     """
     environments, settings = (tuple(dict.fromkeys(getattr(run, of) for run in runs)) for of in ("environment", "setting"))
     ranges = {name: range_of([run for run in runs if run.environment == name]) for name in environments}
@@ -122,7 +122,7 @@ def gather(runs: Sequence[ScoredRun], *, num_finished: int | None = None, num_pl
 
 
 def _labels(planned: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Put the setting of each run into words: swept values, and the source where an environment has several."""
+    """Put the setting of each run into words: swept values, and its source if its environment has several."""
     words = short_names([field for run in planned for field in run["swept"]])
     sources: dict[str, set[str]] = {}
     for run in planned:

@@ -1,7 +1,7 @@
-"""What a few noisy runs say: aggregates with intervals, performance profiles, and who is better than whom.
+"""Statistics of a few noisy runs: aggregates with intervals, performance profiles, probabilities of improvement.
 
-Scores come as a mapping from strata, such as environments, to arrays `[n]`, a number a run. The bootstrap draws runs again,
-with replacement, within each stratum.
+Scores are a mapping from strata, such as environments, to arrays `[n]`, one number per run. The bootstrap resamples runs
+with replacement within each stratum.
 
 Reference: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264).
 """
@@ -17,10 +17,10 @@ from scipy import stats
 Scores = Mapping[str, Float[np.ndarray, "_"]]
 
 Reduced = Float[np.ndarray, "..."] | np.floating
-"""What is left without the last axis; numpy makes a scalar of no axes."""
+"""Result of a reduction over the last axis; numpy returns a scalar if no axis is left."""
 
 Statistic = Callable[[Sequence[Float[np.ndarray, "... _"]]], Reduced]
-"""Of the runs of each stratum."""
+"""Function of the runs of each stratum."""
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
@@ -29,7 +29,7 @@ _BATCH = 250
 
 
 class Estimate(NamedTuple):
-    """A statistic, and the percentile interval of its bootstrap distribution; NaN where there is but one run of each kind."""
+    """A statistic and the percentile interval of its bootstrap distribution, NaN if every stratum has a single run."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
 
 
 def interquartile_mean(strata: Sequence[Float[np.ndarray, "... _"]]) -> Reduced:
-    """Return the mean of what is left of all runs when the lowest and the highest quarter are cut off."""
+    """Return the mean of all runs without the lowest and the highest quarter."""
     return stats.trim_mean(np.concatenate(strata, axis=-1), 0.25, axis=-1)
 
 
@@ -47,7 +47,7 @@ def mean(strata: Sequence[Float[np.ndarray, "... _"]]) -> Reduced:
 
 
 def median(strata: Sequence[Float[np.ndarray, "... _"]]) -> Reduced:
-    """Return the median over strata of the mean over runs; of a single stratum the median over runs."""
+    """Return the median over strata of the mean over runs; for a single stratum, the median over runs."""
     if len(strata) == 1:
         return np.median(strata[0], axis=-1)
     return np.median([np.mean(each, axis=-1) for each in strata], axis=0)
@@ -57,9 +57,9 @@ def estimate(scores: Scores, statistic: Statistic = interquartile_mean, *, seed:
     """Return a statistic of runs, with its interval.
 
     Args:
-        scores: of each stratum; comparable between them, if there are several.
-        statistic: of the strata.
-        seed: of the bootstrap.
+        scores: by stratum; must be comparable between strata.
+        statistic: applied to the strata.
+        seed: seed of the bootstrap.
     """
     strata = list(scores.values())
     value = float(statistic(strata))
@@ -75,7 +75,7 @@ def performance_profile(
 ) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"], Float[np.ndarray, "k"]]:
     """Return the fraction of runs with a score above each threshold, and the lower and upper ends of its intervals.
 
-    Every environment counts the same, however many runs it has. The ends are NaN where each has but one.
+    Every environment counts the same, however many runs it has. The ends are NaN if every environment has a single run.
     """
     strata = list(scores.values())
     value = _part_above(thresholds, strata)
@@ -94,7 +94,7 @@ def _part_above(thresholds: Float[np.ndarray, "k"], strata: Sequence[Float[np.nd
 def probability_of_improvement(ours: Scores, theirs: Scores, *, seed: int = 0) -> Estimate:
     """Return the probability that a run of ours scores higher than one of theirs; ties count half.
 
-    It is the Mann-Whitney U statistic over the number of pairs, averaged over the environments, which must be the same.
+    It is the Mann-Whitney U statistic divided by the number of pairs, averaged over environments. Both must have the same.
     """
     value = float(np.mean([_chance(ours[name], theirs[name]) for name in ours]))
     if any(_are_single(list(scores.values())) for scores in (ours, theirs)):
@@ -112,7 +112,7 @@ def _chance(ours: Float[np.ndarray, "... n"], theirs: Float[np.ndarray, "... m"]
 
 
 def _are_single(strata: Sequence[Float[np.ndarray, "_"]]) -> bool:
-    """Tell whether there is but one run of each kind, so that nothing says how much runs differ."""
+    """Tell whether every stratum has a single run, so that the spread of runs is unknown."""
     return all(len(each) == 1 for each in strata)
 
 

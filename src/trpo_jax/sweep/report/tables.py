@@ -23,20 +23,20 @@ class Table(NamedTuple):
     """Rows under a title, with a sentence that says what they are."""
 
     name: str
-    """Of its file."""
+    """Name of its file, without the suffix."""
     title: str
     about: str
     rows: tuple[dict[str, Any], ...]
 
     def markdown(self) -> str:
-        """Return it as Markdown: numbers short, an `Estimate` with its interval."""
+        """Return the table as Markdown: rounded numbers, an `Estimate` with its interval."""
         names = list(self.rows[0])
         lines = [names, ["---"] * len(names), *([show(row[name]) for name in names] for row in self.rows)]
         cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
         return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
     def csv(self) -> str:
-        """Return it as CSV: numbers whole, an `Estimate` in three columns."""
+        """Return the table as CSV: unrounded numbers, an `Estimate` in three columns."""
         rows = [dict(_columns(row)) for row in self.rows]
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -46,7 +46,7 @@ class Table(NamedTuple):
 
 
 def make_tables(scores: SweepScores) -> list[Table]:
-    """Return the tables of a sweep: those that compare settings only where there are several."""
+    """Return the tables of a sweep. Those that compare settings are included only if there are several."""
     tables = [returns_table(scores)]
     if len(scores.environments) > 1:
         tables.append(overall_table(scores))
@@ -66,7 +66,7 @@ def returns_table(scores: SweepScores) -> Table:
                 estimates = {name: estimate(here, statistic) for name, statistic in STATISTICS.items()}
                 rows.append({"environment": environment, "setting": setting, "runs": len(here[environment])} | estimates)
     about = (
-        "Return of each run's last evaluation, over seeds: statistic and 95 % interval of the bootstrap, where there are "
+        "Return of each run's last evaluation: statistics over seeds, with 95 % intervals of the bootstrap if there are "
         "several seeds."
     )
     return Table("returns", "Returns", about, tuple(rows))
@@ -82,14 +82,14 @@ def overall_table(scores: SweepScores) -> Table:
         rows.append({"setting": setting, "environments": len(normalized), "runs": runs} | estimates)
     about = (
         "Normalized returns over all environments: 0 is the lowest return seen in an environment, 1 the interquartile mean "
-        "of the best setting there. IQM is that of all runs, mean and median are those of the environments' means. The "
-        "bootstrap draws within each environment."
+        "of the best setting there. IQM is taken over all runs, mean and median over the environments' means. The "
+        "bootstrap resamples within each environment."
     )
     return Table("overall", "All environments", about, tuple(rows))
 
 
 def improvement_table(scores: SweepScores) -> Table:
-    """Return the probability that a run of the best setting scores higher than one of each other."""
+    """Return the probability that a run of the best setting scores higher than one of each other setting."""
     best = scores.ranking()[0]
     rows = []
     for setting in scores.settings:
@@ -100,13 +100,13 @@ def improvement_table(scores: SweepScores) -> Table:
             rows.append({"setting": setting, "environments": len(common), "P(best is better)": chance})
     about = (
         f"Probability that a run of the best setting ({best}) scores higher than one of another, averaged over environments; "
-        "0.5 is no difference."
+        "0.5 means no difference."
     )
     return Table("improvement", "Probability of improvement", about, tuple(rows))
 
 
 def sensitivity_tables(scores: SweepScores) -> list[Table]:
-    """Return for each field that was swept the scores at each of its values, whatever the others were."""
+    """Return a table for each swept field: the scores at each of its values, over all values of the others."""
     words = short_names([field for run in scores.runs for field in run.swept])
     tables = []
     for field, word in words.items():
@@ -117,16 +117,16 @@ def sensitivity_tables(scores: SweepScores) -> list[Table]:
         if len(rows) > 1:
             about = (
                 f"Normalized returns at each value of {field}, over all values of other fields, environments and seeds. The "
-                "bootstrap draws seeds, and leaves the rest as it was designed."
+                "bootstrap resamples only seeds."
             )
             tables.append(Table(f"sensitivity-{word}", f"Sensitivity to {word}", about, tuple(rows)))
     return tables
 
 
 def scores_by_value(scores: SweepScores, field: str) -> list[tuple[Any, Scores]]:
-    """Return the normalized scores of the runs at each value of a field, numbers in rising order.
+    """Return the normalized scores of the runs at each value of a field; numbers are sorted.
 
-    Strata are environments as the sweep file names them, with the values of all other fields: only seeds differ within them.
+    A stratum is an environment as the sweep file gives it, with values of all other fields: only seeds differ within it.
     """
     by_value: dict[Any, dict[str, list[float]]] = {}
     for run in scores.runs:
@@ -142,7 +142,7 @@ def scores_by_value(scores: SweepScores, field: str) -> list[tuple[Any, Scores]]
 
 
 def show(value: Any) -> str:
-    """Write a value of a table for people."""
+    """Format a value of a table for reading."""
     if isinstance(value, Estimate):
         interval = "" if math.isnan(value.low) else f" ({number(value.low)} to {number(value.high)})"
         return number(value.value) + interval
@@ -150,7 +150,7 @@ def show(value: Any) -> str:
 
 
 def number(value: float) -> str:
-    """Write a number with the digits that it takes to tell runs apart."""
+    """Format a number with enough digits to tell runs apart."""
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
