@@ -31,7 +31,7 @@ from trpo_jax.execution.devices import num_cores_to_use, show_cpu_devices
 from trpo_jax.files import write_whole
 from trpo_jax.sweep.report.statistics import estimate, mean
 from trpo_jax.sweep.report.tables import show
-from trpo_jax.training.brax_names import translate
+from trpo_jax.training.brax_keywords import translate
 from trpo_jax.training.options import with_options
 
 OURS, THEIRS = "our PPO", "Brax's PPO"

@@ -18,7 +18,7 @@ from trainings import SMALL, one_device_train
 from trpo_jax import AgentConfig, ConfigError, PPOConfig, TRPOConfig, inference_params, make_trpo
 from trpo_jax.algorithms.registry import ALGORITHMS, Algorithm
 from trpo_jax.config import config, setting
-from trpo_jax.training.brax_names import PPO_ONLY, RENAMED, UNSUPPORTED, translate
+from trpo_jax.training.brax_keywords import PPO_ONLY, RENAMED, UNSUPPORTED, translate
 from trpo_jax.training.options import with_options
 
 with warnings.catch_warnings(action="ignore"):  # what Brax imports

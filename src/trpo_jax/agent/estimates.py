@@ -23,10 +23,10 @@ def estimate_advantages(
     weight: Float[Array, "T N"],
     hyperparameters: AgentConfig,
 ) -> Float[Array, "T N"]:
-    """Return the advantages of a rollout, given the value of each step's observation, in units of the scaled reward.
+    """Return the advantages of a rollout. They and `value`, the values of the observations, are in units of scaled reward.
 
-    A step of weight zero counts as a termination whose reward is the critic's value: its own advantage is zero, and the
-    step before it is bootstrapped.
+    A step of weight zero gets the advantage zero, and the step before it bootstraps from the critic: it is treated as a
+    termination whose reward is the critic's value.
     """
     next_value = _next_value(value_fn, transition, value)
     unusable = weight == 0

@@ -9,11 +9,12 @@ from jaxtyping import Array, Key
 
 
 def minibatches(samples: Any, key: Key[Array, ""], count: int) -> Any:
-    """Shuffle the steps of each environment and cut samples into `count` minibatches, along a new first axis.
+    """Shuffle the steps of each environment and cut the samples into `count` minibatches, along a new first axis.
 
-    Each minibatch is a slice of the steps. If there are too few steps, it also has only every b-th environment. So every
-    device holds a part of each minibatch, and no sample moves between devices. If the numbers do not divide, minibatches are
-    cut from the flattened samples, and the remainder is left out.
+    If `count` divides T, each minibatch is a slice of the steps, with all environments. Otherwise there are a = gcd(T, count)
+    slices, and each is divided among b = count / a minibatches, which take every b-th environment. Either way every device
+    holds a part of each minibatch, so no sample moves between devices. If b does not divide N, minibatches are cut from the
+    flattened samples, and the remainder is left out.
 
     Args:
         samples: pytree of `[T, N, *]`.
@@ -21,7 +22,7 @@ def minibatches(samples: Any, key: Key[Array, ""], count: int) -> Any:
         count: at most T·N.
 
     Returns:
-        The pytree, of `[count, *, *, *]` or `[count, *, *]`.
+        The pytree, of `[count, T/a, N/b, *]`, or `[count, T·N // count, *]` from flattened samples.
     """
     num_steps, num_envs = jax.tree.leaves(samples)[0].shape[:2]
     order = jnp.argsort(jax.random.bits(key, (num_steps, num_envs)), axis=0)

@@ -103,7 +103,7 @@ def update(
     return params, descended.optimizer, metrics
 
 
-BRAX_NAMES = {
+BRAX_KEYWORDS = {
     "learning_rate": ("clipped.learning_rate", "critic.learning_rate"),
     "num_updates_per_batch": ("clipped.num_epochs", "critic.num_epochs"),
     "num_minibatches": ("clipped.num_minibatches", "critic.num_minibatches"),

@@ -12,7 +12,7 @@ from trpo_jax.algorithms.natural_gradient import NATURAL_GRADIENT, NaturalGradie
 from trpo_jax.algorithms.penalty import PENALTY, PenaltyConfig
 from trpo_jax.algorithms.penalty_adam import PENALTY_ADAM, PenaltyAdamConfig
 from trpo_jax.algorithms.policy_gradient import POLICY_GRADIENT, PolicyGradientConfig
-from trpo_jax.algorithms.ppo import BRAX_NAMES, PPO, PPOConfig
+from trpo_jax.algorithms.ppo import BRAX_KEYWORDS, PPO, PPOConfig
 from trpo_jax.algorithms.trpo import TRPO, TRPOConfig
 from trpo_jax.errors import ConfigError
 from trpo_jax.policy.networks import Networks
@@ -23,13 +23,13 @@ class Algorithm(NamedTuple):
 
     config: type[AgentConfig]
     policy_update: PolicyUpdate
-    brax_names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    brax_keywords: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """Keywords of Brax's trainer, and the fields of the configuration that they set."""
 
 
 ALGORITHMS = {
     "trpo": Algorithm(TRPOConfig, TRPO),
-    "ppo": Algorithm(PPOConfig, PPO, BRAX_NAMES),
+    "ppo": Algorithm(PPOConfig, PPO, BRAX_KEYWORDS),
     "natural_gradient": Algorithm(NaturalGradientConfig, NATURAL_GRADIENT),
     "penalty": Algorithm(PenaltyConfig, PENALTY),
     "penalty_adam": Algorithm(PenaltyAdamConfig, PENALTY_ADAM),

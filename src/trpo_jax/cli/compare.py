@@ -52,7 +52,7 @@ def compare_command(arguments: list[str]) -> int:
         raise MissingPackageError.of("a report", "matplotlib", "plot")
     names = [name.strip() for name in parsed.algorithms.split(",")]
     mapping: dict[str, Any] = {"environments": list(parsed.environments), "seeds": parsed.seeds, "grid": {"algorithm": names}}
-    if parsed.suite != "brax":  # a TOML file names its own suite
+    if parsed.suite != "brax":  # the default would override what a TOML file says
         mapping["config"] = {"suite": parsed.suite}
     if parsed.num_timesteps is not None:
         mapping["num_timesteps"] = parsed.num_timesteps

@@ -46,8 +46,8 @@ class ProgramOptions:
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Kind of device to train on; auto is the best that JAX sees; with Ray, the kind that programs ask for, or processors."""
     memory_limit: Annotated[float | None, tyro.conf.arg(metavar="GIB")] = None
-    """Memory that a program may take on each device, in GiB; by default half of its free memory, or 4 if Ray's workers use
-    other devices than this machine's processors."""
+    """Memory that a program may take on each device, in GiB; by default half of the device's free memory, or, with Ray, 4 if
+    workers use GPUs or TPUs or --ray-address is given."""
     runs_per_program: int | None = None
     """Largest number of runs in a program; memory_limit may allow fewer."""
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None

@@ -79,7 +79,7 @@ def train_command(arguments: list[str]) -> int:
     from trpo_jax.execution.placement import OneTraining
     from trpo_jax.runs.run import resolve, run_environment
 
-    if not parsed.distributed:  # several processes on one machine have a core each
+    if not parsed.distributed:  # distributed processes have one core each
         show_cores_as_devices(parsed.run.agent.num_envs, parsed.max_devices_per_host)
     if accelerator is None and parsed.resume is None and is_accelerated():
         parsed = parse_arguments(arguments, accelerator=True)

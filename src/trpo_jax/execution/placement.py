@@ -35,7 +35,7 @@ Brax's swimmer under a partitioned shard_map; jaxlib 0.12 does not, and has no o
 learning is slower."""
 
 
-@runtime_checkable  # for runtime type checkers
+@runtime_checkable  # for callers that check types at run time
 class Placement(Protocol):
     """How a `Runner` compiles programs, and where it puts arrays. Trees hold arrays or `jax.ShapeDtypeStruct`s."""
 

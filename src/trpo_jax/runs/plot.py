@@ -136,7 +136,7 @@ def group_runs(runs: Sequence[RunCurves]) -> dict[str, list[Group]]:
     for environment, some in by_environment.items():
         by_label: dict[str, list[RunCurves]] = {}
         for run in some:
-            own = [name for name in dict.fromkeys(differing) if name in run.fields]  # not those of another algorithm
+            own = [name for name in dict.fromkeys(differing) if name in run.fields]  # without fields of other algorithms
             label = setting_in_words({words[name]: run.fields[name] for name in own})
             by_label.setdefault(label, []).append(run)
         groups[environment] = [group for label, seeds in by_label.items() for group in _split(label, seeds)]

@@ -108,7 +108,7 @@ def render_run(
         except OSError as error:
             raise FileError.unwritable(path, error) from None
     if not files:
-        raise ConfigError("run", str(folder.path), f"one that can be shown here ({'; '.join(missing)})")
+        raise ConfigError("run", str(folder.path), f"one that can be drawn here; this one cannot: {'; '.join(missing)}")
     return Rendering(step, episode, files, missing)
 
 
@@ -127,7 +127,7 @@ def _record(
         action = policy(state.observation)[0]
         state = checked_step(environment, state, action)
         step = Step(pose(state), state.reward, state.terminated | state.truncated, is_faulty(state))
-        return state, jax.tree.map(lambda leaf: leaf[0], step)  # of the only environment
+        return state, jax.tree.map(lambda leaf: leaf[0], step)  # the step of the only environment
 
     start = checked_reset(environment, jax.random.split(key, 1))
     _, steps = jax.lax.scan(play, start, None, length=num_steps)

@@ -44,7 +44,7 @@ Outcome = Done | Exception
 """Outcome of a job: its result, or an exception if it failed."""
 
 
-@runtime_checkable  # for callers that check types as they run
+@runtime_checkable  # for callers that check types at run time
 class Listener(Protocol):
     """Receives the progress of a sweep."""
 

@@ -32,7 +32,7 @@ def run_sweep(folder: SweepFolder, planned: Sequence[PlannedProgram], *, executo
     if results.failures:
         count = f"{len(results.failures)} of {len(jobs)} programs failed"
         raise ExceptionGroup(f"{count}, the others are finished; the same command tries them again", results.failures)
-    for unfinished in folder.unfinished_programs():  # their runs are now planned in other programs
+    for unfinished in folder.unfinished_programs():  # of earlier plans; other programs have trained their runs
         folder.drop(unfinished.path)
 
 

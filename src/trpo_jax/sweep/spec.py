@@ -120,7 +120,7 @@ def _draw(name: str, values: Any, random: RandomSamples) -> list[Any]:
         choices = _list(where, values)
         return [choices[i] for i in rng.integers(len(choices), size=random.num_samples)]
     if not isinstance(values, Mapping) or {"low", "high"} - values.keys():
-        raise ConfigError(where, values, 'a list of values, or a table with low, high and perhaps scale = "log"')
+        raise ConfigError(where, values, 'a list of values, or a table with low, high and optionally scale = "log"')
     try:
         interval = from_mapping(Interval(), values)
     except ConfigError as error:

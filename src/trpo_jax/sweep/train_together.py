@@ -121,7 +121,7 @@ def _open(folder: Path, origin: dict[str, Any], runner: Runner) -> tuple[Store, 
     try:
         return store, store.load(runner)
     except (CheckpointError, ConfigError) as error:
-        aside = folder.with_name("checkpoints-unusable")  # kept until its runs are finished
+        aside = folder.with_name("checkpoints-unusable")  # removed with the folder once these runs are finished
         warnings.warn(f"{error}; the training starts over, the old checkpoints are in {aside}", stacklevel=2)
         store.close()
         shutil.rmtree(aside, ignore_errors=True)

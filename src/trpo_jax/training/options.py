@@ -9,7 +9,7 @@ from trpo_jax.agent.config import AgentConfig
 from trpo_jax.algorithms.registry import DEFAULT, algorithm_name, default_config
 from trpo_jax.config import Allowed, as_integers, flatten, from_mapping, to_mapping, unknown_name
 from trpo_jax.errors import ConfigError
-from trpo_jax.training.brax_names import translate
+from trpo_jax.training.brax_keywords import translate
 from trpo_jax.training.run_config import shipped_config
 
 
@@ -69,7 +69,7 @@ def whole_number_or_none(name: str, value: Any, *, at_least: int = 0) -> int | N
 
 
 def whole_number(name: str, value: Any, *, at_least: int = 0) -> int:
-    """Return a whole number as an integer; raise ConfigError for anything else."""
+    """Return a whole number >= `at_least` as an integer; raise ConfigError for anything else."""
     try:
         number = operator.index(as_integers(value))
     except TypeError:

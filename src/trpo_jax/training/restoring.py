@@ -43,10 +43,10 @@ def restored(runner: Runner, state: TrainState, elsewhere: Elsewhere) -> TrainSt
     _check_fits("normalizer", params.normalizer, fresh.normalizer)
     _check_fits("policy", params.policy, fresh.policy)
     _check_fits("value", value.params, fresh.value.params)
-    scaling, wanted = float(value.reward_scaling), float(fresh.value.reward_scaling)
-    if scaling != wanted:
-        allowed = f"{scaling}, as in the training of the restored value function, unless restore_value_fn is false"
-        raise ConfigError("reward_scaling", wanted, allowed)
+    restored_scaling, scaling = float(value.reward_scaling), float(fresh.value.reward_scaling)
+    if restored_scaling != scaling:
+        allowed = f"{restored_scaling}, with which the restored value function was trained; or set restore_value_fn to false"
+        raise ConfigError("reward_scaling", scaling, allowed)
     normalizer, policy, value_params = to_host(jax.tree.map(jnp.asarray, (params.normalizer, params.policy, value.params)))
     learner = host_state.learner._replace(normalizer=normalizer, policy=policy)
     critic = host_state.critic._replace(critic=fresh.value._replace(params=value_params))

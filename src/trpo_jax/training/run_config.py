@@ -41,7 +41,7 @@ class RunConfig:
     """Iterations between checkpoints; 0 saves only at the start, at evaluations and at the end."""
     keep_checkpoints: int = setting(default=3, at_least=1)
     """Number of newest checkpoints to keep."""
-    agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = default_config()  # its fields appear beside the others
+    agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = default_config()  # its options get no prefix
     """How the agent learns; its type selects the algorithm."""
 
     @property

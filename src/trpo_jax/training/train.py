@@ -24,7 +24,7 @@ from trpo_jax.execution.memory import check_training
 from trpo_jax.execution.placement import OneTraining
 from trpo_jax.execution.runner import Runner
 from trpo_jax.policy.networks import Networks
-from trpo_jax.training.brax_names import networks_from_brax
+from trpo_jax.training.brax_keywords import networks_from_brax
 from trpo_jax.training.loop import train_to_end
 from trpo_jax.training.milestones import Milestones, make_milestones
 from trpo_jax.training.options import agent_config, whole_number, whole_number_or_none

@@ -141,7 +141,7 @@ class MultivariateGaussian:
         """
         scale, other_scale = jnp.tril(upcast(self.scale_tril)), jnp.tril(upcast(other.scale_tril))
         difference = _solve(other_scale, scale - other_scale)
-        # log1p is precise near zero, a difference of logarithms far from zero.
+        # log1p is precise if its argument is near zero; elsewhere a difference of logarithms is.
         relative = _diagonal(difference)
         near = jnp.abs(relative) < 0.5
         far_log_ratio = jnp.log(_diagonal(scale)) - jnp.log(_diagonal(other_scale))

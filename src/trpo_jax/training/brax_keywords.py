@@ -42,7 +42,7 @@ def translate(options: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
             raise ConfigError(name, options[name], "false; pass networks of your own instead")
     known = ALGORITHMS[algorithm]
     fields_of_its_own = {field.name for field in dataclasses.fields(known.config)}
-    without_meaning = PPO_ONLY - known.brax_names.keys() - fields_of_its_own
+    without_meaning = PPO_ONLY - known.brax_keywords.keys() - fields_of_its_own
     ignored = sorted(without_meaning & options.keys())
     if ignored:
         kind = known.config.__name__
@@ -50,9 +50,9 @@ def translate(options: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
             f"{', '.join(ignored)}: only for Brax's PPO, without effect here; see {kind} for the options of {algorithm}",
             stacklevel=4,
         )
-    left_out = without_meaning | known.brax_names.keys() | set(UNSUPPORTED)
+    left_out = without_meaning | known.brax_keywords.keys() | set(UNSUPPORTED)
     translated = {RENAMED.get(name, name): value for name, value in options.items() if name not in left_out}
-    for name, fields in known.brax_names.items():
+    for name, fields in known.brax_keywords.items():
         for table, _, field in (field.partition(".") for field in fields if name in options):
             given = translated.get(table, {})
             translated[table] = {field: options[name], **given} if isinstance(given, Mapping) else given
