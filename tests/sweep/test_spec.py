@@ -138,7 +138,10 @@ def drawn(field=KL, **interval):
             {"random": {"fields": {"policy.activation": {"low": 0, "high": 1}}}},
             "random.fields.policy.activation: got .* the field is not a number",
         ),
-        ({"grid": {KL: [0.1]}, "random": {"fields": {KL: [0.2]}}}, f"random.fields.{KL}: got .* are not under grid"),
+        (
+            {"grid": {KL: [0.1]}, "random": {"fields": {KL: [0.2]}}},
+            f"random.fields: got '{KL}', allowed: fields that are not under grid",
+        ),
         (
             {"grid": {"num_envs": [8, 16]}, "traced": ["num_envs"]},
             "traced: got 'num_envs', allowed: fields that one program may hold many values of: clipped.*gae_lambda",

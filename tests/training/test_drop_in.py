@@ -208,7 +208,7 @@ def test_parameters_of_networks_that_a_factory_makes_are_restored():
 def test_a_value_function_of_another_reward_scale_is_refused():
     _, params, _ = one_device_train(Target(), 16, config=SMALL, num_eval_envs=0)
     options = {"config": SMALL, "num_eval_envs": 0, "restore_params": params, "reward_scaling": 2.0}
-    with pytest.raises(ConfigError, match=r"reward_scaling: got 2.0, allowed: 1.0, as in .* unless restore_value_fn is"):
+    with pytest.raises(ConfigError, match=r"reward_scaling: got 2.0, allowed: 1.0, with which .* or set restore_value_fn"):
         one_device_train(Target(), 0, **options)
     _, restored, _ = one_device_train(Target(), 0, **options, restore_value_fn=False)
     jax.tree.map(np.testing.assert_array_equal, restored.policy, params.policy)
