@@ -134,7 +134,7 @@ def test_without_opengl_the_page_is_written_and_the_rest_explained(tmp_path, mon
 
 
 def test_where_nothing_can_be_drawn_one_line_says_why(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="can be drawn here; this one cannot: no page; no animation"):
+    with pytest.raises(ConfigError, match=r"can be drawn here; this one cannot: no page; no animation"):
         show(tmp_path, monkeypatch, FakeScene(page_error="no page", frames_error="no animation"))
 
 
