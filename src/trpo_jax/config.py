@@ -7,6 +7,7 @@ or swept in one program. Every other field is static: each of its values needs a
 import dataclasses
 import difflib
 import math
+import operator
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform
@@ -133,11 +134,18 @@ def _check_value(name: str, value: Any, kind: Any, allowed: Allowed) -> None:
 
 
 def as_integers(value: Any, kind: Any = int) -> Any:
-    """Turn whole floats, alone or in a tuple, into integers if `kind` is an integer type; return anything else unchanged."""
+    """Return whole numbers of any type as Python integers if `kind` is int or a tuple of int; return other values unchanged."""
     kind = _plain(kind)
     if typing.get_origin(kind) is tuple and isinstance(value, tuple):
         return tuple(as_integers(item, typing.get_args(kind)[0]) for item in value)
-    return int(value) if kind is int and isinstance(value, (float, np.floating)) and float(value).is_integer() else value
+    if kind is not int or isinstance(value, (bool, np.bool_)):
+        return value
+    if isinstance(value, (float, np.floating)):
+        return int(value) if float(value).is_integer() else value
+    try:
+        return operator.index(value)  # numpy's integers overflow, and scalar arrays are no numbers to `isinstance`
+    except TypeError:
+        return value
 
 
 def _plain(kind: Any) -> Any:

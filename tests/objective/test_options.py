@@ -15,7 +15,7 @@ from trpo_jax.objective.surrogate import Batch
 from trpo_jax.objective.trust_region_update import stateful_trust_region_update, trust_region_update
 from trpo_jax.policy.distributions import DiagonalGaussian
 from trpo_jax.solver.curvature import fisher_vector_product
-from trpo_jax.solver.step_config import init_trust_region_state
+from trpo_jax.solver.step_config import StepConfig, init_trust_region_state
 from update_problems import CONFIG, NAMES, POLICIES, A, B, O, draw, examine, gaussian_fn, same_bits, update
 
 pytestmark = pytest.mark.quick_compilation
@@ -309,6 +309,12 @@ def test_shaped_damping_without_a_state_is_refused():
     params, batch = draw("gaussian", "float32")
     with pytest.raises(ConfigError, match='damping_shape: got \'gradient\', allowed: "identity"; "gradient" needs a state'):
         trust_region_update(gaussian_fn, params, batch, config(damping_shape="gradient"))
+
+
+def test_a_config_of_the_step_alone_is_refused(own_errors):
+    params, batch = draw("gaussian", "float32")
+    with pytest.raises(TypeError, match="config: got a StepConfig, allowed: a TrustRegionConfig"):
+        trust_region_update(gaussian_fn, params, batch, StepConfig())
 
 
 def test_actions_of_another_kind_than_the_policys_are_refused(own_errors):

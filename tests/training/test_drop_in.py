@@ -346,3 +346,8 @@ def test_a_foreign_wrapper_is_warned_of_and_its_truncated_steps_weigh_nothing():
 def test_randomization_of_an_environment_that_is_not_wrapped_is_refused():
     with pytest.raises(ConfigError, match=r"randomization_fn: got .*, allowed: None with wrap_env=False"):
         trpo_jax.train(Target(), 16, config=SMALL, wrap_env=False, randomization_fn=lambda sys, keys: (sys, None))
+
+
+def test_an_environment_for_evaluations_is_not_made_if_there_are_none():
+    one_device_train(Target(), 16, config=SMALL, eval_env="no such environment", num_eval_envs=0)
+    one_device_train(Target(), 16, config=SMALL, eval_env="no such environment", run_evals=False)

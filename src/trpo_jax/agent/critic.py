@@ -95,7 +95,7 @@ def fit_critic(
         state.optimizer,
         regression,
         key,
-        Passes(config.learning_rate, config.num_epochs, config.num_minibatches),
+        Passes(config.learning_rate, num_epochs=config.num_epochs, num_minibatches=config.num_minibatches),
     )
     return CriticState(state.critic._replace(params=unravel(fitted.vector)), fitted.optimizer), fitted.values
 

@@ -87,7 +87,7 @@ def update(
         state.optimizer,
         samples,
         key,
-        Passes(options.learning_rate, options.num_epochs, options.num_minibatches),
+        Passes(options.learning_rate, num_epochs=options.num_epochs, num_minibatches=options.num_minibatches),
     )
     params = unravel(descended.vector)
     change = policy_change(samples.old, policy_fn(params, samples.batch.observation), samples.weight)

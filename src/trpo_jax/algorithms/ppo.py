@@ -90,7 +90,7 @@ def update(
         state,
         samples,
         key,
-        Passes(options.learning_rate, options.num_epochs, options.num_minibatches),
+        Passes(options.learning_rate, num_epochs=options.num_epochs, num_minibatches=options.num_minibatches),
         stop_fn=lambda values: (options.stop_at_kl > 0) & (values["kl"] > options.stop_at_kl),
     )
     params = unravel(descended.vector)

@@ -48,7 +48,7 @@ def compare_command(arguments: list[str]) -> int:
     from trpo_jax.sweep.report.tables import returns_table
     from trpo_jax.sweep.spec import sweep_from_mapping
 
-    if importlib.util.find_spec("matplotlib") is None:
+    if importlib.util.find_spec("matplotlib") is None and not parsed.programs.dry_run:
         raise MissingPackageError.of("a report", "matplotlib", "plot")
     names = [name.strip() for name in parsed.algorithms.split(",")]
     mapping: dict[str, Any] = {"environments": list(parsed.environments), "seeds": parsed.seeds, "grid": {"algorithm": names}}

@@ -37,7 +37,7 @@ WIDTH = 120
 
 @dataclasses.dataclass(frozen=True)
 class ProgramOptions:
-    """Where the programs of a sweep run, and how many runs each of them holds."""
+    """What to do with the programs of a sweep: where they run, and how many runs each of them holds."""
 
     dry_run: bool = False
     """Train nothing; print the plan: programs, runs in each, and their estimated memory."""
@@ -97,47 +97,47 @@ def sweep_command(arguments: list[str]) -> int:
     return train_planned(lambda: plan_file(parsed.file), folder, parsed.programs)
 
 
-def train_planned(plan: Callable[[], Sequence[Any]], folder: str | Path, arguments: ProgramOptions) -> int:
+def train_planned(plan: Callable[[], Sequence[Any]], folder: str | Path, options: ProgramOptions) -> int:
     """Train the runs of a plan in a sweep's folder, or show the plan; return the exit code."""
     from trpo_jax.sweep.programs import PART_OF_MEMORY, plan_programs
 
-    with _executor(arguments) as executor:  # first, because planning uses JAX, which then fixes its devices
+    with _executor(options) as executor:  # first, because planning uses JAX, which then fixes its devices
         runs = plan()
-        limit = executor.memory_limit if arguments.memory_limit is None else round(arguments.memory_limit * 2**30)
+        limit = executor.memory_limit if options.memory_limit is None else round(options.memory_limit * 2**30)
         # Free memory fluctuates, so an unfinished program may take all that is free when it resumes.
-        resume_limit = int(limit / PART_OF_MEMORY) if arguments.memory_limit is None else None
+        resume_limit = int(limit / PART_OF_MEMORY) if options.memory_limit is None else None
         planned = plan_programs(
             runs,
             memory_limit=limit,
             num_devices=executor.num_devices,
-            most=arguments.runs_per_program,
+            most=options.runs_per_program,
             resume_limit=resume_limit,
         )
-        if not arguments.dry_run:
+        if not options.dry_run:
             return _sweep(folder, runs, planned, executor)
         show_plan(planned, executor.num_devices)
     return 0
 
 
 @contextlib.contextmanager
-def _executor(arguments: ProgramOptions) -> Iterator[Any]:
+def _executor(options: ProgramOptions) -> Iterator[Any]:
     """Yield the executor of the programs: this process, on all devices of the requested kind, or Ray."""
-    if arguments.executor == "local":
+    if options.executor == "local":
         from trpo_jax.sweep.executor import LocalExecutor, choose_devices
 
-        yield LocalExecutor(choose_devices(arguments.device))
+        yield LocalExecutor(choose_devices(options.device))
         return
     import jax
 
     from trpo_jax.sweep.ray_executor import RayExecutor
 
-    gpus, tpus = arguments.gpus_per_program, arguments.tpus_per_program
+    gpus, tpus = options.gpus_per_program, options.tpus_per_program
     with RayExecutor(
-        address=arguments.ray_address,
-        device=arguments.device,
-        cpus_per_program=arguments.cpus_per_program,
-        gpus_per_program=float(arguments.device == "gpu") if gpus is None else gpus,
-        tpus_per_program=int(arguments.device == "tpu") if tpus is None else tpus,
+        address=options.ray_address,
+        device=options.device,
+        cpus_per_program=options.cpus_per_program,
+        gpus_per_program=float(options.device == "gpu") if gpus is None else gpus,
+        tpus_per_program=int(options.device == "tpu") if tpus is None else tpus,
         cache_dir=jax.config.jax_compilation_cache_dir,  # type: ignore[attr-defined]
     ) as executor:
         yield executor

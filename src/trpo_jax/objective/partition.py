@@ -45,43 +45,53 @@ def partition(samples: Any, axes: tuple[int, ...], *, weighted: bool, num_parts:
     return Partition(parts, None if weighted or in_all == 1 else 1.0 / in_all, num_parts, axis_name)
 
 
-def mean_over_parts(fn: Callable[[Any], Any], partition: Partition) -> Any:
-    """Return the mean over the whole batch, in at least float32. `fn` returns a pytree of means over one part."""
-    share = partition.share
-
-    def shared(part: Any) -> Any:
-        means = upcast(fn(part))
-        return means if share is None else jax.tree.map(lambda mean: mean * share, means)
-
-    means = _reduced(shared, jnp.add, partition)
-    axis_name = partition.axis_name
-    return means if axis_name is None else jax.tree.map(lambda mean: jax.lax.psum(mean, axis_name), means)
-
-
-def max_over_parts(fn: Callable[[Any], Any], partition: Partition) -> Any:
-    """Return the maximum over the whole batch. `fn` returns a pytree of maxima over one part, all >= 0."""
-    largest = _reduced(fn, jnp.maximum, partition)
-    axis_name = partition.axis_name
-    return largest if axis_name is None else jax.tree.map(lambda number: jax.lax.pmax(number, axis_name), largest)
-
-
-def _reduced(fn: Callable[[Any], Any], combine: Callable[[Array, Array], Array], partition: Partition) -> Any:
-    """Combine the results of `fn` for this device's parts, holding only one of them at a time."""
-    if partition.num_parts == 1:
-        return fn(partition.parts)
-    first = jax.tree.map(lambda leaf: leaf[0], partition.parts)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(fn, first))
-
-    def accumulate(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(combine, total, fn(part)), None
-
-    return jax.lax.scan(accumulate, local(zeros, partition.axis_name), partition.parts)[0]
-
-
 def map_parts(fn: Callable[[Any], Any], partition: Partition) -> Partition:
-    """Apply `fn` to each part; return the results as a partition."""
+    """Return a partition of the results of `fn` for each part."""
     parts = fn(partition.parts) if partition.num_parts == 1 else jax.lax.map(fn, partition.parts)
     return partition._replace(parts=parts)
+
+
+def mean_of_parts(averages: Partition) -> Any:
+    """Return the mean over the whole batch, given each part's averages, a pytree; in at least float32."""
+    total = _shared(averages.parts, averages.share)
+    if averages.num_parts > 1:
+        total = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), total)
+    return _over_devices(jax.lax.psum, total, averages.axis_name)
+
+
+def max_of_parts(largest: Partition) -> Any:
+    """Return the largest over the whole batch of numbers >= 0, given each part's largest, a pytree."""
+    total = largest.parts
+    if largest.num_parts > 1:
+        total = jax.tree.map(lambda leaf: jnp.max(leaf, axis=0), total)
+    return _over_devices(jax.lax.pmax, total, largest.axis_name)
+
+
+def mean_over_parts(fn: Callable[[Any], Any], partition: Partition) -> Any:
+    """Return `mean_of_parts` of the averages that `fn` returns, without holding those of more than one part."""
+    if partition.num_parts == 1:
+        return mean_of_parts(map_parts(fn, partition))
+
+    def shared(part: Any) -> Any:
+        return _shared(fn(part), partition.share)
+
+    def accumulate(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, shared(part)), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], partition.parts)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(shared, first))
+    total, _ = jax.lax.scan(accumulate, local(zeros, partition.axis_name), partition.parts)
+    return _over_devices(jax.lax.psum, total, partition.axis_name)
+
+
+def _shared(averages: Any, share: float | None) -> Any:
+    """Multiply averages by a part's share of the whole batch, in at least float32."""
+    averages = upcast(averages)
+    return averages if share is None else jax.tree.map(lambda average: average * share, averages)
+
+
+def _over_devices(combine: Callable[..., Array], tree: Any, axis_name: AxisName | None) -> Any:
+    return tree if axis_name is None else jax.tree.map(lambda leaf: combine(leaf, axis_name), tree)
 
 
 def local(tree: Any, axis_name: AxisName | None) -> Any:

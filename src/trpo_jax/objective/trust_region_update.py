@@ -12,7 +12,8 @@ from trpo_jax.objective.partition import (
     Partition,
     local,
     map_parts,
-    max_over_parts,
+    max_of_parts,
+    mean_of_parts,
     mean_over_parts,
     partition,
     samples_for_curvature,
@@ -160,7 +161,7 @@ def _policy_problem(
     problem = Problem(
         evaluate_fn=_evaluation(policy_fn, whole, config),
         matvec=_fisher(policy_fn, mine, divided if states is batch else _divide(states, config, axis_name)),
-        least_curvature_fn=_largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
+        curvature_floor_fn=_largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
     )
     return problem, objective, gradient
 
@@ -183,15 +184,16 @@ def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig
     def evaluate(params: Params) -> Evaluation:
         mine = local(params, whole.axis_name)
 
-        def of_part(part: _Samples) -> tuple[Float[Array, ""], _Report]:
+        def of_part(part: _Samples) -> tuple[tuple[Float[Array, ""], ...], Float[Array, ""]]:
             new = policy_fn(mine, part.batch.observation)
             kl, largest = mean_and_max_kl(part.old, new, part.batch.weight)
-            return surrogate_objective(new, part.batch), _Report(kl, largest, average(new.entropy(), part.batch.weight))
+            return (surrogate_objective(new, part.batch), kl, average(new.entropy(), part.batch.weight)), largest
 
         parts = map_parts(of_part, whole)
-        objective, report = mean_over_parts(lambda part: part, parts)
-        report = report._replace(max_kl=max_over_parts(lambda part: part[1].max_kl, parts))
-        return Evaluation(objective, report.max_kl if config.kl_constraint == "max" else report.kl, report)
+        means, largest = parts.parts
+        objective, kl, entropy = mean_of_parts(parts._replace(parts=means))
+        max_kl = max_of_parts(parts._replace(parts=largest))
+        return Evaluation(objective, max_kl if config.kl_constraint == "max" else kl, _Report(kl, max_kl, entropy))
 
     return evaluate
 
@@ -221,13 +223,15 @@ def _largest_curvature(policy_fn: PolicyFn, params: Params, whole: Partition) ->
             curvature = curvature_of_states(lambda params: policy_fn(params, part.observation), params, mine)
             return jnp.max(curvature if part.weight is None else jnp.where(part.weight > 0, curvature, 0.0))
 
-        return max_over_parts(of_part, whole)
+        return max_of_parts(map_parts(of_part, whole))
 
     return largest
 
 
 def _check_config(config: TrustRegionConfig, batch: Batch, key: PRNGKeyArray | None) -> None:
-    """Raise ConfigError if a setting does not fit the batch or a key is missing."""
+    """Raise TypeError for another config; raise ConfigError if a setting does not fit the batch or a key is missing."""
+    if not isinstance(config, TrustRegionConfig):
+        raise TypeError(f"config: got a {type(config).__name__}, allowed: a TrustRegionConfig")
     size = batch.log_prob.shape[-1]
     if size % config.num_microbatches:
         raise ConfigError("num_microbatches", config.num_microbatches, f"a divisor of {size}, the size of the last batch axis")

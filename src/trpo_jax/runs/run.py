@@ -73,7 +73,7 @@ def run_training(
 
     def on_evaluation(step: int, metrics: dict[str, float]) -> None:
         evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
-        for logger in loggers:
+        for logger in loggers if evaluation else ():
             logger.log(step, evaluation)
         if progress_fn:
             progress_fn(step, metrics)

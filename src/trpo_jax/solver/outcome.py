@@ -32,11 +32,16 @@ class StepInfo(NamedTuple):
     expected_improvement: Float[Array, ""]
     """Linear prediction gᵀs of the improvement, for the step fraction that was taken or, if none was, tried last."""
     constraint: Float[Array, ""]
-    """Value of the constraint at the returned parameters, at most `max_kl`."""
+    """Value of the constraint at the returned parameters; with a line search at most `max_kl`."""
     step_fraction: Float[Array, ""]
+    """Fraction of the natural step that was taken."""
     backtracks: Int[Array, ""]
+    """How often the line search shrank the step."""
     cg_iterations: Int[Array, ""]
+    """Number of conjugate-gradient iterations."""
     cg_residual: Float[Array, ""]
     """Relative residual ‖D^-½(g - (F + damping·D)x)‖ / ‖D^-½ g‖ at the end of conjugate gradients."""
     gradient_norm: Float[Array, ""]
+    """‖g‖ over all parameters."""
     step_norm: Float[Array, ""]
+    """Norm of the step that was taken."""

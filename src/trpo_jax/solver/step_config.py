@@ -12,7 +12,7 @@ from trpo_jax.tree import Params, check_floating, structure_and_shapes, upcast
 
 @config
 class StepConfig:
-    """Settings of a trust-region step."""
+    """Settings of a trust-region step. Its constraint is called KL throughout, though it may be another function."""
 
     max_kl: float = setting(default=0.01, above=0.0)
     """Bound on the constraint (δ): the largest KL(old ‖ new) of an update, in nats."""

@@ -39,7 +39,7 @@ def trust_region_step(
         kl_fn: params -> scalar >= 0, zero at `params`: the constraint, in nats if it is a KL.
         matvec: v -> F v, the Hessian of `kl_fn` at `params` or its Gauss-Newton form, undamped.
         params: pytree of floating arrays.
-        config: StepConfig; its float fields may be traced.
+        config: StepConfig; its float fields may be traced. Fields that only `TrustRegionConfig` has are ignored.
 
     Returns:
         (params, StepInfo). If no step is accepted, the parameters are the ones passed in, bit for bit, and
@@ -134,14 +134,14 @@ def _on_vectors(
     Directions have at least float32. Parameters and the arguments of `matvec` keep the parameters' dtype.
     """
 
-    def least_curvature_fn(x: Float[Array, "P"]) -> Float[Array, ""]:
-        assert problem.least_curvature_fn is not None
-        return problem.least_curvature_fn(unravel_direction(x))
+    def curvature_floor_fn(x: Float[Array, "P"]) -> Float[Array, ""]:
+        assert problem.curvature_floor_fn is not None
+        return problem.curvature_floor_fn(unravel_direction(x))
 
     return Problem(
         evaluate_fn=lambda vector: problem.evaluate_fn(unravel(vector)),
         matvec=lambda vector: _ravel_like(params, problem.matvec(unravel(vector)), "the result of matvec"),
-        least_curvature_fn=None if problem.least_curvature_fn is None else least_curvature_fn,
+        curvature_floor_fn=None if problem.curvature_floor_fn is None else curvature_floor_fn,
         round_fn=_rounding(params, unravel),
     )
 

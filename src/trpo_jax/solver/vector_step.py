@@ -42,7 +42,7 @@ class Problem(NamedTuple):
     evaluate_fn: Callable[[Params], Evaluation]
     matvec: MatVec
     """v -> F v, undamped."""
-    least_curvature_fn: Callable[[Params], Float[Array, ""]] | None = None
+    curvature_floor_fn: Callable[[Params], Float[Array, ""]] | None = None
     """x -> lower bound on the curvature along x that sets the step's length; None for no bound."""
     round_fn: Callable[[Params], Params] = lambda params: params
     """params -> params rounded to the dtypes of the leaves."""
@@ -116,7 +116,7 @@ def _solve(
     """Return x ≈ (F + damping·D)⁻¹ g and the curvature along x that sets its length.
 
     The curvature is xᵀFx (bounded below) with a line search and xᵀ(F + damping·D)x without, and at least
-    `least_curvature_fn`(x). Conjugate gradients solve for y = D^½ x, since the damping is a multiple of the identity in
+    `curvature_floor_fn`(x). Conjugate gradients solve for y = D^½ x, since the damping is a multiple of the identity in
     these coordinates.
     """
     inverse_root = None if diagonal is None else jax.lax.rsqrt(diagonal)
@@ -138,8 +138,8 @@ def _solve(
         undamped = damped_curvature - vdot(scaled(damping, y), y)
         longest = jnp.minimum(LONGEST, jnp.asarray(config.backtrack_factor, b.dtype) ** -float(config.max_backtracks))
         curvature = jnp.maximum(undamped, damped_curvature / longest**2)
-    if problem.least_curvature_fn is not None:
-        curvature = jnp.where(curvature > 0, jnp.maximum(curvature, problem.least_curvature_fn(x)), curvature)
+    if problem.curvature_floor_fn is not None:
+        curvature = jnp.where(curvature > 0, jnp.maximum(curvature, problem.curvature_floor_fn(x)), curvature)
     if config.line_search:
         curvature = curvature * (1.0 + SLACK)
     norm = jnp.sqrt(vdot(b, b))

@@ -78,7 +78,7 @@ def train_together(
     agent = make_agent(run_environment(config), config.agent)
     keys = jnp.stack([jax.random.split(jax.random.key(run.config.seed)) for run in runs])
     hyperparameters = jax.tree.map(lambda *values: np.asarray(values, np.float32), *(run.config.agent for run in runs))
-    evaluate = run_evaluator(agent, config)
+    evaluate = run_evaluator(agent, config) if config.evaluates else None
     runner = Runner(agent, ManyTrainings(len(runs), devices), hyperparameters=hyperparameters, evaluate=evaluate)
     milestones = make_milestones(agent, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
     metrics = folder / METRICS
@@ -141,7 +141,9 @@ class _Log:
             self._progress_fn(step, metrics)
 
     def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
-        self._file.log(step, {name: value for name, value in metrics.items() if name.startswith("eval/")})
+        evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+        if evaluation:
+            self._file.log(step, evaluation)
 
     def __enter__(self) -> "_Log":
         return self

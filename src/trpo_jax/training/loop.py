@@ -82,7 +82,8 @@ def run_loop(
         The last state.
 
     Raises:
-        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM in any process, after the running iteration is reported and saved.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM in any process, after the running iteration is reported and saved; at
+            once if no iteration has been started yet.
         CheckpointError: a checkpoint cannot be written.
     """
     done = reporter.progress.iteration
@@ -105,6 +106,7 @@ def run_loop(
             else:
                 state, metrics = runner.update(state)
                 _finish(started, reporter, store)
+            started = None  # before the next snapshot is taken
             interrupts.guarded = True
             stopping = any_process(interrupts.pending)
             saves = store is not None and (stopping or milestones.saves_after(iteration))

@@ -1,7 +1,6 @@
 """Make an agent's configuration from the arguments of `train`."""
 
 import dataclasses
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,10 +69,7 @@ def whole_number_or_none(name: str, value: Any, *, at_least: int = 0) -> int | N
 
 def whole_number(name: str, value: Any, *, at_least: int = 0) -> int:
     """Return a whole number >= `at_least` as an integer; raise ConfigError for anything else."""
-    try:
-        number = operator.index(as_integers(value))
-    except TypeError:
-        number = at_least - 1
-    if isinstance(value, bool) or number < at_least:
-        raise ConfigError(name, value, Allowed(at_least=at_least).describe("an integer"))
+    number, allowed = as_integers(value), Allowed(at_least=at_least)
+    if isinstance(number, bool) or not isinstance(number, int) or not allowed.admits(number):
+        raise ConfigError(name, value, allowed.describe("an integer"))
     return number

@@ -15,7 +15,7 @@ from trpo_jax.execution.runner import Runner
 from trpo_jax.training.checkpoint import load_params
 
 
-class Elsewhere(NamedTuple):
+class ParamsSource(NamedTuple):
     """Source of a training's first parameters. If `path` and `params` are None, they are drawn."""
 
     path: str | Path | None
@@ -26,14 +26,14 @@ class Elsewhere(NamedTuple):
     """False keeps the value function as drawn."""
 
 
-def restored(runner: Runner, state: TrainState, elsewhere: Elsewhere) -> TrainState:
+def restored(runner: Runner, state: TrainState, source: ParamsSource) -> TrainState:
     """Put parameters from elsewhere into a fresh state.
 
     Raises:
         ConfigError: parameters of other shapes or dtypes, or a value function in other units of reward.
         CheckpointError: no checkpoint that can be read.
     """
-    path, params, restore_value_fn = elsewhere
+    path, params, restore_value_fn = source
     if params is None and path is None:
         return state
     host_state = to_host(state)

@@ -49,6 +49,11 @@ class RunConfig:
         """Name of the algorithm."""
         return algorithm_name(self.agent)
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether any episodes are played for evaluation."""
+        return self.num_evals > 0 and self.num_eval_envs > 0
+
 
 BESIDE_TRAINING = ("num_evals", "num_eval_envs", "deterministic_eval", "checkpoint_interval", "keep_checkpoints")
 """Fields that do not change what is trained."""

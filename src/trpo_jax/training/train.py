@@ -30,7 +30,7 @@ from trpo_jax.training.milestones import Milestones, make_milestones
 from trpo_jax.training.options import agent_config, whole_number, whole_number_or_none
 from trpo_jax.training.progress import ProgressLines, compilations_told
 from trpo_jax.training.reporting import Callbacks, ProgressFn, local_params
-from trpo_jax.training.restoring import Elsewhere, restored
+from trpo_jax.training.restoring import ParamsSource, restored
 from trpo_jax.training.run_config import RunConfig
 from trpo_jax.training.store import Store
 
@@ -136,7 +136,7 @@ def train(
         Schulman et al. 2015 (arXiv 1502.05477). Keywords and metrics follow `brax.training.agents.ppo.train`.
     """
     config = agent_config(environment, config, options, suite=suite, algorithm=algorithm, beside=KEYWORDS)
-    run = RunConfig(
+    run = RunConfig(  # environment, suite and backend are not set: the environment may be an object
         num_timesteps=num_timesteps,  # type: ignore[arg-type]  # 1e6 is a whole number, too
         seed=seed,
         num_evals=num_evals,
@@ -151,13 +151,15 @@ def train(
     training_metrics_steps = whole_number_or_none("training_metrics_steps", training_metrics_steps)
     if resume and save_checkpoint_path is None:
         raise ConfigError("save_checkpoint_path", None, "the folder to resume from, which resume=True needs")
-    loading = _Loading(suite, backend, wrap_env, wrap_env_fn, randomization_fn)
-    training_environment = loading.environment(environment, run, config.num_envs)
+    maker = _EnvironmentMaker(suite, backend, wrap_env, wrap_env_fn, randomization_fn)
+    training_environment = maker.environment(environment, run, config.num_envs)
     made = None if network_factory is None else _networks_by(network_factory, training_environment, config.num_envs)
     agent = make_agent(training_environment, config, made or networks)
     milestones = make_milestones(agent, run.num_timesteps, run.num_evals, num_resets_per_eval, run.checkpoint_interval)
-    eval_environment = None if eval_env is None else loading.environment(eval_env, run, max(run.num_eval_envs, 1))
-    evaluate_fn = run_evaluator(agent, run, eval_environment) if run_evals else None
+    evaluate_fn = None
+    if run_evals and run.evaluates:
+        eval_environment = None if eval_env is None else maker.environment(eval_env, run, run.num_eval_envs)
+        evaluate_fn = run_evaluator(agent, run, eval_environment)
     if log_training_metrics:
         iteration_fn = _all_of(iteration_fn, _every(training_metrics_steps, agent, progress_fn))
     lines = ProgressLines(run.num_timesteps) if progress and jax.process_index() == 0 else None
@@ -172,7 +174,7 @@ def train(
             evaluate_fn=evaluate_fn,
             devices=all_devices(max_devices_per_host),
             checkpoints=None if save_checkpoint_path is None else (save_checkpoint_path, resume),
-            restored_from=Elsewhere(restore_checkpoint_path, restore_params, restore_value_fn),
+            restored_from=ParamsSource(restore_checkpoint_path, restore_params, restore_value_fn),
         )
     return agent.make_policy, local_params(state), metrics
 
@@ -181,7 +183,7 @@ KEYWORDS = tuple(inspect.signature(train).parameters)[:-1]
 """Arguments of `train` that are not fields of a configuration."""
 
 
-class _Loading(NamedTuple):
+class _EnvironmentMaker(NamedTuple):
     """How `train` makes environments."""
 
     suite: str
@@ -219,18 +221,14 @@ def _networks_by(network_factory: Callable[..., Any], environment: Environment, 
     return networks_from_brax(network_factory, observation, int(environment.action_space.size))
 
 
-def run_evaluator(
-    agent: Agent, run: RunConfig, environment: Environment | None = None
-) -> Callable[[Any, Any], Episodes] | None:
-    """Return a function (params, key) -> episodes for a configuration, or None if it plays no episodes.
+def run_evaluator(agent: Agent, run: RunConfig, environment: Environment | None = None) -> Callable[[Any, Any], Episodes]:
+    """Return a function (params, key) -> episodes for a configuration.
 
     Args:
         agent: the agent that plays.
         run: sets the number of episodes, and whether to act by the mode.
         environment: the environment to play in; None takes the one that the agent trains in.
     """
-    if not (run.num_evals and run.num_eval_envs):
-        return None
     environment = agent.environment if environment is None else environment
     return make_evaluator(environment, agent.make_policy, num_episodes=run.num_eval_envs, deterministic=run.deterministic_eval)
 
@@ -244,7 +242,7 @@ def _train_agent(
     evaluate_fn: Callable[[Any, Any], Episodes] | None,
     devices: Sequence[jax.Device],
     checkpoints: tuple[str | Path, bool] | None,
-    restored_from: Elsewhere,
+    restored_from: ParamsSource,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Train from the beginning, or resume; `checkpoints` is (folder, whether to resume from it)."""
     runner = Runner(agent, OneTraining(agent.config.num_envs, devices), evaluate=evaluate_fn)
