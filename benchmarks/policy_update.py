@@ -1,11 +1,12 @@
-"""One policy update: what linearizing the network once buys over differentiating the KL twice, and what shaped damping costs.
+"""One policy update: what linearizing the network once saves, and what shaped damping and a limit on a cost cost.
 
     python benchmarks/policy_update.py [--samples 50000] [--rounds 7] [--json FILE]
 
 The two competitors are the whole of `trust_region_update` (gradient, conjugate gradients, line search) on the same batch
 and weights; they differ in the product with the Fisher matrix alone: Gauss-Newton, linearized once and transposed,
-against jvp of the gradient of the mean KL. A third is the first with shaped damping, in its second update. Observation 17,
-action 6, 10 conjugate-gradient iterations; they take turns.
+against jvp of the gradient of the mean KL. A third is the first with shaped damping, in its second update. A fourth is
+`constrained_trust_region_update` with one cost, near its limit. Observation 17, action 6, 10 conjugate-gradient iterations
+a solve; they take turns.
 """
 
 import dataclasses
@@ -54,7 +55,15 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
         lambda params, batch, state: trpo_jax.stateful_trust_region_update(network.apply, params, batch, state, shaped_config)
     )
     _, state, _ = shaped(params, batch, trpo_jax.init_trust_region_state(params, shaped_config))
+    with_cost = batch._replace(
+        cost_advantage=jax.random.normal(jax.random.key(4), (samples, 1)) + 0.5 * batch.advantage[:, None]
+    )
+    excess = jnp.asarray([-1e-3])
+    limited = jax.jit(
+        lambda params, batch: trpo_jax.constrained_trust_region_update(network.apply, params, batch, excess, config)
+    )
     competitors = {
+        "limited": lambda: limited(params, with_cost),
         "ours": lambda: ours(params, batch),
         "twice": lambda: twice(params, batch),
         "shaped": lambda: shaped(params, batch, state),
@@ -63,6 +72,7 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
     times = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
     ratio = report.ratio(seconds["ours"], seconds["twice"])
     price = report.ratio(seconds["shaped"], seconds["ours"])
+    price_of_limit = report.ratio(seconds["limited"], seconds["ours"])
     return {
         "samples": samples,
         "network": f"{hidden_size}-{hidden_size}",
@@ -74,6 +84,9 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
         "shaped ÷ identity": price["median"],
         "shaped min": price["min"],
         "shaped max": price["max"],
+        "one cost ÷ none": price_of_limit["median"],
+        "one cost min": price_of_limit["min"],
+        "one cost max": price_of_limit["max"],
     }
 
 

@@ -21,6 +21,11 @@ from trpo_jax.environments.protocol import Box, Discrete, Environment, Environme
 from trpo_jax.errors import CheckpointError, ConfigError, FileError, MissingPackageError
 from trpo_jax.execution.compilation_cache import enable_compilation_cache
 from trpo_jax.objective.advantages import generalized_advantage_estimation
+from trpo_jax.objective.constrained_update import (
+    ConstrainedInfo,
+    constrained_trust_region_update,
+    stateful_constrained_trust_region_update,
+)
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.objective.trust_region_config import TrustRegionConfig, TrustRegionInfo
 from trpo_jax.objective.trust_region_update import stateful_trust_region_update, trust_region_update
@@ -40,7 +45,7 @@ from trpo_jax.solver.conjugate_gradient import CGInfo, conjugate_gradient
 from trpo_jax.solver.curvature import fisher_vector_product, hessian_vector_product
 from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
 from trpo_jax.solver.optax import trust_region
-from trpo_jax.solver.outcome import StepInfo, StepOutcome
+from trpo_jax.solver.outcome import ConstrainedOutcome, StepInfo, StepOutcome
 from trpo_jax.solver.step_config import StepConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_region_step
 from trpo_jax.training.run_config import RunConfig, shipped_config
@@ -61,6 +66,8 @@ __all__ = [
     "CategoricalPolicy",
     "CheckpointError",
     "ConfigError",
+    "ConstrainedInfo",
+    "ConstrainedOutcome",
     "CriticConfig",
     "DiagonalGaussian",
     "Discrete",
@@ -100,6 +107,7 @@ __all__ = [
     "ValueNetwork",
     "backtracking_line_search",
     "conjugate_gradient",
+    "constrained_trust_region_update",
     "enable_compilation_cache",
     "fisher_vector_product",
     "generalized_advantage_estimation",
@@ -111,6 +119,7 @@ __all__ = [
     "make_trpo",
     "register_algorithm",
     "shipped_config",
+    "stateful_constrained_trust_region_update",
     "stateful_trust_region_step",
     "stateful_trust_region_update",
     "train",

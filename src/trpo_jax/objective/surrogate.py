@@ -22,6 +22,8 @@ class Batch(NamedTuple):
     advantage: Float[Array, "..."]
     weight: Float[Array, "..."] | None = None
     """Non-negative sample weights of any scale; a sample of weight zero is ignored, whatever its values."""
+    cost_advantage: Float[Array, "... K"] | None = None
+    """Advantages in K costs, positive if an action costs more than the policy's mean; for `constrained_trust_region_update`."""
 
 
 def check_batch(batch: Batch) -> None:
@@ -33,11 +35,11 @@ def check_batch(batch: Batch) -> None:
         leaf = getattr(batch, name)
         if leaf is not None and jnp.shape(leaf) != axes:
             raise ValueError(f"batch.{name}: got shape {jnp.shape(leaf)}, allowed: {axes}, the shape of batch.log_prob")
-    for name in ("log_prob", "advantage", "weight"):
+    for name in ("log_prob", "advantage", "weight", "cost_advantage"):
         leaf = getattr(batch, name)
         if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(f"batch.{name}: got dtype {jnp.result_type(leaf)}, allowed: a floating dtype")
-    for name in ("observation", "action"):
+    for name in ("observation", "action", "cost_advantage"):
         for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(batch, name)):
             if jnp.shape(leaf)[: len(axes)] != axes:
                 where = f"batch.{name}{jax.tree_util.keystr(path)}"
@@ -72,6 +74,7 @@ def mask_unweighted(batch: Batch) -> Batch:
         log_prob=mask(batch.log_prob),
         advantage=mask(batch.advantage),
         weight=batch.weight,
+        cost_advantage=None if batch.cost_advantage is None else mask(batch.cost_advantage),
     )
 
 

@@ -106,20 +106,20 @@ def stateful_trust_region_update(
     """
     check_floating(params, "params")
     check_batch(batch)
-    _check_policy(policy_fn, params, batch)
-    _check_config(config, batch, key)
+    check_policy(policy_fn, params, batch)
+    check_config(config, batch, key)
     with jax.default_matmul_precision("highest"):
         problem, objective, gradient = _policy_problem(policy_fn, params, mask_unweighted(batch), config, key, axis_name)
         params, state, step, report = step_along_gradient(problem, objective, gradient, params, state, config)
     return params, state, _info(step, report)
 
 
-class _Samples(NamedTuple):
+class Samples(NamedTuple):
     batch: Batch
     old: Distribution
 
 
-class _Report(NamedTuple):
+class Report(NamedTuple):
     """Report on new parameters, over the whole batch."""
 
     kl: Float[Array, ""]
@@ -127,7 +127,7 @@ class _Report(NamedTuple):
     entropy: Float[Array, ""]
 
 
-def _info(step: StepInfo, report: _Report) -> TrustRegionInfo:
+def _info(step: StepInfo, report: Report) -> TrustRegionInfo:
     told = step._asdict()
     del told["constraint"]
     return TrustRegionInfo(
@@ -149,8 +149,8 @@ def _policy_problem(
 ) -> tuple[Problem, Float[Array, ""], Params]:
     """Return the constrained maximization for a batch, and the surrogate and its gradient at `params`."""
     mine = local(params, axis_name)
-    divided = _divide(batch, config, axis_name)
-    whole = map_parts(lambda part: _Samples(part, jax.lax.stop_gradient(policy_fn(mine, part.observation))), divided)
+    divided = divide(batch, config, axis_name)
+    whole = map_parts(lambda part: Samples(part, jax.lax.stop_gradient(policy_fn(mine, part.observation))), divided)
 
     def surrogate(params: Params, batch: Batch) -> Float[Array, ""]:
         return surrogate_objective(policy_fn(params, batch.observation), batch)
@@ -160,13 +160,13 @@ def _policy_problem(
     states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
     problem = Problem(
         evaluate_fn=_evaluation(policy_fn, whole, config),
-        matvec=_fisher(policy_fn, mine, divided if states is batch else _divide(states, config, axis_name)),
+        matvec=fisher(policy_fn, mine, divided if states is batch else divide(states, config, axis_name)),
         curvature_floor_fn=_largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
     )
     return problem, objective, gradient
 
 
-def _divide(batch: Batch, config: TrustRegionConfig, axis_name: AxisName | None) -> Partition:
+def divide(batch: Batch, config: TrustRegionConfig, axis_name: AxisName | None) -> Partition:
     """Divide a batch into microbatches, with weights that have a sum of 1 over the whole batch."""
     weight = None if batch.weight is None else unit_weight(batch.weight, axis_name=axis_name)
     return partition(
@@ -184,7 +184,7 @@ def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig
     def evaluate(params: Params) -> Evaluation:
         mine = local(params, whole.axis_name)
 
-        def of_part(part: _Samples) -> tuple[tuple[Float[Array, ""], ...], Float[Array, ""]]:
+        def of_part(part: Samples) -> tuple[tuple[Float[Array, ""], ...], Float[Array, ""]]:
             new = policy_fn(mine, part.batch.observation)
             kl, largest = mean_and_max_kl(part.old, new, part.batch.weight)
             return (surrogate_objective(new, part.batch), kl, average(new.entropy(), part.batch.weight)), largest
@@ -193,12 +193,12 @@ def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig
         means, largest = parts.parts
         objective, kl, entropy = mean_of_parts(parts._replace(parts=means))
         max_kl = max_of_parts(parts._replace(parts=largest))
-        return Evaluation(objective, max_kl if config.kl_constraint == "max" else kl, _Report(kl, max_kl, entropy))
+        return Evaluation(objective, max_kl if config.kl_constraint == "max" else kl, Report(kl, max_kl, entropy))
 
     return evaluate
 
 
-def _fisher(policy_fn: PolicyFn, params: Params, states: Partition) -> MatVec:
+def fisher(policy_fn: PolicyFn, params: Params, states: Partition) -> MatVec:
     """Return v -> F v over the states. One part is linearized once; several parts are linearized again for each product."""
 
     def linearize(batch: Batch) -> MatVec:
@@ -228,7 +228,7 @@ def _largest_curvature(policy_fn: PolicyFn, params: Params, whole: Partition) ->
     return largest
 
 
-def _check_config(config: TrustRegionConfig, batch: Batch, key: PRNGKeyArray | None) -> None:
+def check_config(config: TrustRegionConfig, batch: Batch, key: PRNGKeyArray | None) -> None:
     """Raise TypeError for another config; raise ConfigError if a setting does not fit the batch or a key is missing."""
     if not isinstance(config, TrustRegionConfig):
         raise TypeError(f"config: got a {type(config).__name__}, allowed: a TrustRegionConfig")
@@ -239,7 +239,7 @@ def _check_config(config: TrustRegionConfig, batch: Batch, key: PRNGKeyArray | N
         raise ConfigError("key", None, 'a PRNG key, since curvature_sampling is "random"')
 
 
-def _check_policy(policy_fn: Callable[[Params, Any], Distribution], params: Params, batch: Batch) -> None:
+def check_policy(policy_fn: Callable[[Params, Any], Distribution], params: Params, batch: Batch) -> None:
     """Trace the policy once, abstractly, and raise if it does not return a distribution over the batch's actions."""
     axes = jnp.shape(batch.log_prob)
 

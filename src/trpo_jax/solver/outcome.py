@@ -45,3 +45,52 @@ class StepInfo(NamedTuple):
     """‖g‖ over all parameters."""
     step_norm: Float[Array, ""]
     """Norm of the step that was taken."""
+
+
+class ConstrainedOutcome(enum.IntEnum):
+    """Why a step with limited costs was taken or not; the numbers are those of `StepOutcome`, with one more."""
+
+    ACCEPTED = 0
+    NO_IMPROVEMENT = 1
+    """The smallest step fraction tried still did not improve the objective (enough), though all costs were within limits."""
+    KL_TOO_LARGE = 2
+    """The smallest step fraction tried still left the trust region."""
+    NOT_FINITE = 3
+    """The objective, a cost, a gradient, the direction or the smallest trial held a NaN or an infinity."""
+    ZERO_GRADIENT = 4
+    """No direction improves the objective within the limits."""
+    NEGATIVE_CURVATURE = 5
+    """A gradient's first direction of conjugate gradients has curvature <= 0, so that no natural step exists."""
+    COST_TOO_LARGE = 6
+    """The smallest step fraction tried still raised a cost above its limit, or one that was above it already."""
+
+
+class ConstrainedStepInfo(NamedTuple):
+    """What happened in a step with K limited costs. Scalars that describe the step taken are zero if it was rejected."""
+
+    outcome: Int[Array, ""]
+    """A `ConstrainedOutcome`."""
+    accepted: Bool[Array, ""]
+    improvement: Float[Array, ""]
+    """Objective at the returned parameters minus objective at the given ones."""
+    expected_improvement: Float[Array, ""]
+    """Its linear prediction, for the fraction of the step that was taken, or else tried last."""
+    constraint: Float[Array, ""]
+    """Value of the constraint at the returned parameters, at most `max_kl`."""
+    cost_change: Float[Array, "K"]
+    """Costs at the returned parameters minus costs at the given ones."""
+    feasible: Bool[Array, ""]
+    """Whether some step within the trust region keeps all limits, to first order. If none does, the step is a recovery step:
+    it lowers the costs that are above their limits."""
+    active: Bool[Array, "K"]
+    """Costs whose limits shape the step."""
+    step_fraction: Float[Array, ""]
+    """Fraction of the step that was taken."""
+    backtracks: Int[Array, ""]
+    """How often the line search shrank the step."""
+    cg_iterations: Int[Array, ""]
+    """Conjugate-gradient iterations done, over all K + 1 solves."""
+    cg_residual: Float[Array, ""]
+    """Largest relative residual of the solves; see `StepInfo`."""
+    step_norm: Float[Array, ""]
+    """Norm of the step taken."""

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from trpo_jax.solver.constrained_step import LimitedProblem, Start, constrained_step_on_vectors
 from trpo_jax.solver.damping import average_squares, damping_diagonal
-from trpo_jax.solver.outcome import StepInfo
+from trpo_jax.solver.outcome import ConstrainedStepInfo, StepInfo
 from trpo_jax.solver.step_config import StepConfig, TrustRegionState, check_state, check_stateless, init_trust_region_state
 from trpo_jax.solver.vector_step import Evaluation, Problem, step_on_vectors
 from trpo_jax.tree import MatVec, Params, check_floating, structure_and_shapes, upcast, where_finite
@@ -108,14 +109,56 @@ def step_along_gradient(
     _, unravel_direction = ravel_pytree(upcast(params))
     vectors = _on_vectors(problem, params, unravel, unravel_direction)
     gradient = _ravel_like(params, upcast(gradient), "the gradient")
-    diagonal = None
-    if state.squared_gradient is not None:
-        old, _ = ravel_pytree(state.squared_gradient)
-        new = _rounding(upcast(params), unravel_direction)(average_squares(old, gradient, config.gradient_decay))
-        average = where_finite(new, old)  # keep the old average if a square overflows its leaf's dtype
-        state, diagonal = TrustRegionState(unravel_direction(average)), damping_diagonal(average)
+    state, diagonal = _shaped(state, gradient, params, config)
     vector, info, report = step_on_vectors(vectors, objective, gradient, diagonal, vector, config)
     return unravel(vector), state, info, report
+
+
+def constrained_step_along_gradients(
+    problem: LimitedProblem,
+    values: Float[Array, "M"],
+    gradients: Params,
+    params: Params,
+    state: TrustRegionState,
+    config: StepConfig,
+) -> tuple[Params, TrustRegionState, ConstrainedStepInfo, Any]:
+    """Take a step with limited costs, given the values of objective and costs and their gradients.
+
+    Args:
+        problem: as functions of the parameters.
+        values: `[M]`, the objective and K = M - 1 costs at `params`.
+        gradients: theirs, a tree like `params` with a new leading axis `[M]`.
+        params: pytree of floating arrays.
+        state: of the shaped damping, for which the objective's gradient counts.
+        config: how to take the step.
+
+    Returns (params, state, info, the problem's report on the returned params), as `step_along_gradient` does.
+    """
+    check_state(state, params, config)
+    vector, unravel = ravel_pytree(params)
+    rows = jax.vmap(lambda tree: ravel_pytree(tree)[0])(upcast(gradients))
+    on_vectors = LimitedProblem(
+        evaluate_fn=lambda vector: problem.evaluate_fn(unravel(vector)),
+        matvec=lambda vector: _ravel_like(params, problem.matvec(unravel(vector)), "the result of matvec"),
+        excess=problem.excess,
+        round_fn=_rounding(params, unravel),
+    )
+    start = Start(values[0], rows[0], values[1:], rows[1:])
+    state, diagonal = _shaped(state, rows[0], params, config)
+    vector, info, report = constrained_step_on_vectors(on_vectors, start, diagonal, vector, config)
+    return unravel(vector), state, info, report
+
+
+def _shaped(
+    state: TrustRegionState, gradient: Float[Array, "P"], params: Params, config: StepConfig
+) -> tuple[TrustRegionState, Float[Array, "P"] | None]:
+    """Put a gradient into the running average of squares; return the state and the diagonal of the damping."""
+    if state.squared_gradient is None:
+        return state, None
+    old, unravel = ravel_pytree(state.squared_gradient)
+    new = _rounding(upcast(params), unravel)(average_squares(old, gradient, config.gradient_decay))
+    average = where_finite(new, old)  # keep the old average if a square overflows its leaf's dtype
+    return TrustRegionState(unravel(average)), damping_diagonal(average)
 
 
 def _ravel_like(params: Params, tree: Params, name: str) -> Float[Array, "P"]:

@@ -1,0 +1,216 @@
+"""One policy update of constrained policy optimization, as a pure function."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from trpo_jax.objective.partition import (
+    Partition,
+    local,
+    map_parts,
+    max_of_parts,
+    mean_of_parts,
+    mean_over_parts,
+    samples_for_curvature,
+)
+from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
+from trpo_jax.objective.trust_region_config import TrustRegionConfig
+from trpo_jax.objective.trust_region_update import PolicyFn, Report, Samples, check_config, check_policy, divide, fisher
+from trpo_jax.policy.distributions import Distribution
+from trpo_jax.solver.ball import MOST_LIMITS
+from trpo_jax.solver.constrained_step import LimitedEvaluation, LimitedProblem
+from trpo_jax.solver.outcome import ConstrainedStepInfo
+from trpo_jax.solver.step_config import TrustRegionState, check_stateless, init_trust_region_state
+from trpo_jax.solver.trust_region import constrained_step_along_gradients
+from trpo_jax.tree import Params, check_floating, upcast
+from trpo_jax.weights import AxisName, average
+
+
+class ConstrainedInfo(NamedTuple):
+    """What happened in an update with K limited costs. Scalars that describe the step taken are zero if it was rejected."""
+
+    outcome: Int[Array, ""]
+    """A `ConstrainedOutcome`."""
+    accepted: Bool[Array, ""]
+    surrogate_improvement: Float[Array, ""]
+    """Surrogate at the returned parameters minus surrogate at the given ones."""
+    expected_improvement: Float[Array, ""]
+    """Its linear prediction, for the fraction of the step that was taken, or else tried last."""
+    kl: Float[Array, ""]
+    """Mean KL(old ‖ new) of the returned parameters, nats."""
+    max_kl: Float[Array, ""]
+    """Largest KL(old ‖ new) of any state, nats."""
+    entropy: Float[Array, ""]
+    """Mean entropy of the returned policy, nats."""
+    cost_change: Float[Array, "K"]
+    """Surrogates of the costs at the returned parameters minus those at the given ones."""
+    feasible: Bool[Array, ""]
+    """Whether some step within the trust region keeps all limits, to first order. If none does, the step is a recovery step:
+    it lowers the costs that are above their limits."""
+    active: Bool[Array, "K"]
+    """Costs whose limits shape the step."""
+    step_fraction: Float[Array, ""]
+    """Fraction of the step that was taken."""
+    backtracks: Int[Array, ""]
+    """How often the line search shrank the step."""
+    cg_iterations: Int[Array, ""]
+    """Conjugate-gradient iterations done, over all K + 1 solves."""
+    cg_residual: Float[Array, ""]
+    """Largest relative residual of the solves."""
+    step_norm: Float[Array, ""]
+    """Norm of the step taken."""
+
+
+def constrained_trust_region_update(
+    policy_fn: PolicyFn,
+    params: Params,
+    batch: Batch,
+    cost_excess: Float[Array, "K"],
+    config: TrustRegionConfig = TrustRegionConfig(),  # noqa: B008 - frozen
+    *,
+    key: PRNGKeyArray | None = None,
+    axis_name: AxisName | None = None,
+) -> tuple[Params, ConstrainedInfo]:
+    """Improve a policy as far as a bound on its KL and limits on K costs allow, on one batch of experience.
+
+        maximize  mean r·A   subject to   mean KL(π_old ‖ π_θ) <= max_kl   and   c_k + mean (r - 1)·C_k <= 0
+
+    with r = exp(log π_θ(a|s) - log_prob), C_k = `batch.cost_advantage` and c_k = `cost_excess`. The best step of the linearized
+    problem is taken in the span of the natural gradients of the surrogate and of each cost, then a backtracking line search
+    on the whole batch. If no step within the trust region keeps the limits, the step lowers the costs that exceed them.
+
+    What it guarantees, for every input:
+        - accepted: KL(old ‖ new) <= max_kl as in `trust_region_update`; the surrogate of a cost that starts within its limit
+          stays within it, and that of any other does not rise; if all costs start within their limits the surrogate has
+          improved; every parameter is finite. With `line_search=False` only the last of these holds;
+        - otherwise: the parameters returned are the ones passed in, bit for bit, and `info.outcome` says why.
+
+    Args:
+        policy_fn: as for `trust_region_update`.
+        params: pytree of floating arrays.
+        batch: `Batch` with a `cost_advantage` `[..., K]`.
+        cost_excess: `[K]`, how far the old policy's costs are above their limits, negative below them, in units of the mean of
+            `cost_advantage`. For undiscounted costs of an episode that is (cost - limit) / (steps of an episode).
+        config: `TrustRegionConfig`; its float fields may be traced.
+        key: needed and consumed if `curvature_sampling` is "random".
+        axis_name: as for `trust_region_update`; `cost_excess` is the same on every device.
+
+    Returns:
+        (params, `ConstrainedInfo`).
+
+    Raises:
+        TypeError, ValueError, ConfigError: as `trust_region_update`; no costs, or more than `MOST_LIMITS`.
+        All before compilation. Numerical trouble never raises.
+
+    Reference:
+        Achiam et al. 2017 (arXiv 1705.10528), equations 11 to 14. The damping turns the step and hardly shortens it, as in
+        `trust_region_step`; the paper's dual counts it as curvature.
+    """
+    check_stateless(config)
+    check_floating(params, "params")
+    state = init_trust_region_state(params, config)
+    params, _, info = stateful_constrained_trust_region_update(
+        policy_fn, params, batch, cost_excess, state, config, key=key, axis_name=axis_name
+    )
+    return params, info
+
+
+def stateful_constrained_trust_region_update(
+    policy_fn: PolicyFn,
+    params: Params,
+    batch: Batch,
+    cost_excess: Float[Array, "K"],
+    state: TrustRegionState,
+    config: TrustRegionConfig,
+    *,
+    key: PRNGKeyArray | None = None,
+    axis_name: AxisName | None = None,
+) -> tuple[Params, TrustRegionState, ConstrainedInfo]:
+    """Run `constrained_trust_region_update` with a state that is carried from update to update.
+
+    As in `stateful_trust_region_update`, the state is a running average of the surrogate's squared gradient, which shapes the
+    damping. Returns (params, state, `ConstrainedInfo`).
+
+    Raises:
+        ValueError: besides what `constrained_trust_region_update` raises, a state of another config or of other parameters.
+    """
+    check_floating(params, "params")
+    check_batch(batch)
+    check_policy(policy_fn, params, batch)
+    check_config(config, batch, key)
+    cost_excess = _checked_excess(cost_excess, batch)
+    key = key if config.curvature_sampling == "random" else None
+    with jax.default_matmul_precision("highest"):
+        mine = local(params, axis_name)
+        batch = mask_unweighted(batch)
+        divided = divide(batch, config, axis_name)
+        whole = map_parts(lambda part: Samples(part, jax.lax.stop_gradient(policy_fn(mine, part.observation))), divided)
+        values, gradients = mean_over_parts(lambda part: _surrogates_and_gradients(policy_fn, mine, part), divided)
+        states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
+        problem = LimitedProblem(
+            evaluate_fn=_evaluation(policy_fn, whole, config),
+            matvec=fisher(policy_fn, mine, divide(states, config, axis_name)),
+            excess=cost_excess,
+        )
+        params, state, step, report = constrained_step_along_gradients(problem, values, gradients, params, state, config)
+    return params, state, _info(step, report)
+
+
+def _checked_excess(cost_excess: Any, batch: Batch) -> Float[Array, "K"]:
+    """Return the excess as an array; raise ValueError if the batch has no costs, too many, or others."""
+    shape = jnp.shape(batch.cost_advantage) if batch.cost_advantage is not None else (0,)
+    if not 1 <= shape[-1] <= MOST_LIMITS:
+        raise ValueError(f"batch.cost_advantage: got {shape[-1]} costs, allowed: 1 to {MOST_LIMITS}, along the last axis")
+    excess = upcast(jnp.asarray(cost_excess, jnp.promote_types(jnp.result_type(cost_excess), jnp.float32)))
+    if excess.shape != shape[-1:]:
+        raise ValueError(f"cost_excess: got shape {excess.shape}, allowed: {shape[-1:]}, a number for each cost of the batch")
+    return excess
+
+
+def _surrogates(policy: Distribution, batch: Batch) -> Float[Array, "M"]:
+    """Return the surrogates of the objective and of each cost."""
+    assert batch.cost_advantage is not None
+    of_costs = [batch._replace(advantage=batch.cost_advantage[..., k]) for k in range(batch.cost_advantage.shape[-1])]
+    return jnp.stack([surrogate_objective(policy, each) for each in (batch, *of_costs)])
+
+
+def _surrogates_and_gradients(policy_fn: PolicyFn, params: Params, batch: Batch) -> tuple[Float[Array, "M"], Params]:
+    """Return the surrogates `[M]` and their gradients, a tree like the parameters with a new leading axis `[M]`."""
+    values, pullback = jax.vjp(lambda params: _surrogates(policy_fn(params, batch.observation), batch), params)
+    return values, jax.vmap(lambda row: pullback(row)[0])(jnp.eye(len(values), dtype=values.dtype))
+
+
+def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig) -> Callable[[Params], LimitedEvaluation]:
+    """Return the map from parameters to surrogates, KL and entropy: one forward pass over the batch."""
+
+    def evaluate(params: Params) -> LimitedEvaluation:
+        mine = local(params, whole.axis_name)
+
+        def of_part(part: Samples) -> tuple[tuple[Float[Array, "..."], ...], Float[Array, ""]]:
+            new = policy_fn(mine, part.batch.observation)
+            kl, largest = mean_and_max_kl(part.old, new, part.batch.weight)
+            return (_surrogates(new, part.batch), kl, average(new.entropy(), part.batch.weight)), largest
+
+        parts = map_parts(of_part, whole)
+        means, largest = parts.parts
+        surrogates, kl, entropy = mean_of_parts(parts._replace(parts=means))
+        max_kl = max_of_parts(parts._replace(parts=largest))
+        constraint = max_kl if config.kl_constraint == "max" else kl
+        return LimitedEvaluation(surrogates[0], constraint, surrogates[1:], Report(kl, max_kl, entropy))
+
+    return evaluate
+
+
+def _info(step: ConstrainedStepInfo, report: Report) -> ConstrainedInfo:
+    told = step._asdict()
+    del told["constraint"]
+    return ConstrainedInfo(
+        surrogate_improvement=told.pop("improvement"),
+        kl=jnp.where(step.accepted, report.kl, 0.0),
+        max_kl=report.max_kl,
+        entropy=report.entropy,
+        **told,
+    )

@@ -1,0 +1,204 @@
+"""The update with limited costs: its guarantees for any input, and its step where it is known."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trpo_jax.errors import ConfigError
+from trpo_jax.objective.constrained_update import (
+    constrained_trust_region_update,
+    stateful_constrained_trust_region_update,
+)
+from trpo_jax.objective.trust_region_update import trust_region_update
+from trpo_jax.solver.outcome import ConstrainedOutcome
+from trpo_jax.solver.step_config import init_trust_region_state
+from update_problems import CONFIG, POLICIES, B, draw
+
+
+@functools.partial(jax.jit, static_argnames="name")
+def update(name, params, batch, excess, config):
+    return constrained_trust_region_update(POLICIES[name], params, batch, excess, config)
+
+
+def with_costs(name, dtype="float32", seed=0, number=1):
+    """Parameters and a batch with advantages in some costs, those of the objective for a part: limits are in the way."""
+    params, batch = draw(name, dtype, seed)
+    rng = np.random.default_rng([seed, number])
+    mixed = 0.6 * np.asarray(batch.advantage)[:, None] + rng.normal(size=(B, number))
+    return params, batch._replace(cost_advantage=jnp.asarray(mixed, dtype))
+
+
+def surrogates(name, params, batch):
+    """Surrogates of objective and costs, and the KL, in float64."""
+    with jax.enable_x64(True):
+        params, batch = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), (params, batch))
+        if name == "categorical":
+            batch = batch._replace(action=batch.action.astype(jnp.int32))
+        policy = POLICIES[name](params, batch.observation)
+        ratio = np.asarray(jnp.exp(policy.log_prob(batch.action) - batch.log_prob))
+        costs = np.asarray(batch.cost_advantage)
+        return np.mean(ratio * np.asarray(batch.advantage)), np.mean(ratio[:, None] * costs, axis=0), policy
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(
+    seed=st.integers(0, 2**16),
+    number=st.sampled_from([1, 2]),
+    excess=st.lists(st.floats(-0.3, 0.3), min_size=2, max_size=2),
+    max_kl=st.floats(1e-4, 0.3),
+)
+def test_an_accepted_update_keeps_the_bound_and_the_limits(name, seed, number, excess, max_kl):
+    params, batch = with_costs(name, seed=seed, number=number)
+    config, excess = dataclasses.replace(CONFIG, max_kl=max_kl), jnp.asarray(excess[:number], jnp.float32)
+    new, info = update(name, params, batch, excess, config)
+    objective, costs, old_policy = surrogates(name, params, batch)
+    new_objective, new_costs, new_policy = surrogates(name, new, batch)
+    if info.accepted:
+        with jax.enable_x64(True):
+            kl = float(jnp.mean(old_policy.kl(new_policy)))
+        assert kl <= max_kl * (1 + 1e-3)
+        room = np.maximum(-np.asarray(excess), 0)
+        size = 1e-5 * (1 + np.abs(costs) + np.abs(new_costs))  # rounding of float32
+        assert np.all(new_costs - costs <= room + size)
+        assert np.all(np.abs(info.cost_change - (new_costs - costs)) <= size)
+        if np.all(np.asarray(excess) <= 0):
+            assert new_objective - objective > -1e-5 * (1 + abs(objective) + abs(new_objective))
+            assert info.surrogate_improvement > 0
+    else:
+        assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(params), strict=True))
+        assert info.outcome != ConstrainedOutcome.ACCEPTED
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_far_from_its_limits_the_step_is_that_of_trpo(name, x64):
+    params, batch = with_costs(name, "float64", number=2)
+    config = dataclasses.replace(CONFIG, cg_iterations=60)  # to the solution: else the other directions improve on the step
+    new, info = update(name, params, batch, jnp.full(2, -10.0), config)
+    expected, told = jax.jit(lambda p, b: trust_region_update(POLICIES[name], p, b, config))(params, batch)
+    assert info.accepted & told.accepted
+    assert info.feasible & ~info.active.any()
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_limit_in_the_way_is_reached_and_not_passed(name):
+    config = dataclasses.replace(CONFIG, max_kl=1e-4)  # where surrogates are nearly linear
+    params, batch = with_costs(name, seed=3)
+    _, free = update(name, params, batch, jnp.asarray([-10.0]), config)
+    if free.cost_change[0] < 0:  # a cost that rises if nothing limits it
+        batch = batch._replace(cost_advantage=-batch.cost_advantage)
+    room = 0.3 * abs(float(free.cost_change[0]))
+    _, info = update(name, params, batch, jnp.asarray([-room]), config)
+    assert info.accepted & info.feasible & info.active[0]
+    assert 0.8 * room < info.cost_change[0] <= room
+    assert info.surrogate_improvement > 0
+
+
+def test_near_a_limit_the_step_is_corrected_for_the_curvature_of_the_cost_instead_of_shrunk():
+    params, batch = with_costs("gaussian", seed=3, number=2)
+    config = dataclasses.replace(CONFIG, max_kl=0.1)  # where the costs curve
+    steps = []
+    for room in (1e-3, 1e-4):
+        _, info = update("gaussian", params, batch, jnp.full(2, -room), config)
+        assert info.accepted & info.feasible
+        assert jnp.all(info.cost_change <= room)
+        steps.append(float(info.kl))
+    assert min(steps) > 0.2 * config.max_kl
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_cost_that_no_step_can_bring_below_its_limit_is_lowered(name):
+    params, batch = with_costs(name, seed=4, number=2)
+    _, info = update(name, params, batch, jnp.asarray([10.0, -10.0]), CONFIG)
+    assert info.accepted & ~info.feasible
+    assert info.active.tolist() == [True, False]
+    assert info.cost_change[0] < 0
+    assert 0.5 * CONFIG.max_kl < info.kl <= CONFIG.max_kl
+
+
+def test_microbatches_weights_and_shaped_damping_give_the_same_as_the_whole(x64):
+    params, batch = with_costs("gaussian", "float64", number=2)
+    excess = jnp.asarray([-0.01, 0.02])
+    weighted = batch._replace(weight=jnp.full(B, 3.0))
+    config = dataclasses.replace(CONFIG, damping_shape="gradient")
+    state = init_trust_region_state(params, config)
+
+    def run(batch, config):
+        new, state_after, info = stateful_constrained_trust_region_update(
+            POLICIES["gaussian"], params, batch, excess, state, config
+        )
+        return new, state_after, info
+
+    whole = run(batch, config)
+    for other in (run(weighted, config), run(batch, dataclasses.replace(config, num_microbatches=3))):
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("broken", ["advantage", "cost_advantage", "excess"])
+def test_what_is_not_finite_leaves_the_parameters_as_they_are(broken):
+    params, batch = with_costs("gaussian")
+    excess = jnp.asarray([0.0])
+    if broken == "excess":
+        excess = jnp.asarray([jnp.nan])
+    else:
+        leaf = getattr(batch, broken)
+        batch = batch._replace(**{broken: leaf.at[0].set(jnp.nan)})
+    new, info = update("gaussian", params, batch, excess, CONFIG)
+    assert info.outcome == ConstrainedOutcome.NOT_FINITE
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(params), strict=True))
+
+
+def test_a_sample_of_weight_zero_does_not_count():
+    params, batch = with_costs("gaussian")
+    weight = jnp.ones(B).at[0].set(0.0)
+    spoilt = batch._replace(weight=weight, cost_advantage=batch.cost_advantage.at[0].set(jnp.nan))
+    sound = batch._replace(weight=weight, cost_advantage=batch.cost_advantage.at[0].set(0.0))
+    results = [jax.tree.leaves(update("gaussian", params, each, jnp.zeros(1), CONFIG)) for each in (spoilt, sound)]
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_it_maps_over_limits_and_bounds():
+    params, batch = with_costs("gaussian")
+    excess = jnp.asarray([[-10.0], [-0.001], [10.0]])
+    _, infos = jax.vmap(lambda excess: constrained_trust_region_update(POLICIES["gaussian"], params, batch, excess, CONFIG))(
+        excess
+    )
+    assert infos.feasible.tolist() == [True, True, False]
+    alone = [update("gaussian", params, batch, each, CONFIG)[1] for each in excess]
+    np.testing.assert_allclose(infos.cost_change, jnp.stack([info.cost_change for info in alone]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "excess", "message"),
+    [
+        ({"cost_advantage": None}, [], r"batch.cost_advantage: got 0 costs, allowed: 1 to 6"),
+        ({"cost_advantage": np.zeros((B, 0), np.float32)}, [], r"batch.cost_advantage: got 0 costs, allowed: 1 to 6"),
+        ({"cost_advantage": np.zeros((B, 7), np.float32)}, [0.0] * 7, r"batch.cost_advantage: got 7 costs, allowed: 1 to 6"),
+        (
+            {"cost_advantage": np.zeros((3, 1), np.float32)},
+            [0.0],
+            r"batch.cost_advantage: got shape \(3, 1\)",
+        ),
+        ({}, [0.0, 0.0], r"cost_excess: got shape \(2,\), allowed: \(1,\)"),
+    ],
+)
+def test_costs_that_do_not_fit_are_refused(change, excess, message):
+    params, batch = with_costs("gaussian")
+    with pytest.raises(ValueError, match=message):
+        constrained_trust_region_update(POLICIES["gaussian"], params, batch._replace(**change), jnp.asarray(excess), CONFIG)
+
+
+def test_shaped_damping_needs_a_state():
+    params, batch = with_costs("gaussian")
+    config = dataclasses.replace(CONFIG, damping_shape="gradient")
+    with pytest.raises(ConfigError, match="damping_shape: got 'gradient'"):
+        constrained_trust_region_update(POLICIES["gaussian"], params, batch, jnp.zeros(1), config)
