@@ -26,6 +26,7 @@ from trpo_jax.objective.constrained_update import (
     constrained_trust_region_update,
     stateful_constrained_trust_region_update,
 )
+from trpo_jax.objective.improvement_bound import ImprovementBound, improvement_bound
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.objective.trust_region_config import TrustRegionConfig, TrustRegionInfo
 from trpo_jax.objective.trust_region_update import stateful_trust_region_update, trust_region_update
@@ -76,6 +77,7 @@ __all__ = [
     "EnvironmentState",
     "FileError",
     "GaussianPolicy",
+    "ImprovementBound",
     "Joint",
     "LineSearchResult",
     "LoadedRun",
@@ -112,6 +114,7 @@ __all__ = [
     "fisher_vector_product",
     "generalized_advantage_estimation",
     "hessian_vector_product",
+    "improvement_bound",
     "inference_params",
     "init_trust_region_state",
     "load_run",

@@ -53,6 +53,7 @@ METRICS = (
         "value_loss",
     ),
     *("explained_variance", "mean_value", "mean_return", "num_faults", "normalizer_kl"),
+    *("bound_change", "bound_surrogate", "bound_penalty"),
     *(f"num_{outcome.name.lower()}" for outcome in StepOutcome),
 )
 

@@ -24,6 +24,7 @@ from trpo_jax.environments.protocol import Box, Discrete, Environment, Environme
 from trpo_jax.environments.registry import as_environment
 from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset
 from trpo_jax.errors import ConfigError
+from trpo_jax.objective.improvement_bound import improvement_bound
 from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
 from trpo_jax.policy.networks import (
     CategoricalPolicy,
@@ -178,6 +179,7 @@ class Agent:
             "mean_return": average(target, unit) / config.reward_scaling,
         }
         own |= self._policy_metrics(policy, normalizer, observation, transition.observation, weight)
+        own |= self._bound_metrics(metrics, advantage, unit, config)
         _check_metrics(metrics, own)
         metrics = metrics | own
         return Learner(policy, update, normalizer), Regression(observation, target, weight), _named(metrics)
@@ -215,6 +217,21 @@ class Agent:
             return advantage
         spread = jnp.sqrt(variance(advantage, weight))
         return (advantage - average(advantage, weight)) / (spread + 1e-8)
+
+    def _bound_metrics(
+        self, metrics: Metrics, advantage: Float[Array, "T N"], unit: Float[Array, "T N"], config: AgentConfig
+    ) -> Metrics:
+        """Report `improvement_bound` as the batch estimates it, if the algorithm reports how the surrogate has changed."""
+        if "surrogate_improvement" not in metrics:
+            return {}
+        spread = jnp.sqrt(variance(advantage, unit)) if self.config.normalize_advantages else 1.0
+        bound = improvement_bound(
+            metrics["surrogate_improvement"] * spread / config.reward_scaling,
+            jnp.max(jnp.where(unit > 0, jnp.abs(advantage), 0.0)) / config.reward_scaling,
+            metrics["max_kl"],
+            discounting=config.discounting,
+        )
+        return {f"bound_{name}": value for name, value in bound._asdict().items()}
 
     def _policy_metrics(
         self, params: Any, normalizer: NormalizerState | None, normalized: Any, observation: Any, weight: Float[Array, "T N"]

@@ -88,7 +88,10 @@ def episode_metrics(statistics: EpisodeStatistics, action_repeat: int) -> Metric
     }
 
 
-SAMPLE_MEANS = ("explained_variance", "mean_value", "mean_return", "value_loss", "normalizer_kl")
+BOUND = ("bound_change", "bound_surrogate", "bound_penalty")
+"""Terms of the policy improvement bound."""
+
+SAMPLE_MEANS = ("explained_variance", "mean_value", "mean_return", "value_loss", "normalizer_kl", *BOUND)
 """Metrics of every agent that are averages over samples."""
 
 EPISODE_MEANS = ("episode_reward", "episode_length")
