@@ -55,15 +55,8 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
         lambda params, batch, state: trpo_jax.stateful_trust_region_update(network.apply, params, batch, state, shaped_config)
     )
     _, state, _ = shaped(params, batch, trpo_jax.init_trust_region_state(params, shaped_config))
-    with_cost = batch._replace(
-        cost_advantage=jax.random.normal(jax.random.key(4), (samples, 1)) + 0.5 * batch.advantage[:, None]
-    )
-    excess = jnp.asarray([-1e-3])
-    limited = jax.jit(
-        lambda params, batch: trpo_jax.constrained_trust_region_update(network.apply, params, batch, excess, config)
-    )
     competitors = {
-        "limited": lambda: limited(params, with_cost),
+        "limited": update_with_limit(network.apply, params, batch, config),
         "ours": lambda: ours(params, batch),
         "twice": lambda: twice(params, batch),
         "shaped": lambda: shaped(params, batch, state),
@@ -98,6 +91,14 @@ def make_problem(network, samples: int):
     action = distribution.sample(keys[2])
     advantage = jax.random.normal(keys[3], (samples,)) + jnp.tanh(action[:, 0])
     return params, Batch(observation, action, distribution.log_prob(action), advantage)
+
+
+def update_with_limit(policy_fn, params, batch, config):
+    """Return the update with one cost, near its limit, as a function without arguments."""
+    cost = jax.random.normal(jax.random.key(4), batch.advantage.shape) + 0.5 * batch.advantage
+    batch, excess = batch._replace(cost_advantage=cost[:, None]), jnp.asarray([-1e-3])
+    update = jax.jit(lambda params, batch: trpo_jax.constrained_trust_region_update(policy_fn, params, batch, excess, config))
+    return lambda: update(params, batch)
 
 
 def update_by_differentiating_twice(policy_fn, params, batch, config):

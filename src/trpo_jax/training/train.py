@@ -156,10 +156,8 @@ def train(
     made = None if network_factory is None else _networks_by(network_factory, training_environment, config.num_envs)
     agent = make_agent(training_environment, config, made or networks)
     milestones = make_milestones(agent, run.num_timesteps, run.num_evals, num_resets_per_eval, run.checkpoint_interval)
-    evaluate_fn = None
-    if run_evals and run.evaluates:
-        eval_environment = None if eval_env is None else maker.environment(eval_env, run, run.num_eval_envs)
-        evaluate_fn = run_evaluator(agent, run, eval_environment)
+    evaluates = run_evals and run.evaluates
+    eval_environment = maker.environment(eval_env, run, run.num_eval_envs) if evaluates and eval_env is not None else None
     if log_training_metrics:
         iteration_fn = _all_of(iteration_fn, _every(training_metrics_steps, agent, progress_fn))
     lines = ProgressLines(run.num_timesteps) if progress and jax.process_index() == 0 else None
@@ -171,7 +169,7 @@ def train(
             run,
             milestones,
             Callbacks(iteration_fn, progress_fn, policy_params_fn),
-            evaluate_fn=evaluate_fn,
+            evaluate_fn=run_evaluator(agent, run, eval_environment) if evaluates else None,
             devices=all_devices(max_devices_per_host),
             checkpoints=None if save_checkpoint_path is None else (save_checkpoint_path, resume),
             restored_from=ParamsSource(restore_checkpoint_path, restore_params, restore_value_fn),
