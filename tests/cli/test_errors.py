@@ -133,7 +133,7 @@ BAD = {
     "render taken --format avi": "invalid choice 'avi' for argument '--format'",
     "plot": "RUN: got '', allowed: one or more folders that a training wrote",
     "plot none": "run: got 'none', allowed: a folder that a training wrote, with a config.toml",
-    "plot none --out plot.bmp": "out: got 'plot.bmp', allowed: a file name that ends in .png, .pdf, .svg",
+    "plot none --out plot.bmp": "out: got 'plot.bmp', allowed: a file name that ends in .png or .pdf or .svg",
 }
 
 

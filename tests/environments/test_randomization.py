@@ -90,8 +90,8 @@ WRONG = {
     lambda sys, rng: (sys, None): ("a function whose in_axes map no leaf", "at least one leaf"),
     lambda sys, rng: (sys, {"gravity": 0}): ("a function whose in_axes do not fit its model", "the model's structure"),
     lambda sys, rng: (sys.replace(gravity=jnp.ones(7)), sys.replace(gravity=0, mass=None, unused=None)): (
-        r"a leaf \(7,\) with axis 0 mapped",
-        r"one value per key \(2\)",
+        r"a leaf of shape \(7,\), mapped along axis 0",
+        "length 2 along that axis",
     ),
 }
 

@@ -230,7 +230,7 @@ def test_the_picture_is_one_to_look_at(tmp_path):
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("picture.gif", r"out: got 'picture.gif', allowed: a file name that ends in .png, .pdf, .svg"),
+        ("picture.gif", r"out: got 'picture.gif', allowed: a file name that ends in .png or .pdf or .svg"),
         ("none/picture.png", r"^none/picture.png cannot be written: No such file"),
     ],
 )

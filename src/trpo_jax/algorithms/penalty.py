@@ -91,7 +91,7 @@ def update(
             new = policy_fn(params, batch.observation)
             return surrogate_objective(new, batch) - beta * mean_and_max_kl(old, new, batch.weight)[0]
 
-        objective, gradient = jax.value_and_grad(penalized)(params)  # the KL's own gradient is zero here
+        objective, gradient = jax.value_and_grad(penalized)(params)  # the KL's gradient is zero at the old parameters
         direction, solved = _natural_gradient(policy_fn, params, batch, gradient, options)
         step = scaled(1.0 / beta, direction)
 

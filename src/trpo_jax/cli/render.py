@@ -44,7 +44,7 @@ def render_command(arguments: list[str]) -> int:
     parsed = parse(RenderArguments, arguments, command="render", description=DESCRIPTION)
     size = _pixels(parsed.size)
     if sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a screen; read when mujoco is imported
+        os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a screen; must be set before mujoco is imported
 
     from trpo_jax.runs.run_folder import open_run_folder
     from trpo_jax.sweep.finding import best_run

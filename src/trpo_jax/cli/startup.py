@@ -32,7 +32,9 @@ def complain(line: str, command: str = "") -> None:
 
 def configure_process() -> None:
     """Switch on JAX's persistent compilation cache and quiet the libraries underneath."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides XLA's remarks on cached CPU code; read when jax is imported
+    os.environ.setdefault(
+        "TF_CPP_MIN_LOG_LEVEL", "2"
+    )  # hides XLA's remarks on cached CPU code; must be set before jax is imported
     from trpo_jax.execution.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()

@@ -162,7 +162,7 @@ def _sweep(path: str | Path, runs: Sequence[Any], planned: Sequence[Any], execut
         except (KeyboardInterrupt, SystemExit):
             say(console.last_words())
             raise
-        except ExceptionGroup as error:  # the console has printed each of its errors in full
+        except ExceptionGroup as error:  # the console has printed every error of the group in full
             complain(f"error: {error.message}", "sweep")
             return FAILED
     console.finish(folder.results)

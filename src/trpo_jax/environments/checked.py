@@ -104,8 +104,8 @@ def _check_state(state: Any, environment: Environment, method: str, num_envs: in
             )
     for name, kind, hint in (
         ("reward", jnp.floating, "a floating dtype"),
-        ("terminated", jnp.bool_, "bool (Brax's done is `done > 0`)"),
-        ("truncated", jnp.bool_, "bool (Brax's truncation is `truncation > 0`)"),
+        ("terminated", jnp.bool_, "bool (for Brax's float flag write `done > 0`)"),
+        ("truncated", jnp.bool_, "bool (for Brax's float flag write `truncation > 0`)"),
     ):
         leaf = getattr(state, name)
         if not jax.tree_util.all_leaves([leaf]) or jnp.shape(leaf) != (num_envs,):

@@ -142,7 +142,7 @@ def _load(name: str, backend: str) -> mujoco_playground.MjxEnv:
         allowed = f"one whose robot models are installed; those of this one could not be cloned by git ({_one_line(error)})"
         raise ConfigError("environment", name, allowed) from None
     except NotImplementedError as error:
-        raise ConfigError("backend", backend, f"one that can simulate {name} ({_one_line(error)})") from None
+        raise ConfigError("backend", backend, f"one that can simulate {name}; this one cannot: {_one_line(error)}") from None
 
 
 def _one_line(error: Exception) -> str:

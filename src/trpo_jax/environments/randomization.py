@@ -87,8 +87,8 @@ class Randomization:
         leaves, treedef = jax.tree.flatten(batched)
         for leaf, axis in zip(leaves, axes, strict=True):
             if axis is not None and jnp.shape(leaf)[axis] != keys.shape[0]:
-                got = f"a leaf {jnp.shape(leaf)} with axis {axis} mapped"
-                raise _wrong(got, f"leaves with one value per key ({keys.shape[0]})")
+                got = f"a leaf of shape {jnp.shape(leaf)}, mapped along axis {axis}"
+                raise _wrong(got, f"length {keys.shape[0]} along that axis, one entry for each key")
         if all(axis is None for axis in axes):
             raise _wrong("a function whose in_axes map no leaf", "one that randomizes at least one leaf of the model")
         return leaves, axes, treedef

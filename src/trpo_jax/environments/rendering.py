@@ -187,7 +187,7 @@ def make_scene(environment: Environment) -> Scene:
 def _presentable(model: mujoco.MjModel) -> mujoco.MjModel:
     """Return a copy that looks better. A model with a sky was made for display and keeps its light."""
     model = copy.copy(model)
-    model.vis.quality.shadowsize = 1024  # looks as good in frames this small, and halves their cost without a GPU
+    model.vis.quality.shadowsize = 1024  # a larger one looks no better in small frames, and doubles their cost on a CPU
     if not _has_sky(model):
         model.vis.headlight.ambient[:] = 0.35
         model.vis.headlight.diffuse[:] = 0.45

@@ -166,7 +166,9 @@ def _checked_excess(cost_excess: Any, batch: Batch) -> Float[Array, "K"]:
         raise ValueError(f"batch.cost_advantage: got {shape[-1]} costs, allowed: 1 to {MOST_LIMITS}, along the last axis")
     excess = upcast(jnp.asarray(cost_excess, jnp.promote_types(jnp.result_type(cost_excess), jnp.float32)))
     if excess.shape != shape[-1:]:
-        raise ValueError(f"cost_excess: got shape {excess.shape}, allowed: {shape[-1:]}, a number for each cost of the batch")
+        raise ValueError(
+            f"cost_excess: got shape {excess.shape}, allowed: {shape[-1:]}, as batch.cost_advantage has {shape[-1]} costs"
+        )
     return excess
 
 

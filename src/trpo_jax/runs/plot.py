@@ -100,7 +100,7 @@ def plot_runs(paths: Sequence[Path | str], out: Path | str) -> Path:
     """
     path = Path(out)
     if path.suffix.lower() not in FORMATS:
-        raise ConfigError("out", str(path), f"a file name that ends in {', '.join(FORMATS)}")
+        raise ConfigError("out", str(path), f"a file name that ends in {' or '.join(FORMATS)}")
     figure = draw([read_run(folder, name) for folder, name in zip(paths, run_names(paths), strict=True)])
     try:
         figure.savefig(path, dpi=150)

@@ -23,7 +23,7 @@ class Run(NamedTuple):
     source: str
     """The environment as the sweep file gives it: a name or a configuration file."""
     swept: dict[str, Any]
-    """Its values of the fields in which settings differ."""
+    """The fields in which the sweep's settings differ, with this run's values."""
     config: RunConfig
 
 
