@@ -64,11 +64,11 @@ def test_an_accepted_update_keeps_the_bound_and_the_limits(name, seed, number, e
             kl = float(jnp.mean(old_policy.kl(new_policy)))
         assert kl <= max_kl * (1 + 1e-3)
         room = np.maximum(-np.asarray(excess), 0)
-        size = 1e-5 * (1 + np.abs(costs) + np.abs(new_costs))  # rounding of float32
+        size = 1e-4 * (1 + np.abs(costs) + np.abs(new_costs))  # rounding of float32: ratios may be large
         assert np.all(new_costs - costs <= room + size)
         assert np.all(np.abs(info.cost_change - (new_costs - costs)) <= size)
         if np.all(np.asarray(excess) <= 0):
-            assert new_objective - objective > -1e-5 * (1 + abs(objective) + abs(new_objective))
+            assert new_objective - objective > -1e-4 * (1 + abs(objective) + abs(new_objective))
             assert info.surrogate_improvement > 0
     else:
         assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(params), strict=True))
@@ -202,3 +202,31 @@ def test_shaped_damping_needs_a_state():
     config = dataclasses.replace(CONFIG, damping_shape="gradient")
     with pytest.raises(ConfigError, match="damping_shape: got 'gradient'"):
         constrained_trust_region_update(POLICIES["gaussian"], params, batch, jnp.zeros(1), config)
+
+
+@pytest.mark.parametrize("kind", ["max_kl", "batch"])
+def test_mixed_precision_is_no_error(x64, kind):
+    params, batch = with_costs("gaussian", number=2)
+    config = CONFIG
+    if kind == "max_kl":
+        config = dataclasses.replace(CONFIG, max_kl=jnp.float64(0.01))
+    else:
+        batch = jax.tree.map(lambda leaf: leaf.astype("float64"), batch)
+    new, info = update("gaussian", params, batch, jnp.asarray([-0.01, 0.01], jnp.float32), config)
+    assert info.accepted
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(new)} == {"float32"}
+
+
+def test_the_largest_kl_sets_the_length_if_it_is_the_constraint():
+    params, batch = with_costs("gaussian")
+    config = dataclasses.replace(CONFIG, kl_constraint="max")
+    _, info = update("gaussian", params, batch, jnp.asarray([-0.01]), config)
+    assert info.accepted & (info.max_kl <= config.max_kl)
+    assert info.backtracks <= 1
+
+
+def test_infinite_limits_leave_the_step_of_trpo():
+    params, batch = with_costs("gaussian")
+    _, info = update("gaussian", params, batch, jnp.asarray([-jnp.inf]), CONFIG)
+    assert info.accepted & info.feasible
+    assert update("gaussian", params, batch, jnp.asarray([jnp.inf]), CONFIG)[1].outcome == ConstrainedOutcome.NOT_FINITE

@@ -29,7 +29,9 @@ class PolicyUpdate(NamedTuple):
     the config says so. Unusable samples have weight 0. `config` is the algorithm's configuration with its scheduled values.
     Params and state keep their avals. Metrics are logged under "training/NAME". All algorithms report "kl" and "max_kl", the
     mean and the largest KL(old ‖ new) over states in nats, and "entropy", the new policy's. If reported, plots also draw
-    "accepted" (1 if the policy has moved, else 0) and "kl_bound" (the upper limit of the KL).
+    "accepted" (1 if the policy has moved, else 0) and "kl_bound" (the upper limit of the KL). From
+    "surrogate_improvement", the mean of (r - 1)·advantage with r the ratio of new and old probability, the agent computes
+    `improvement_bound`.
     """
     sample_means: tuple[str, ...] = ("kl", "max_kl", "entropy")
     """Metrics that are averages over samples, and so unknown if all samples are faulty."""

@@ -18,7 +18,16 @@ from trpo_jax.objective.partition import (
 )
 from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
 from trpo_jax.objective.trust_region_config import TrustRegionConfig
-from trpo_jax.objective.trust_region_update import PolicyFn, Report, Samples, check_config, check_policy, divide, fisher
+from trpo_jax.objective.trust_region_update import (
+    PolicyFn,
+    Report,
+    Samples,
+    check_config,
+    check_policy,
+    divide,
+    fisher,
+    largest_curvature,
+)
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.solver.ball import MOST_LIMITS
 from trpo_jax.solver.constrained_step import LimitedEvaluation, LimitedProblem
@@ -152,8 +161,9 @@ def stateful_constrained_trust_region_update(
         states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
         problem = LimitedProblem(
             evaluate_fn=_evaluation(policy_fn, whole, config),
-            matvec=fisher(policy_fn, mine, divide(states, config, axis_name)),
+            matvec=fisher(policy_fn, mine, divided if states is batch else divide(states, config, axis_name)),
             excess=cost_excess,
+            curvature_floor_fn=largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
         )
         params, state, step, report = constrained_step_along_gradients(problem, values, gradients, params, state, config)
     return params, state, _info(step, report)
@@ -164,7 +174,9 @@ def _checked_excess(cost_excess: Any, batch: Batch) -> Float[Array, "K"]:
     shape = jnp.shape(batch.cost_advantage) if batch.cost_advantage is not None else (0,)
     if not 1 <= shape[-1] <= MOST_LIMITS:
         raise ValueError(f"batch.cost_advantage: got {shape[-1]} costs, allowed: 1 to {MOST_LIMITS}, along the last axis")
-    excess = upcast(jnp.asarray(cost_excess, jnp.promote_types(jnp.result_type(cost_excess), jnp.float32)))
+    excess = upcast(jnp.asarray(cost_excess))
+    if not jnp.issubdtype(excess.dtype, jnp.floating):
+        raise TypeError(f"cost_excess: got dtype {excess.dtype}, allowed: a floating dtype")
     if excess.shape != shape[-1:]:
         raise ValueError(
             f"cost_excess: got shape {excess.shape}, allowed: {shape[-1:]}, as batch.cost_advantage has {shape[-1]} costs"

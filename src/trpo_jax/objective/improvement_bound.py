@@ -33,8 +33,8 @@ def improvement_bound(
     have errors, and the largest values in a batch are smaller than the largest of all.
 
     Args:
-        surrogate_improvement: E[r·A] - E[A], in units of reward; E[A] = 0 for true advantages.
-        max_advantage: ε, in units of reward.
+        surrogate_improvement: E[r·A] - E[A], in units of return; E[A] = 0 for true advantages.
+        max_advantage: ε, in units of return.
         max_kl: largest KL(π ‖ π̃) of any state, nats.
         discounting: γ in [0, 1]. At 1 there is no bound; a huge penalty says so.
 
@@ -44,8 +44,9 @@ def improvement_bound(
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477), theorem 1 and equations 9 and 10.
     """
-    left = 1.0 - jnp.asarray(discounting, jnp.result_type(float))
+    dtype = jnp.promote_types(jnp.result_type(surrogate_improvement), jnp.float32)
+    left = 1.0 - jnp.asarray(discounting, dtype)
     horizon = 1.0 / jnp.maximum(left, jnp.finfo(left.dtype).eps)
     surrogate = surrogate_improvement * horizon
-    penalty = 4.0 * max_advantage * discounting * horizon**2 * max_kl
+    penalty = 4.0 * max_advantage * (1.0 - left) * horizon**2 * max_kl
     return ImprovementBound(surrogate, penalty, surrogate - penalty)

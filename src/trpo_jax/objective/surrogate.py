@@ -35,6 +35,9 @@ def check_batch(batch: Batch) -> None:
         leaf = getattr(batch, name)
         if leaf is not None and jnp.shape(leaf) != axes:
             raise ValueError(f"batch.{name}: got shape {jnp.shape(leaf)}, allowed: {axes}, the shape of batch.log_prob")
+    if batch.cost_advantage is not None and jnp.ndim(batch.cost_advantage) != len(axes) + 1:
+        shape = jnp.shape(batch.cost_advantage)
+        raise ValueError(f"batch.cost_advantage: got shape {shape}, allowed: {axes} and one more axis, that of the costs")
     for name in ("log_prob", "advantage", "weight", "cost_advantage"):
         leaf = getattr(batch, name)
         if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):

@@ -161,7 +161,7 @@ def _policy_problem(
     problem = Problem(
         evaluate_fn=_evaluation(policy_fn, whole, config),
         matvec=fisher(policy_fn, mine, divided if states is batch else divide(states, config, axis_name)),
-        curvature_floor_fn=_largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
+        curvature_floor_fn=largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
     )
     return problem, objective, gradient
 
@@ -213,7 +213,7 @@ def fisher(policy_fn: PolicyFn, params: Params, states: Partition) -> MatVec:
     return matvec
 
 
-def _largest_curvature(policy_fn: PolicyFn, params: Params, whole: Partition) -> Callable[[Params], Float[Array, ""]]:
+def largest_curvature(policy_fn: PolicyFn, params: Params, whole: Partition) -> Callable[[Params], Float[Array, ""]]:
     """Return the map x -> max over states of xᵀF_i x, the second derivative of the state's KL along x."""
 
     def largest(x: Params) -> Float[Array, ""]:

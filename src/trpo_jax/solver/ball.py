@@ -11,10 +11,16 @@ MOST_LIMITS = 6
 """Every subset of the limits is tried, 2^K of them."""
 
 TOLERANCE = 1e-4
-"""A limit counts as kept if it is exceeded by no more than this share of what the whole ball can change about it."""
+"""A limit counts as kept if it is exceeded by at most this share of what the whole ball can change about it."""
 
 NEGLIGIBLE = 1e-6
-"""Directions whose curvature is below this share of the largest are left out."""
+"""Directions that are parallel but for this share of curvature are left out, and gains below this share of the ball's."""
+
+FARTHEST = 1e6
+"""Limits that are farther away than so many times the radius count as being so far away."""
+
+REFINEMENTS = 2
+"""How often a projection is repeated on what it has left: float32 loses digits if limits are nearly parallel."""
 
 
 class BallSolution(NamedTuple):
@@ -22,9 +28,16 @@ class BallSolution(NamedTuple):
 
     point: Float[Array, "M"]
     feasible: Bool[Array, ""]
-    """Whether the ball holds a point within all limits. If it does not, `point` is a step towards them."""
+    """Whether the ball holds a point within all limits. If it does not, `point` is a step towards the nearest one."""
     active: Bool[Array, "K"]
-    """Limits that hold with equality at the point; those that are exceeded at the origin if the ball holds no such point."""
+    """Limits that hold with equality at the point, or at the nearest point outside the ball that keeps all limits."""
+
+
+class _Projections(NamedTuple):
+    """Of the origin and of the gradient, on the points at which some limits hold with equality."""
+
+    nearest: Float[Array, "M"]
+    along: Float[Array, "M"]
 
 
 def maximize_in_ball(
@@ -42,18 +55,19 @@ def maximize_in_ball(
         z = z₀ + u · sqrt(2δ - ‖z₀‖²) / ‖u‖,    z₀ = -B_Aᵀ(B_A B_Aᵀ)⁺ c_A,    u = g - B_Aᵀ(B_A B_Aᵀ)⁺ B_A g
 
     in coordinates in which G is the identity. The best of these points that keeps all limits is returned. If no point of the
-    ball does, the step goes to the end of the ball in the direction of z₀ for the limits that are exceeded at the origin: the
-    recovery step.
+    ball does, the step goes to the end of the ball in the direction of the shortest z₀ that keeps all limits: the recovery
+    step. On its way every exceeded limit comes nearer, and no other is broken.
 
     Args:
         gradient: g `[M]`.
-        slopes: B `[K, M]`, the gradients of the limited quantities; 1 <= K <= `MOST_LIMITS`, static.
-        excess: c `[K]`, by how much each is above its limit at the origin; negative below it.
+        slopes: B `[K, M]`, the gradients of the limited quantities; 1 <= K <= `MOST_LIMITS`, static. A limit whose slope is
+            zero is none: no step changes it.
+        excess: c `[K]`, by how much each is above its limit at the origin; negative below it. -inf is no limit.
         curvature: G `[M, M]`, symmetric, positive semi-definite. Directions in which it is nearly zero are left out.
         radius: δ > 0.
 
     Returns:
-        `BallSolution`.
+        `BallSolution`. No point improves on the origin if `point` is zero.
 
     Raises:
         ValueError: no limits, or more than `MOST_LIMITS`.
@@ -64,51 +78,73 @@ def maximize_in_ball(
     number = slopes.shape[0]
     if not 1 <= number <= MOST_LIMITS:
         raise ValueError(f"slopes: got {number} limits, allowed: 1 to {MOST_LIMITS}")
-    values, vectors = jnp.linalg.eigh(0.5 * (curvature + curvature.T))
-    kept = values > NEGLIGIBLE * jnp.max(values)
-    whiten = vectors * jnp.where(kept, jax.lax.rsqrt(jnp.where(kept, values, 1.0)), 0.0)[None, :]
-    gradient, slopes = whiten.T @ gradient, slopes @ whiten
-    size = jnp.sqrt(2.0 * radius)
-    reach = size * jnp.linalg.norm(slopes, axis=1)  # the most that the ball changes about each
-    chosen = jnp.asarray(list(itertools.product((False, True), repeat=number)))
-    points = jax.vmap(lambda mask: _best_with_equality(gradient, slopes, excess, mask, size))(chosen)
-    within = jnp.all(excess[None, :] + points @ slopes.T <= TOLERANCE * reach[None, :], axis=1)
-    inside = jnp.sum(points**2, axis=1) <= (1.0 + TOLERANCE) * size**2
-    objective = jnp.where(within & inside, points @ gradient, -jnp.inf)
-    best = jnp.argmax(objective)
-    feasible = jnp.any(within & inside)
-    exceeded = excess > 0
-    towards, _ = _meeting(slopes, excess, exceeded)
-    norm = jnp.linalg.norm(towards)
-    recovery = towards * size / jnp.where(norm > 0, norm, 1.0)
+    to_sphere = jnp.sqrt(2.0 * radius) * _whitening(curvature)  # y = to_sphere @ w, in the ball if ‖w‖ <= 1
+    gradient, _ = _unit(to_sphere.T @ gradient)
+    units, sizes = _unit(slopes @ to_sphere)
+    excess = jnp.where(sizes > 0, excess / jnp.where(sizes > 0, sizes, 1.0), -FARTHEST)
+    excess = jnp.clip(excess, -FARTHEST, FARTHEST)
+    subsets = jnp.asarray(list(itertools.product((False, True), repeat=number)))
+    projections = jax.vmap(lambda mask: _project(gradient, units, excess, mask))(subsets)
+    nearest, lengths = projections.nearest, jnp.linalg.norm(projections.nearest, axis=1)
+    points = jax.vmap(_best_of)(projections)
+
+    def keeps_all(points: Float[Array, "N M"], slack: Float[Array, "N"]) -> Bool[Array, "N"]:
+        return jnp.all(excess[None, :] + points @ units.T <= slack[:, None], axis=1)
+
+    valid = keeps_all(points, jnp.full_like(lengths, TOLERANCE)) & (jnp.linalg.norm(points, axis=1) <= 1.0 + TOLERANCE)
+    gains = jnp.where(valid, points @ gradient, -jnp.inf)
+    best = jnp.argmax(gains)
+    at_origin = jnp.all(excess <= 0)
+    stays = at_origin & (gains[best] <= NEGLIGIBLE)
+    feasible = at_origin | jnp.any(valid)
+    distances = jnp.where(keeps_all(nearest, TOLERANCE * (1.0 + lengths)), lengths, jnp.inf)
+    closest = jnp.where(jnp.any(jnp.isfinite(distances)), jnp.argmin(distances), jnp.argmax(_is_subset(subsets, excess > 0)))
+    recovery, _ = _unit(nearest[closest])
     point = jnp.where(feasible, points[best], recovery)
-    return BallSolution(whiten @ point, feasible, jnp.where(feasible, chosen[best], exceeded))
+    point = jnp.where(stays, 0.0, point)
+    active = jnp.where(feasible, subsets[best] & ~stays, subsets[closest])
+    return BallSolution(to_sphere @ point, feasible, active)
 
 
-def _best_with_equality(
-    gradient: Float[Array, "M"],
-    slopes: Float[Array, "K M"],
-    excess: Float[Array, "K"],
-    mask: Bool[Array, "K"],
-    size: Float[Array, ""],
-) -> Float[Array, "M"]:
-    """Return the best point of the ball of this size at which the masked limits hold with equality."""
-    nearest, inverse = _meeting(slopes, excess, mask)
-    masked = jnp.where(mask[:, None], slopes, 0.0)
-    along = gradient - masked.T @ (inverse @ (masked @ gradient))
+def _whitening(curvature: Float[Array, "M M"]) -> Float[Array, "M M"]:
+    """Return W with WᵀGW = I, but for directions of negligible curvature, which become zero."""
+    diagonal = jnp.diagonal(curvature)
+    scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 0.0)
+    values, vectors = jnp.linalg.eigh(scale[:, None] * (0.5 * (curvature + curvature.T)) * scale[None, :])
+    kept = values > NEGLIGIBLE * jnp.max(values)
+    return scale[:, None] * vectors * jnp.where(kept, jax.lax.rsqrt(jnp.where(kept, values, 1.0)), 0.0)[None, :]
+
+
+def _unit(vectors: Float[Array, "*batch M"]) -> tuple[Float[Array, "*batch M"], Float[Array, "*batch"]]:
+    """Return vectors divided by their norms, and these; zero stays zero. No square leaves the range of floats."""
+    largest = jnp.max(jnp.abs(vectors), axis=-1)
+    safe = jnp.where(largest > 0, largest, 1.0)
+    scaled = vectors / safe[..., None]
+    norm = jnp.where(largest > 0, jnp.linalg.norm(scaled, axis=-1), 1.0)
+    return scaled / norm[..., None], jnp.where(largest > 0, safe * norm, 0.0)
+
+
+def _project(
+    gradient: Float[Array, "M"], units: Float[Array, "K M"], excess: Float[Array, "K"], mask: Bool[Array, "K"]
+) -> _Projections:
+    masked, aimed = jnp.where(mask[:, None], units, 0.0), jnp.where(mask, excess, 0.0)
+    inverse = jnp.linalg.pinv(masked @ masked.T, rtol=NEGLIGIBLE, hermitian=True)
+    nearest, along = jnp.zeros_like(gradient), gradient
+    for _ in range(1 + REFINEMENTS):
+        nearest = nearest - masked.T @ (inverse @ (aimed + masked @ nearest))
+        along = along - masked.T @ (inverse @ (masked @ along))
+    return _Projections(nearest, along)
+
+
+def _best_of(projections: _Projections) -> Float[Array, "M"]:
+    """Return the best point of the unit ball at which the limits of the projections hold with equality."""
+    nearest, along = projections
     norm = jnp.linalg.norm(along)
-    usable = norm > TOLERANCE * jnp.linalg.norm(gradient)
-    left = jnp.sqrt(jnp.maximum(size**2 - jnp.sum(nearest**2), 0.0))
+    usable = norm > TOLERANCE  # of a gradient of norm 1
+    left = jnp.sqrt(jnp.maximum(1.0 - jnp.sum(nearest**2), 0.0))
     return nearest + jnp.where(usable, along / jnp.where(usable, norm, 1.0), 0.0) * left
 
 
-def _meeting(
-    slopes: Float[Array, "K M"], excess: Float[Array, "K"], mask: Bool[Array, "K"]
-) -> tuple[Float[Array, "M"], Float[Array, "K K"]]:
-    """Return the shortest point at which the masked limits hold with equality, and the pseudo-inverse that gives it."""
-    masked = jnp.where(mask[:, None], slopes, 0.0)
-    scale = jnp.linalg.norm(masked, axis=1)
-    inverse_scale = jnp.where(scale > 0, 1.0 / jnp.where(scale > 0, scale, 1.0), 0.0)
-    unit = masked * inverse_scale[:, None]
-    inverse = jnp.linalg.pinv(unit @ unit.T, rtol=NEGLIGIBLE, hermitian=True) * inverse_scale[:, None] * inverse_scale[None, :]
-    return -masked.T @ (inverse @ jnp.where(mask, excess, 0.0)), inverse
+def _is_subset(subsets: Bool[Array, "N K"], wanted: Bool[Array, "K"]) -> Bool[Array, "N"]:
+    """Tell which of the subsets is the one that is wanted."""
+    return jnp.all(subsets == wanted[None, :], axis=1)

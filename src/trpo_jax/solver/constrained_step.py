@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from trpo_jax.solver.ball import BallSolution, maximize_in_ball
 from trpo_jax.solver.conjugate_gradient import solve_with_residual
-from trpo_jax.solver.line_search import LineSearchResult, backtracking_line_search
+from trpo_jax.solver.line_search import LineSearchResult
 from trpo_jax.solver.outcome import ConstrainedOutcome, ConstrainedStepInfo
 from trpo_jax.solver.step_config import StepConfig
-from trpo_jax.solver.vector_step import AIM, LONGEST, SLACK
+from trpo_jax.solver.vector_step import SLACK, backtrack, longest_step
 from trpo_jax.tree import MatVec, Params, add_scaled, all_finite, cast_like, upcast, vdot
 from trpo_jax.weights import power_of_two
 
@@ -46,6 +46,8 @@ class LimitedProblem(NamedTuple):
     """v -> F v, undamped."""
     excess: Float[Array, "K"]
     """How far each cost is above its limit at the given parameters; negative below it."""
+    curvature_floor_fn: Callable[[Params], Float[Array, ""]] | None = None
+    """x -> lower bound on the curvature along x that sets the step's length; None for no bound."""
     round_fn: Callable[[Params], Params] = lambda params: params
     """params -> params rounded to the dtypes of the leaves."""
 
@@ -72,7 +74,8 @@ class _Span(NamedTuple):
 
     directions: Float[Array, "M P"]
     slopes: Float[Array, "M M"]
-    """Slopes of the objective (first row) and of the costs along each direction."""
+    """Slopes of the objective (first row) and of the costs along each direction, divided by `scale`."""
+    scale: Float[Array, "M"]
     damped: Float[Array, "M M"]
     """x_iᵀ(F + damping·D)x_j."""
     undamped: Float[Array, "M M"]
@@ -92,13 +95,14 @@ def constrained_step_on_vectors(
 ) -> tuple[Float[Array, "P"], ConstrainedStepInfo, Any]:
     """Take the step with D = `diagonal` (None for the identity); return (params, info, report on the returned params)."""
     span = _span(problem, start, diagonal, params, config)
-    solution = _best(span, problem.excess, config)
+    solution = _best(span, problem, jnp.zeros_like(span.scale[1:]), config)
     if config.line_search:
         solution = _corrected(solution, span, problem, start, params, config)
-    step, slope = solution.point @ span.directions, span.slopes[0] @ solution.point
+    step, slope = solution.point @ span.directions, span.scale[0] * (span.slopes[0] @ solution.point)
     search = _search(problem, start, step, slope, params, config)
     trial = search.trial
-    solvable = all_finite((start, problem.excess, step, slope, span.cg_residual))
+    finite = all_finite((start, step, slope, span.cg_residual))
+    solvable = finite & jnp.all(problem.excess < jnp.inf)  # -inf is no limit
     outcome = jnp.select(
         [~solvable, ~jnp.any(step != 0), ~span.positive],
         [
@@ -154,7 +158,8 @@ def _span(
     norm = jnp.linalg.norm(b, axis=1)
     return _Span(
         directions=inverse_root[None, :] * y,
-        slopes=scale[:, None] * (b @ y.T),
+        slopes=b @ y.T,
+        scale=scale,
         damped=curvature,
         undamped=curvature - damping * (y @ y.T),
         positive=jnp.all((jnp.diagonal(curvature) > 0) | (norm == 0)),
@@ -163,29 +168,33 @@ def _span(
     )
 
 
-def _best(span: _Span, excess: Float[Array, "K"], config: StepConfig) -> BallSolution:
-    """Return the best step of the span in the ball of the damped curvature, within the limits to first order.
+def _best(span: _Span, problem: LimitedProblem, error: Float[Array, "K"], config: StepConfig) -> BallSolution:
+    """Return the best step of the span in the ball of the damped curvature, within the limits less an error.
 
     With a line search the radius of the ball is chosen so that the step's undamped curvature (bounded below) is the one that
     max_kl allows: as in `trust_region_step`, damping turns the step and hardly shortens it.
     """
+    dtype = span.damped.dtype
+    excess = (jnp.asarray(problem.excess, dtype) + error) / span.scale[1:]
+    max_kl = jnp.asarray(config.max_kl, dtype)
 
     def in_ball(radius: Float[Array, ""]) -> BallSolution:
         return maximize_in_ball(span.slopes[0], span.slopes[1:], excess, span.damped, radius)
 
-    solution = in_ball(jnp.asarray(config.max_kl, span.damped.dtype))
     if not config.line_search:
-        return solution
-    factor = jnp.asarray(config.backtrack_factor, span.damped.dtype)
-    longest = jnp.minimum(LONGEST, factor ** -float(config.max_backtracks))
+        return in_ball(max_kl)
+    longest = longest_step(config, dtype)
 
     def lengthened(_: Any, solution: BallSolution) -> BallSolution:
         damped = solution.point @ span.damped @ solution.point
         undamped = jnp.maximum(solution.point @ span.undamped @ solution.point, damped / longest**2)
+        if problem.curvature_floor_fn is not None:
+            floor = problem.curvature_floor_fn(solution.point @ span.directions)
+            undamped = jnp.maximum(undamped, jnp.asarray(floor, dtype))
         ratio = jnp.where(undamped > 0, damped / jnp.where(undamped > 0, undamped, 1.0), 1.0)
-        return in_ball(config.max_kl * ratio / (1.0 + SLACK))
+        return in_ball(max_kl * ratio / (1.0 + SLACK))
 
-    return jax.lax.fori_loop(0, RADII, lengthened, solution)
+    return jax.lax.fori_loop(0, RADII, lengthened, in_ball(max_kl))
 
 
 class _Correction(NamedTuple):
@@ -210,22 +219,24 @@ def _corrected(
     Otherwise the line search would have to shrink the step until the curvature of the costs does not count: near a limit that
     is almost to nothing. If no step of the ball reaches the new aim, the old solution stays.
     """
-    room = jnp.maximum(-problem.excess, 0.0)
+    dtype = span.damped.dtype
+    room = jnp.maximum(-jnp.asarray(problem.excess, dtype), 0.0)
 
     def looked_at(solution: BallSolution, error: Float[Array, "K"], attempts: Int[Array, ""]) -> _Correction:
         step = solution.point @ span.directions
         costs = problem.evaluate_fn(problem.round_fn(cast_like(add_scaled(upcast(params), jnp.float32(1), step), params))).costs
-        change = costs - start.costs
-        error = jnp.maximum(error, change - span.slopes[1:] @ solution.point)
-        return _Correction(solution, error, solution.feasible & jnp.any(change > room), attempts)
+        change = jnp.asarray(costs - start.costs, dtype)
+        error = jnp.maximum(error, change - span.scale[1:] * (span.slopes[1:] @ solution.point))
+        return _Correction(solution, error, jnp.any(change > room), attempts)
 
     def correct(last: _Correction) -> _Correction:
-        aimed = _best(span, problem.excess + MARGIN * last.error, config)
-        better = jax.tree.map(lambda new, old: jnp.where(aimed.feasible, new, old), aimed, last.solution)
+        aimed = _best(span, problem, jnp.asarray(MARGIN, dtype) * last.error, config)
+        usable = aimed.feasible | ~last.solution.feasible
+        better = jax.tree.map(lambda new, old: jnp.where(usable, new, old), aimed, last.solution)
         looked = looked_at(better, last.error, last.attempts + 1)
-        return looked._replace(exceeds=looked.exceeds & aimed.feasible)
+        return looked._replace(exceeds=looked.exceeds & usable)
 
-    first = looked_at(solution, jnp.zeros_like(problem.excess), jnp.int32(0))
+    first = looked_at(solution, jnp.zeros_like(room), jnp.int32(0))
     return jax.lax.while_loop(lambda last: last.exceeds & (last.attempts < CORRECTIONS), correct, first).solution
 
 
@@ -240,7 +251,7 @@ def _search(
     """Find the largest accepted fraction of the step; without line search, try only the whole step.
 
     A cost below its limit may rise up to it, and one above must not rise. The objective must improve if all costs start
-    within their limits; otherwise it may have to fall.
+    within their limits; otherwise it may have to fall, if a cost falls.
     """
     room = jnp.maximum(-problem.excess, 0.0)
     must_improve = jnp.all(problem.excess <= 0)
@@ -253,8 +264,11 @@ def _search(
             ConstrainedOutcome.NOT_FINITE: ~all_finite((candidate, improvement, change, evaluation.constraint)),
             ConstrainedOutcome.KL_TOO_LARGE: ~(evaluation.constraint <= config.max_kl),
             ConstrainedOutcome.COST_TOO_LARGE: ~jnp.all(change <= room),
-            ConstrainedOutcome.NO_IMPROVEMENT: must_improve
-            & ~((improvement > 0) & (improvement >= config.accept_ratio * fraction * slope)),
+            ConstrainedOutcome.NO_IMPROVEMENT: jnp.where(
+                must_improve,
+                ~((improvement > 0) & (improvement >= config.accept_ratio * fraction * slope)),
+                ~((improvement > 0) | jnp.any(change < 0)),
+            ),
         }
         if not config.line_search:
             failures = {ConstrainedOutcome.NOT_FINITE: failures[ConstrainedOutcome.NOT_FINITE]}
@@ -263,17 +277,4 @@ def _search(
         trial = _Trial(candidate, improvement, change, evaluation, outcome)
         return outcome == ConstrainedOutcome.ACCEPTED, trial
 
-    def first_factor_fn(trial: _Trial) -> Float[Array, ""]:
-        too_large = trial.outcome == ConstrainedOutcome.KL_TOO_LARGE
-        length = AIM * jnp.sqrt(config.max_kl / jnp.where(too_large, trial.evaluation.constraint, 1.0))
-        return jnp.where(too_large, jnp.maximum(length, config.backtrack_factor), config.backtrack_factor)
-
-    if config.line_search:
-        return backtracking_line_search(
-            trial_fn,
-            backtrack_factor=config.backtrack_factor,
-            max_backtracks=config.max_backtracks,
-            first_factor_fn=first_factor_fn,
-        )
-    accepted, trial = trial_fn(jnp.float32(1))
-    return LineSearchResult(accepted, jnp.float32(1), jnp.int32(0), trial)
+    return backtrack(trial_fn, config)

@@ -59,7 +59,7 @@ def init_trust_region_state(params: Params, config: StepConfig) -> TrustRegionSt
 def check_stateless(config: StepConfig) -> None:
     """Raise ConfigError if the config needs a step with a state."""
     if config.damping_shape == "gradient":
-        allowed = '"identity"; "gradient" needs a state: use stateful_trust_region_step or stateful_trust_region_update'
+        allowed = '"identity"; "gradient" needs a state: use the function whose name begins with stateful_'
         raise ConfigError("damping_shape", config.damping_shape, allowed)
 
 

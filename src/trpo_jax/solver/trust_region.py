@@ -106,8 +106,7 @@ def step_along_gradient(
     """
     check_state(state, params, config)
     vector, unravel = ravel_pytree(params)
-    _, unravel_direction = ravel_pytree(upcast(params))
-    vectors = _on_vectors(problem, params, unravel, unravel_direction)
+    vectors = _on_vectors(problem, params, unravel)
     gradient = _ravel_like(params, upcast(gradient), "the gradient")
     state, diagonal = _shaped(state, gradient, params, config)
     vector, info, report = step_on_vectors(vectors, objective, gradient, diagonal, vector, config)
@@ -141,12 +140,21 @@ def constrained_step_along_gradients(
         evaluate_fn=lambda vector: problem.evaluate_fn(unravel(vector)),
         matvec=lambda vector: _ravel_like(params, problem.matvec(unravel(vector)), "the result of matvec"),
         excess=problem.excess,
+        curvature_floor_fn=_on_directions(problem.curvature_floor_fn, params),
         round_fn=_rounding(params, unravel),
     )
     start = Start(values[0], rows[0], values[1:], rows[1:])
     state, diagonal = _shaped(state, rows[0], params, config)
     vector, info, report = constrained_step_on_vectors(on_vectors, start, diagonal, vector, config)
     return unravel(vector), state, info, report
+
+
+def _on_directions(fn: Callable[[Params], Array] | None, params: Params) -> Callable[[Float[Array, "P"]], Array] | None:
+    """Return a function of trees as one of vectors of at least float32; None for None."""
+    if fn is None:
+        return None
+    _, unravel = ravel_pytree(upcast(params))
+    return lambda x: fn(unravel(x))
 
 
 def _shaped(
@@ -169,22 +177,15 @@ def _ravel_like(params: Params, tree: Params, name: str) -> Float[Array, "P"]:
     return ravel_pytree(tree)[0]
 
 
-def _on_vectors(
-    problem: Problem, params: Params, unravel: Callable[[Array], Params], unravel_direction: Callable[[Array], Params]
-) -> Problem:
+def _on_vectors(problem: Problem, params: Params, unravel: Callable[[Array], Params]) -> Problem:
     """Return the problem as functions of vectors instead of trees.
 
     Directions have at least float32. Parameters and the arguments of `matvec` keep the parameters' dtype.
     """
-
-    def curvature_floor_fn(x: Float[Array, "P"]) -> Float[Array, ""]:
-        assert problem.curvature_floor_fn is not None
-        return problem.curvature_floor_fn(unravel_direction(x))
-
     return Problem(
         evaluate_fn=lambda vector: problem.evaluate_fn(unravel(vector)),
         matvec=lambda vector: _ravel_like(params, problem.matvec(unravel(vector)), "the result of matvec"),
-        curvature_floor_fn=None if problem.curvature_floor_fn is None else curvature_floor_fn,
+        curvature_floor_fn=_on_directions(problem.curvature_floor_fn, params),
         round_fn=_rounding(params, unravel),
     )
 

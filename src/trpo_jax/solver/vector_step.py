@@ -136,8 +136,7 @@ def _solve(
     curvature = damped_curvature
     if config.line_search:
         undamped = damped_curvature - vdot(scaled(damping, y), y)
-        longest = jnp.minimum(LONGEST, jnp.asarray(config.backtrack_factor, b.dtype) ** -float(config.max_backtracks))
-        curvature = jnp.maximum(undamped, damped_curvature / longest**2)
+        curvature = jnp.maximum(undamped, damped_curvature / longest_step(config, b.dtype) ** 2)
     if problem.curvature_floor_fn is not None:
         curvature = jnp.where(curvature > 0, jnp.maximum(curvature, problem.curvature_floor_fn(x)), curvature)
     if config.line_search:
@@ -168,20 +167,36 @@ def _search(
         outcome = jnp.select(failures, [jnp.int32(reason) for reason in reasons], jnp.int32(StepOutcome.ACCEPTED))
         return outcome == StepOutcome.ACCEPTED, _Trial(candidate, improvement, evaluation, outcome)
 
-    def first_factor_fn(trial: _Trial) -> Float[Array, ""]:
+    return backtrack(trial_fn, config)
+
+
+def backtrack(trial_fn: Callable[[Float[Array, ""]], tuple[Bool[Array, ""], Any]], config: StepConfig) -> LineSearchResult:
+    """Run the configured line search; without one, try only the whole step.
+
+    Args:
+        trial_fn: fraction -> (accepted, trial), the trial with fields `outcome` and `evaluation`.
+        config: how to backtrack.
+    """
+    if not config.line_search:
+        accepted, trial = trial_fn(jnp.float32(1))
+        return LineSearchResult(accepted, jnp.float32(1), jnp.int32(0), trial)
+
+    def first_factor_fn(trial: Any) -> Float[Array, ""]:
         too_large = trial.outcome == StepOutcome.KL_TOO_LARGE
         length = AIM * jnp.sqrt(config.max_kl / jnp.where(too_large, trial.evaluation.constraint, 1.0))
         return jnp.where(too_large, jnp.maximum(length, config.backtrack_factor), config.backtrack_factor)
 
-    if config.line_search:
-        return backtracking_line_search(
-            trial_fn,
-            backtrack_factor=config.backtrack_factor,
-            max_backtracks=config.max_backtracks,
-            first_factor_fn=first_factor_fn,
-        )
-    accepted, trial = trial_fn(jnp.float32(1))
-    return LineSearchResult(accepted, jnp.float32(1), jnp.int32(0), trial)
+    return backtracking_line_search(
+        trial_fn,
+        backtrack_factor=config.backtrack_factor,
+        max_backtracks=config.max_backtracks,
+        first_factor_fn=first_factor_fn,
+    )
+
+
+def longest_step(config: StepConfig, dtype: Any) -> Float[Array, ""]:
+    """Return the longest step, as a multiple of the damped one: `LONGEST`, or less if backtracks cannot undo it."""
+    return jnp.minimum(LONGEST, jnp.asarray(config.backtrack_factor, dtype) ** -float(config.max_backtracks))
 
 
 def _report(accepted: Bool[Array, ""], trial: _Trial, problem: Problem, params: Float[Array, "P"]) -> Any:
