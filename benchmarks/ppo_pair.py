@@ -58,9 +58,12 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
+    speeds_of = {
+        name: known(folder / f"pair-speeds-{name}.json", functools.partial(measure_speeds, name))
+        for name in arguments.environments
+    }
     rows: list[dict[str, Any]] = []
-    for environment in arguments.environments:
-        speeds = known(folder / f"pair-speeds-{environment}.json", functools.partial(measure_speeds, environment))
+    for environment, speeds in speeds_of.items():
         files = {seed: folder / f"pair-{environment}-seed{seed}.json" for seed in arguments.seeds}
         ours = [known(file, functools.partial(final_return, environment, seed)) for seed, file in files.items()]
         runs = [PPORun(environment, THEIRS, {}, ONE_SETTING, seed, STEPS, NUM_EVALS, EPISODES) for seed in arguments.seeds]
