@@ -11,31 +11,29 @@ from trpo_jax.objective.partition import (
     Partition,
     local,
     map_parts,
-    max_of_parts,
-    mean_of_parts,
     mean_over_parts,
     samples_for_curvature,
 )
-from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
+from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, surrogate_objective
 from trpo_jax.objective.trust_region_config import TrustRegionConfig
 from trpo_jax.objective.trust_region_update import (
     PolicyFn,
-    Report,
     Samples,
     check_config,
     check_policy,
     divide,
+    evaluation_of_batch,
+    fields_of_info,
     fisher,
     largest_curvature,
 )
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.solver.ball import MOST_LIMITS
 from trpo_jax.solver.constrained_step import LimitedEvaluation, LimitedProblem
-from trpo_jax.solver.outcome import ConstrainedStepInfo
 from trpo_jax.solver.step_config import TrustRegionState, check_stateless, init_trust_region_state
 from trpo_jax.solver.trust_region import constrained_step_along_gradients
 from trpo_jax.tree import Params, check_floating, upcast
-from trpo_jax.weights import AxisName, average
+from trpo_jax.weights import AxisName
 
 
 class ConstrainedInfo(NamedTuple):
@@ -166,7 +164,7 @@ def stateful_constrained_trust_region_update(
             curvature_floor_fn=largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
         )
         params, state, step, report = constrained_step_along_gradients(problem, values, gradients, params, state, config)
-    return params, state, _info(step, report)
+    return params, state, ConstrainedInfo(**fields_of_info(step, report))
 
 
 def _checked_excess(cost_excess: Any, batch: Batch) -> Float[Array, "K"]:
@@ -198,33 +196,11 @@ def _surrogates_and_gradients(policy_fn: PolicyFn, params: Params, batch: Batch)
 
 
 def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig) -> Callable[[Params], LimitedEvaluation]:
-    """Return the map from parameters to surrogates, KL and entropy: one forward pass over the batch."""
+    """Return the map from parameters to surrogates, KL and entropy."""
+    evaluate_batch = evaluation_of_batch(policy_fn, whole, _surrogates)
 
     def evaluate(params: Params) -> LimitedEvaluation:
-        mine = local(params, whole.axis_name)
-
-        def of_part(part: Samples) -> tuple[tuple[Float[Array, "..."], ...], Float[Array, ""]]:
-            new = policy_fn(mine, part.batch.observation)
-            kl, largest = mean_and_max_kl(part.old, new, part.batch.weight)
-            return (_surrogates(new, part.batch), kl, average(new.entropy(), part.batch.weight)), largest
-
-        parts = map_parts(of_part, whole)
-        means, largest = parts.parts
-        surrogates, kl, entropy = mean_of_parts(parts._replace(parts=means))
-        max_kl = max_of_parts(parts._replace(parts=largest))
-        constraint = max_kl if config.kl_constraint == "max" else kl
-        return LimitedEvaluation(surrogates[0], constraint, surrogates[1:], Report(kl, max_kl, entropy))
+        surrogates, report = evaluate_batch(params)
+        return LimitedEvaluation(surrogates[0], report.constraint(config), surrogates[1:], report)
 
     return evaluate
-
-
-def _info(step: ConstrainedStepInfo, report: Report) -> ConstrainedInfo:
-    told = step._asdict()
-    del told["constraint"]
-    return ConstrainedInfo(
-        surrogate_improvement=told.pop("improvement"),
-        kl=jnp.where(step.accepted, report.kl, 0.0),
-        max_kl=report.max_kl,
-        entropy=report.entropy,
-        **told,
-    )

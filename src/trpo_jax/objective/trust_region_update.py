@@ -22,7 +22,7 @@ from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, me
 from trpo_jax.objective.trust_region_config import TrustRegionConfig, TrustRegionInfo
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.solver.curvature import curvature_of_states, unit_fisher_vector_product
-from trpo_jax.solver.outcome import StepInfo
+from trpo_jax.solver.outcome import ConstrainedStepInfo, StepInfo
 from trpo_jax.solver.step_config import TrustRegionState, check_stateless, init_trust_region_state
 from trpo_jax.solver.trust_region import step_along_gradient
 from trpo_jax.solver.vector_step import Evaluation, Problem
@@ -111,7 +111,7 @@ def stateful_trust_region_update(
     with jax.default_matmul_precision("highest"):
         problem, objective, gradient = _policy_problem(policy_fn, params, mask_unweighted(batch), config, key, axis_name)
         params, state, step, report = step_along_gradient(problem, objective, gradient, params, state, config)
-    return params, state, _info(step, report)
+    return params, state, TrustRegionInfo(**fields_of_info(step, report))
 
 
 class Samples(NamedTuple):
@@ -126,17 +126,17 @@ class Report(NamedTuple):
     max_kl: Float[Array, ""]
     entropy: Float[Array, ""]
 
+    def constraint(self, config: TrustRegionConfig) -> Float[Array, ""]:
+        """Return the KL that the config bounds."""
+        return self.max_kl if config.kl_constraint == "max" else self.kl
 
-def _info(step: StepInfo, report: Report) -> TrustRegionInfo:
+
+def fields_of_info(step: StepInfo | ConstrainedStepInfo, report: Report) -> dict[str, Any]:
+    """Return the fields of an update's info: those of its step, and the report in place of the constraint."""
     told = step._asdict()
     del told["constraint"]
-    return TrustRegionInfo(
-        surrogate_improvement=told.pop("improvement"),
-        kl=jnp.where(step.accepted, report.kl, 0.0),
-        max_kl=report.max_kl,
-        entropy=report.entropy,
-        **told,
-    )
+    told["surrogate_improvement"] = told.pop("improvement")
+    return told | {"kl": jnp.where(step.accepted, report.kl, 0.0), "max_kl": report.max_kl, "entropy": report.entropy}
 
 
 def _policy_problem(
@@ -179,21 +179,33 @@ def divide(batch: Batch, config: TrustRegionConfig, axis_name: AxisName | None) 
 
 
 def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig) -> Callable[[Params], Evaluation]:
-    """Return the map from parameters to surrogate, KL and entropy: one forward pass over the batch."""
+    """Return the map from parameters to surrogate, KL and entropy."""
+    evaluate_batch = evaluation_of_batch(policy_fn, whole, surrogate_objective)
 
     def evaluate(params: Params) -> Evaluation:
+        objective, report = evaluate_batch(params)
+        return Evaluation(objective, report.constraint(config), report)
+
+    return evaluate
+
+
+def evaluation_of_batch(
+    policy_fn: PolicyFn, whole: Partition, surrogate_fn: Callable[[Distribution, Batch], Array]
+) -> Callable[[Params], tuple[Array, Report]]:
+    """Return the map from parameters to the mean of `surrogate_fn` and the report: one forward pass over the batch."""
+
+    def evaluate(params: Params) -> tuple[Array, Report]:
         mine = local(params, whole.axis_name)
 
-        def of_part(part: Samples) -> tuple[tuple[Float[Array, ""], ...], Float[Array, ""]]:
+        def of_part(part: Samples) -> tuple[tuple[Array, ...], Float[Array, ""]]:
             new = policy_fn(mine, part.batch.observation)
             kl, largest = mean_and_max_kl(part.old, new, part.batch.weight)
-            return (surrogate_objective(new, part.batch), kl, average(new.entropy(), part.batch.weight)), largest
+            return (surrogate_fn(new, part.batch), kl, average(new.entropy(), part.batch.weight)), largest
 
         parts = map_parts(of_part, whole)
         means, largest = parts.parts
-        objective, kl, entropy = mean_of_parts(parts._replace(parts=means))
-        max_kl = max_of_parts(parts._replace(parts=largest))
-        return Evaluation(objective, max_kl if config.kl_constraint == "max" else kl, Report(kl, max_kl, entropy))
+        surrogate, kl, entropy = mean_of_parts(parts._replace(parts=means))
+        return surrogate, Report(kl, max_of_parts(parts._replace(parts=largest)), entropy)
 
     return evaluate
 
