@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -122,3 +123,31 @@ def test_a_process_that_ends_at_once_keeps_no_program_that_may_be_half_written(t
         jax.config.update("jax_compilation_cache_dir", kept)
     assert stop.value.code == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old-cache", "other"]
+
+
+TALKING = """
+import threading, time
+from trpo_jax.cli.startup import ended_by_ctrl_c
+from trpo_jax.execution import compilation_cache
+
+# As a large folder of programs takes it.
+compilation_cache.drop_newest_programs = lambda: time.sleep(0.5)
+
+def talk():
+    while True:
+        print("compiled", flush=True)
+
+with ended_by_ctrl_c(lambda: "last words", lambda: False):
+    threading.Thread(target=talk, daemon=True).start()
+    time.sleep(60)
+"""
+
+
+def test_no_thread_prints_after_the_last_words():
+    process = subprocess.Popen([sys.executable, "-c", TALKING], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "compiled\n"
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out.splitlines()[-1].endswith("last words")

@@ -68,11 +68,18 @@ def ended_by_ctrl_c(last_words: Callable[[], str], has_begun: Callable[[], bool]
         show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # a progress bar hides it
         with contextlib.suppress(OSError, ValueError):
             # Not by print, which Ctrl-C may have interrupted.
-            os.write(sys.stdout.fileno(), f"{show_cursor}{last_words()}\n".encode())
+            os.write(_silence(sys.stdout.fileno()), f"{show_cursor}{last_words()}\n".encode())
         end_at_once(128 + number)
 
     with _at_ctrl_c(end):
         yield
+
+
+def _silence(stream: int) -> int:
+    """Lose all that threads still write to a file descriptor; return another one to the same file."""
+    same_file = os.dup(stream)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    return same_file
 
 
 def raised_by_ctrl_c() -> contextlib.AbstractContextManager[None]:
