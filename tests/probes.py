@@ -69,3 +69,34 @@ class Bandit:
 
     def step(self, state, action):
         return state._replace(reward=(action == 2).astype(jnp.float32))
+
+
+class WithCosts:
+    """An environment with two costs: 1 for a reward below -0.1, and 0.5 in every step."""
+
+    def __init__(self, environment):
+        self.environment, self.action_space = environment, environment.action_space
+
+    def reset(self, keys):
+        return self.environment.reset(keys)._replace(cost=jnp.zeros((keys.shape[0], 2)))
+
+    def step(self, state, action):
+        new = self.environment.step(state, action)
+        low = (new.reward < -0.1).astype(jnp.float32)
+        return new._replace(cost=jnp.stack([low, jnp.full_like(low, 0.5)], axis=-1))
+
+
+class Toll:
+    """Pays the first component of the action in [-1, 1]², and costs its square in half of the states: those that observe 1."""
+
+    action_space = Box(2)
+
+    def reset(self, keys):
+        n = keys.shape[0]
+        tolled = jax.vmap(jax.random.bernoulli)(keys).astype(jnp.float32)
+        return EnvironmentState(keys, tolled[:, None], jnp.zeros(n), *_flags(n), jnp.zeros((n, 1)))
+
+    def step(self, state, action):
+        keys = jax.vmap(lambda k: jax.random.split(k)[0])(state.simulator)
+        cost = state.observation * action[:, :1] ** 2
+        return self.reset(keys)._replace(reward=action[:, 0], cost=cost)

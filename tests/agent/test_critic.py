@@ -1,10 +1,11 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from trpo_jax import CriticConfig, ValueNetwork
-from trpo_jax.agent.critic import Regression, explained_variance, fit_critic, init_critic
+from trpo_jax.agent.critic import Regression, cost_values, explained_variance, fit_critic, init_critic
 from trpo_jax.agent.minibatches import minibatches
 
 CONFIG = CriticConfig(hidden_sizes=(32,), num_epochs=20, num_minibatches=4, learning_rate=0.01)
@@ -19,8 +20,8 @@ def test_the_fit_reaches_a_function_of_the_observation():
     error_before = jnp.mean((network.apply(state.critic.params, observation) - target) ** 2)
     fit = jax.jit(lambda state, key: fit_critic(network, state, regression, key, CONFIG))
     for seed in range(10):
-        state, loss = fit(state, jax.random.key(seed))
-    assert loss < 0.02 < 1.0 < error_before
+        state, metrics = fit(state, jax.random.key(seed))
+    assert metrics["value_loss"] < 0.02 < 1.0 < error_before
     np.testing.assert_allclose(network.apply(state.critic.params, observation), target, atol=0.5)
 
 
@@ -30,10 +31,27 @@ def test_one_pass_of_one_minibatch_is_one_adam_step():
     config = CriticConfig(num_epochs=1, num_minibatches=1, learning_rate=0.125)
     network = ValueNetwork(())
     state = init_critic(network, jax.random.key(1), observation[0, 0], 1.0)
-    after, loss = fit_critic(network, state, Regression(observation, target, jnp.ones((4, 2))), jax.random.key(0), config)
+    regression = Regression(observation, target, jnp.ones((4, 2)))
+    after, metrics = fit_critic(network, state, regression, jax.random.key(0), config)
     moved = jax.tree.map(lambda a, b: a - b, after.critic.params, state.critic.params)
     jax.tree.map(lambda x: np.testing.assert_allclose(x, 0.125, rtol=1e-4), moved)
-    np.testing.assert_allclose(loss, jnp.mean((network.apply(state.critic.params, observation) - target) ** 2), rtol=1e-5)
+    error = network.apply(state.critic.params, observation) - target
+    np.testing.assert_allclose(metrics["value_loss"], jnp.mean(error**2), rtol=1e-5)
+
+
+def test_costs_are_fitted_beside_the_reward_which_does_not_notice():
+    observation = jax.random.uniform(jax.random.key(0), (64, 4, 2), minval=-1, maxval=1)
+    target, weight, network = 3.0 + observation[..., 0], jnp.ones((64, 4)), ValueNetwork((32,))
+    cost_target = jnp.stack([100.0 * observation[..., 1], 2.0 - observation[..., 0]], axis=-1)
+    alone, beside = (init_critic(network, jax.random.key(1), observation[0, 0], 1.0, num_costs=count) for count in (0, 2))
+    for seed in range(20):
+        key = jax.random.key(seed)
+        alone, metrics = fit_critic(network, alone, Regression(observation, target, weight), key, CONFIG)
+        beside, both = fit_critic(network, beside, Regression(observation, target, weight, cost_target), key, CONFIG)
+        np.testing.assert_allclose(both["value_loss"], metrics["value_loss"], rtol=2e-2)
+    chex.assert_trees_all_close(beside.critic.params, alone.critic.params, rtol=2e-2, atol=1e-3)
+    predicted = cost_values(network, beside.critic.cost_params, observation)
+    assert explained_variance(cost_target - predicted, cost_target) > 0.98
 
 
 @pytest.mark.parametrize(("num_steps", "num_envs", "count"), [(8, 4, 4), (4, 8, 16), (6, 4, 4), (6, 3, 4)])

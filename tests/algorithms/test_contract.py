@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import trpo_jax
-from probes import Bandit, Target
+from probes import Bandit, Target, WithCosts
 from trainings import SMALL, one_device_train, without_clocks
 from trpo_jax import AgentConfig, ConfigError, inference_params, make_agent, register_algorithm
 from trpo_jax.agent.agent import bind
@@ -34,9 +34,14 @@ def small(name, **changes):
     return dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, **schedule), **fields)
 
 
+def suitable(name, environment):
+    """An environment, with costs if the algorithm limits them."""
+    return WithCosts(environment()) if ALGORITHMS[name].policy_update.limits_costs else environment()
+
+
 @functools.cache
 def agent_of(name, environment=Target):
-    return make_agent(environment(), small(name))
+    return make_agent(suitable(name, environment), small(name))
 
 
 def iterate(agent, state, count):
@@ -48,7 +53,7 @@ def iterate(agent, state, count):
 @pytest.mark.parametrize("name", AT_LENGTH)
 @pytest.mark.parametrize(("environment", "most"), [(Target, 0.0), (Bandit, 1.0)])
 def test_it_learns_with_continuous_and_with_discrete_actions(name, environment, most):
-    agent = make_agent(environment(), small(name, num_envs=32, unroll_length=16, discounting=0.5))
+    agent = make_agent(suitable(name, environment), small(name, num_envs=32, unroll_length=16, discounting=0.5))
     step = jax.jit(lambda state: jax.lax.scan(lambda state, _: agent.update.__wrapped__(state), state, None, length=60))
     state = agent.init(jax.random.key(0))
     _, metrics = step(state)
@@ -91,7 +96,7 @@ def test_a_resumed_training_is_bit_for_bit_the_one_that_was_not_interrupted(name
         rows = []
         config = small(name)
         _, params, _ = one_device_train(
-            Target(),
+            suitable(name, Target),
             iterations * config.batch_size,
             config=config,
             num_eval_envs=0,
@@ -113,7 +118,9 @@ def test_devices_compute_what_one_does(name, monkeypatch):
     monkeypatch.setattr(trpo_jax.execution.placement, "are_cores_of_one_processor", lambda devices: False)
     config = small(name, num_envs=16)
     runs = [
-        trpo_jax.train(Target(), 2 * config.batch_size, config=config, num_eval_envs=0, max_devices_per_host=count)
+        trpo_jax.train(
+            suitable(name, Target), 2 * config.batch_size, config=config, num_eval_envs=0, max_devices_per_host=count
+        )
         for count in (1, 4)
     ]
     for (path, alone), spread in zip(jax.tree.leaves_with_path(runs[0][1]), jax.tree.leaves(runs[1][1]), strict=True):

@@ -10,8 +10,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from trpo_jax.agent.config import AgentConfig
-from trpo_jax.agent.critic import CriticState, Regression, explained_variance, fit_critic, init_critic
-from trpo_jax.agent.estimates import estimate_advantages
+from trpo_jax.agent.critic import (
+    CriticParams,
+    CriticState,
+    Regression,
+    cost_values,
+    explained_variance,
+    fit_critic,
+    init_critic,
+)
+from trpo_jax.agent.estimates import CostEstimates, estimate_advantages, estimate_costs
 from trpo_jax.agent.inference import PolicyMaker
 from trpo_jax.agent.keys import as_typed_key
 from trpo_jax.agent.metrics import episode_metrics, init_episode_statistics
@@ -112,13 +120,16 @@ class Agent:
         rollout = self.restart(starts)
         observation = jax.tree.map(lambda leaf: leaf[0], rollout.environments.observation)
         policy = self.networks.policy.init(policy_key, observation)
+        num_costs = self._num_costs(rollout.environments)
         state = TrainState(
             learner=Learner(
                 policy=policy,
-                update=self.policy_update.init(policy, hyperparameters),
+                update=self.policy_update.init(policy, hyperparameters, *((num_costs,) if num_costs else ())),
                 normalizer=init_normalizer(observation) if self.config.normalize_observations else None,
             ),
-            critic=init_critic(self.networks.critic, critic_key, observation, hyperparameters.reward_scaling),
+            critic=init_critic(
+                self.networks.critic, critic_key, observation, hyperparameters.reward_scaling, num_costs=num_costs
+            ),
             rollout=rollout,
             hyperparameters=hyperparameters,
             key=key,
@@ -130,7 +141,7 @@ class Agent:
     def restart(self, starts: EnvironmentState) -> RolloutState:
         """Put environments in the first of their initial states, with staggered time limits."""
         environments, age = self._resetting.out_of_step(jax.tree.map(lambda leaf: leaf[0], starts))
-        return strong(RolloutState(environments, init_episode_statistics(environments.reward, age)))
+        return strong(RolloutState(environments, init_episode_statistics(environments.reward, age, environments.cost)))
 
     def collect(
         self, learner: Learner, rollout: RolloutState, starts: EnvironmentState, key: Key[Array, ""]
@@ -165,10 +176,16 @@ class Agent:
         unit = unit_weight(weight)
         value = self.networks.critic.apply(critic.critic.params, observation)
         value_fn = functools.partial(self._value, critic.critic.params, learner.normalizer)
-        advantage = estimate_advantages(value_fn, transition, value, weight=weight, hyperparameters=config)
+        reward = transition.reward * config.reward_scaling
+        advantage = estimate_advantages(value_fn, transition, reward, value, weight=weight, hyperparameters=config)
         batch = Batch(observation, transition.action, transition.log_prob, self._standardize(advantage, unit), weight)
+        costs = self._estimate_costs(learner, critic.critic, transition, observation, weight, config)
         policy_fn = functools.partial(policy_distribution, self.networks.policy)
-        policy, update, metrics = self.policy_update.update(policy_fn, learner.policy, learner.update, batch, config, key)
+        step = functools.partial(self.policy_update.update, policy_fn, learner.policy, learner.update)
+        if costs is None:
+            policy, update, metrics = step(batch, config, key)
+        else:
+            policy, update, metrics = step(batch._replace(cost_advantage=costs.advantage), config, key, costs.episode_cost)
         normalizer = learner.normalizer
         if normalizer is not None:
             normalizer = update_normalizer(normalizer, transition.observation, weight)
@@ -182,7 +199,8 @@ class Agent:
         own |= self._bound_metrics(metrics, advantage, unit, config)
         _check_metrics(metrics, own)
         metrics = metrics | own
-        return Learner(policy, update, normalizer), Regression(observation, target, weight), _named(metrics)
+        regression = Regression(observation, target, weight, None if costs is None else costs.target)
+        return Learner(policy, update, normalizer), regression, _named(metrics)
 
     def fit(
         self,
@@ -194,8 +212,8 @@ class Agent:
     ) -> tuple[CriticState, Metrics]:
         """Regress values on λ-returns."""
         config = hyperparameters.at(progress).critic
-        critic, loss = fit_critic(self.networks.critic, critic, regression, key, config)
-        return critic, _named({"value_loss": loss, "critic_learning_rate": jnp.asarray(config.learning_rate)})
+        critic, metrics = fit_critic(self.networks.critic, critic, regression, key, config)
+        return critic, _named(metrics | {"critic_learning_rate": jnp.asarray(config.learning_rate)})
 
     @functools.cached_property
     def _resetting(self) -> FreshAutoReset:
@@ -204,6 +222,40 @@ class Agent:
     def _value(self, params: Any, normalizer: NormalizerState | None, observation: Any) -> Float[Array, "..."]:
         """Return the critic's value of unnormalized observations."""
         return self.networks.critic.apply(params, normalize(normalizer, observation))
+
+    def _num_costs(self, state: EnvironmentState) -> int:
+        """Return how many costs the critic predicts.
+
+        Raises:
+            ConfigError: the algorithm limits costs, but the environment has none.
+        """
+        if not self.policy_update.limits_costs:
+            return 0
+        if state.cost is None:
+            name = type(self.environment).__name__
+            raise ConfigError("environment", name, "one with costs, because this algorithm limits them")
+        return state.cost.shape[-1]
+
+    def _estimate_costs(
+        self,
+        learner: Learner,
+        critic: CriticParams,
+        transition: Transition,
+        observation: Any,
+        weight: Float[Array, "T N"],
+        config: AgentConfig,
+    ) -> CostEstimates | None:
+        """Return the estimates for costs, if the algorithm limits them; `observation` is normalized."""
+        if not self.policy_update.limits_costs:
+            return None
+        value_of = functools.partial(cost_values, self.networks.critic, critic.cost_params)
+        return estimate_costs(
+            lambda observation: value_of(normalize(learner.normalizer, observation)),
+            transition,
+            value_of(observation),
+            weight=weight,
+            hyperparameters=config,
+        )
 
     def _weight(self, transition: Transition) -> Float[Array, "T N"]:
         """Return 0 for faulty samples and for truncations whose final observation is hidden, else 1."""

@@ -1,14 +1,16 @@
-"""The value function: its parameters, what they predict, and how they are fitted."""
+"""The value functions of reward and costs: their parameters, what they predict, and how they are fitted."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from trpo_jax.agent.descent import Passes, descend, init_adam
+from trpo_jax.agent.policy_update import Metrics
 from trpo_jax.config import config, setting
 from trpo_jax.policy.networks import Activation, Network
 from trpo_jax.weights import variance
@@ -38,6 +40,8 @@ class CriticParams(NamedTuple):
     params: Any
     reward_scaling: Float[Array, ""]
     """The network predicts the discounted sum of rewards times this."""
+    cost_params: Any = None
+    """Parameters of K more such networks, along a new leading axis, one for each cost. None if no cost is predicted."""
 
 
 class CriticState(NamedTuple):
@@ -47,12 +51,25 @@ class CriticState(NamedTuple):
 
 
 def init_critic(
-    network: Network, key: Key[Array, ""], observation: Any, reward_scaling: float | Float[Array, ""]
+    network: Network,
+    key: Key[Array, ""],
+    observation: Any,
+    reward_scaling: float | Float[Array, ""],
+    *,
+    num_costs: int = 0,
 ) -> CriticState:
-    """Draw a critic's parameters; `observation` is one observation, or zeros like it."""
-    params = network.init(key, observation)
-    critic = CriticParams(params, jnp.asarray(reward_scaling, jnp.float32))
-    return CriticState(critic, init_adam(ravel_pytree(params)[0]))
+    """Draw a critic's parameters; `observation` is one observation, or zeros like it. 0 costs: none is predicted."""
+    params, cost_params = network.init(key, observation), None
+    if num_costs:
+        keys = jax.random.split(jax.random.fold_in(key, 1), num_costs)
+        cost_params = jax.vmap(network.init, in_axes=(0, None))(keys, observation)
+    critic = CriticParams(params, jnp.asarray(reward_scaling, jnp.float32), cost_params)
+    return CriticState(critic, init_adam(ravel_pytree((params, cost_params))[0]))
+
+
+def cost_values(network: Network, cost_params: Any, observation: Any) -> Float[Array, "... K"]:
+    """Return the discounted sum of each cost, for normalized observations `[..., *]`."""
+    return jax.vmap(network.apply, in_axes=(0, None), out_axes=-1)(cost_params, observation)
 
 
 class Regression(NamedTuple):
@@ -64,11 +81,13 @@ class Regression(NamedTuple):
     """λ-returns in units of the scaled reward; finite."""
     weight: Float[Array, "T N"]
     """Weight of each sample's squared error."""
+    cost_target: Float[Array, "T N K"] | None = None
+    """λ-returns of the costs, if they are predicted."""
 
 
 def fit_critic(
     network: Network, state: CriticState, regression: Regression, key: Key[Array, ""], config: CriticConfig
-) -> tuple[CriticState, Float[Array, ""]]:
+) -> tuple[CriticState, Metrics]:
     """Regress values on targets by least squares: `num_epochs` passes of Adam over shuffled minibatches.
 
     Args:
@@ -79,15 +98,22 @@ def fit_critic(
         config: CriticConfig. Samples that do not fill a last minibatch are skipped in that pass.
 
     Returns:
-        (state, mean squared error during the last pass, in squared units of the scaled reward). If numbers overflow,
-        the state is the one passed in.
+        (state, metrics). "value_loss" is the mean squared error during the last pass, in squared units of the scaled reward,
+        and "cost_value_loss" that of costs. If numbers overflow, the state is the one passed in.
     """
-    vector, unravel = ravel_pytree(state.critic.params)
+    vector, unravel = ravel_pytree((state.critic.params, state.critic.cost_params))
 
-    def loss_fn(vector: Float[Array, "P"], batch: Regression) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        error = network.apply(unravel(vector), batch.observation) - batch.target
+    def loss_fn(vector: Float[Array, "P"], batch: Regression) -> tuple[Float[Array, ""], Metrics]:
+        params, cost_params = unravel(vector)
+        error = network.apply(params, batch.observation) - batch.target
         loss = jnp.sum(batch.weight * jnp.where(batch.weight > 0, error**2, 0.0))
-        return loss, loss
+        if batch.cost_target is None:
+            return loss, {"value_loss": loss}
+        # The networks share no parameters, and Adam's steps do not depend on the scale of a loss, so they can be added.
+        error = cost_values(network, cost_params, batch.observation) - batch.cost_target
+        weight = batch.weight[..., None]
+        cost_loss = jnp.sum(weight * jnp.where(weight > 0, error**2, 0.0))
+        return loss + cost_loss, {"value_loss": loss, "cost_value_loss": cost_loss}
 
     fitted = descend(
         loss_fn,
@@ -97,7 +123,8 @@ def fit_critic(
         key,
         Passes(config.learning_rate, num_epochs=config.num_epochs, num_minibatches=config.num_minibatches),
     )
-    return CriticState(state.critic._replace(params=unravel(fitted.vector)), fitted.optimizer), fitted.values
+    params, cost_params = unravel(fitted.vector)
+    return CriticState(state.critic._replace(params=params, cost_params=cost_params), fitted.optimizer), fitted.values
 
 
 def explained_variance(

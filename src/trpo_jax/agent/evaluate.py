@@ -10,16 +10,19 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from trpo_jax.agent.inference import Policy
 from trpo_jax.agent.keys import as_typed_key
+from trpo_jax.agent.metrics import numbered
 from trpo_jax.environments.checked import checked_reset, checked_step
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.wrappers import is_faulty
 
 
 class Episodes(NamedTuple):
-    """The return (sum of unscaled rewards) and length (environment steps) of each of E episodes."""
+    """The return (sum of unscaled rewards), length (environment steps) and sums of K costs of each of E episodes."""
 
     episode_return: Float[Array, "E"]
     episode_length: Int[Array, "E"]
+    episode_cost: Float[Array, "E K"] | None = None
+    """None without costs."""
 
 
 class _Progress(NamedTuple):
@@ -63,12 +66,18 @@ def make_evaluator(
             episodes = Episodes(
                 progress.episodes.episode_return + jnp.where(counted, state.reward, 0.0),
                 progress.episodes.episode_length + counted,
+                jax.tree.map(
+                    lambda total, cost: total + jnp.where(counted[:, None], cost, 0.0),
+                    progress.episodes.episode_cost,
+                    state.cost,
+                ),
             )
             return _Progress(state, key, counted & ~(state.terminated | state.truncated), episodes)
 
         reset_key, key = jax.random.split(as_typed_key(key))
         state = checked_reset(environment, jax.random.split(reset_key, num_episodes))
-        nothing = Episodes(jnp.zeros_like(state.reward), jnp.zeros(num_episodes, jnp.int32))
+        no_cost = jax.tree.map(jnp.zeros_like, state.cost)
+        nothing = Episodes(jnp.zeros_like(state.reward), jnp.zeros(num_episodes, jnp.int32), no_cost)
         start = _Progress(state, key, jnp.ones(num_episodes, bool), nothing)
         return jax.lax.while_loop(lambda progress: jnp.any(progress.active), play, start).episodes
 
@@ -76,13 +85,17 @@ def make_evaluator(
 
 
 def summarize(episodes: Episodes, action_repeat: int = 1) -> dict[str, Any]:
-    """Return mean and standard deviation of episode return and length (simulator steps), under Brax's metric names.
+    """Return mean and standard deviation of episode return, length (simulator steps) and costs, under Brax's metric names.
 
     Each value is a number, or a list of R numbers if the episodes are those of R runs, `[R, E]`.
     """
-    episode_return, length = (np.asarray(leaf, np.float32) for leaf in episodes)
+    episode_return, length = (np.asarray(leaf, np.float32) for leaf in episodes[:2])
     length = length * action_repeat
-    return {
+    costs: dict[str, Any] = {}
+    if episodes.episode_cost is not None:
+        for name, cost in numbered("eval/episode_cost", np.asarray(episodes.episode_cost, np.float32)).items():
+            costs |= {name: np.mean(cost, axis=-1).tolist(), f"{name}_std": np.std(cost, axis=-1).tolist()}
+    return costs | {
         "eval/episode_reward": np.mean(episode_return, axis=-1).tolist(),
         "eval/episode_reward_std": np.std(episode_return, axis=-1).tolist(),
         "eval/avg_episode_length": np.mean(length, axis=-1).tolist(),

@@ -55,7 +55,7 @@ class PolicyMaker:
         """Return the critic as a function observation `[..., *]` -> value `[...]`, in units of unscaled reward."""
 
         def value_fn(observation: Any) -> Float[Array, "..."]:
-            normalizer, _, (critic, reward_scaling) = params
+            normalizer, _, (critic, reward_scaling, *_) = params
             return self.networks.critic.apply(critic, normalize(normalizer, observation)) / reward_scaling
 
         return value_fn

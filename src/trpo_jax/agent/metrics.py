@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -24,14 +25,20 @@ class EpisodeStatistics(NamedTuple):
     """Whether the latest finished episode was played in full, so that its return and length are no estimates."""
     ended_early: Bool[Array, "N"]
     """Whether any episode has ended before its time limit."""
+    running_cost: Float[Array, "N K"] | None = None
+    """Sum of each cost over the running episode; None without costs."""
+    last_cost: Float[Array, "N K"] | None = None
 
 
-def init_episode_statistics(reward: Float[Array, "N"], age: Float[Array, "N"]) -> EpisodeStatistics:
-    """Start with no finished episode; returns have the dtype of `reward`."""
+def init_episode_statistics(
+    reward: Float[Array, "N"], age: Float[Array, "N"], cost: Float[Array, "N K"] | None = None
+) -> EpisodeStatistics:
+    """Start with no finished episode; returns have the dtype of `reward`, costs that of `cost`."""
     returns = jnp.zeros_like(reward)
     lengths = jnp.zeros_like(reward, jnp.float32)
     none = jnp.zeros_like(reward, bool)
-    return EpisodeStatistics(returns, lengths, age, returns, lengths, none, none, none)
+    costs = jax.tree.map(jnp.zeros_like, cost)
+    return EpisodeStatistics(returns, lengths, age, returns, lengths, none, none, none, costs, costs)
 
 
 def record_step(
@@ -40,18 +47,26 @@ def record_step(
     done: Bool[Array, "N"],
     fault: Bool[Array, "N"],
     at_limit: Bool[Array, "N"],
+    cost: Float[Array, "N K"] | None = None,
 ) -> EpisodeStatistics:
     """Record one step of each environment. An episode that a fault breaks off is discarded.
 
-    An environment's first episode may begin part-way to its time limit. If the limit ends it, its return is scaled up to the
-    full length; if less than half was played, it is discarded.
+    An environment's first episode may begin part-way to its time limit. If the limit ends it, its return and costs are scaled
+    up to the full length; if less than half was played, it is discarded.
     """
     running_return = statistics.running_return + reward
     running_length = statistics.running_length + 1
     is_cut = at_limit & (statistics.age > 0)
     finished = done & ~fault & ~(is_cut & (running_length < statistics.age))
     length = running_length + jnp.where(is_cut, statistics.age, 0)
-    estimate = running_return * (length / running_length).astype(running_return.dtype)
+    scale = length / running_length
+    estimate = running_return * scale.astype(running_return.dtype)
+    running_cost = jax.tree.map(jnp.add, statistics.running_cost, cost)
+    last_cost = jax.tree.map(
+        lambda running, last: jnp.where(finished[:, None], running * scale[:, None].astype(running.dtype), last),
+        running_cost,
+        statistics.last_cost,
+    )
     counted = statistics._replace(
         running_return=running_return,
         running_length=running_length,
@@ -60,6 +75,8 @@ def record_step(
         has_finished=statistics.has_finished | finished,
         is_whole=statistics.is_whole | (finished & ~is_cut),
         ended_early=statistics.ended_early | (finished & ~at_limit),
+        running_cost=running_cost,
+        last_cost=last_cost,
     )
     return break_off(counted, done | fault)
 
@@ -70,18 +87,38 @@ def break_off(statistics: EpisodeStatistics, which: Bool[Array, "N"]) -> Episode
         running_return=jnp.where(which, 0.0, statistics.running_return),
         running_length=jnp.where(which, 0.0, statistics.running_length),
         age=jnp.where(which, 0.0, statistics.age),
+        running_cost=jax.tree.map(lambda cost: jnp.where(which[:, None], 0.0, cost), statistics.running_cost),
     )
 
 
+def likely_length(statistics: EpisodeStatistics, limit: int | None) -> Float[Array, "N"]:
+    """Return the length that an environment's episodes are likely to have: the latest one's or the running one's, if longer.
+
+    Before an episode has finished it is `limit`, the number of actions to the time limit, if there is one.
+    """
+    latest = jnp.where(statistics.has_finished, statistics.last_length, 0.0 if limit is None else float(limit))
+    return jnp.maximum(latest, statistics.running_length)
+
+
+def numbered(name: str, costs: Any) -> dict[str, Any]:
+    """Return a metric of each cost, `[..., K]`, by name: "NAME" if there is one cost, else "NAME_0", "NAME_1", …."""
+    if costs.shape[-1] == 1:
+        return {name: costs[..., 0]}
+    return {f"{name}_{k}": costs[..., k] for k in range(costs.shape[-1])}
+
+
 def episode_metrics(statistics: EpisodeStatistics, action_repeat: int) -> Metrics:
-    """Report mean return and mean length of each environment's latest finished episode; 0 before any has finished.
+    """Report mean return, length and costs of each environment's latest finished episode; 0 before any has finished.
 
     Estimates count only until any episode ends early, because they cover only episodes that reached the time limit.
     """
     counted = jnp.where(jnp.any(statistics.ended_early), statistics.is_whole, statistics.has_finished)
     num_episodes = jnp.sum(counted, dtype=jnp.float32)
     scale = 1.0 / jnp.maximum(num_episodes, 1)
-    return {
+    costs: Metrics = {}
+    if statistics.last_cost is not None:
+        costs = numbered("episode_cost", jnp.sum(jnp.where(counted[:, None], statistics.last_cost, 0), axis=0) * scale)
+    return costs | {
         "episode_reward": jnp.sum(jnp.where(counted, statistics.last_return, 0)) * scale,
         "episode_length": jnp.sum(jnp.where(counted, statistics.last_length, 0)) * scale * action_repeat,
         "num_episodes": num_episodes,

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import Array, Float
 
-from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
+from trpo_jax.objective.surrogate import mean_and_max_kl
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.weights import average, unit_weight
 
@@ -20,9 +19,9 @@ Metrics = dict[str, Float[Array, ""]]
 class PolicyUpdate(NamedTuple):
     """How an algorithm improves a policy: two pure functions that work under jit, vmap and automatic sharding."""
 
-    init: Callable[[Any, Any], Any]
+    init: Callable[..., Any]
     """init(params, config) -> state, a pytree of arrays that each update passes to the next."""
-    update: Callable[[PolicyFn, Any, Any, Batch, Any, jax.Array], tuple[Any, Any, Metrics]]
+    update: Callable[..., tuple[Any, Any, Metrics]]
     """update(policy_fn, params, state, batch, config, key) -> (params, state, metrics).
 
     `batch` has the axes `[T, N]`: T steps of N environments. Observations are normalized, and advantages are standardized if
@@ -33,6 +32,10 @@ class PolicyUpdate(NamedTuple):
     "surrogate_improvement", the mean of (r - 1)·advantage with r the ratio of new and old probability, the agent computes
     `improvement_bound`.
     """
+    limits_costs: bool = False
+    """Whether the algorithm limits costs. If so, the environment must have some, `batch.cost_advantage` `[T, N, K]` holds their
+    advantages (see `CostEstimates`), and two functions take a last argument: `init` the number of costs, `update` the
+    `episode_cost` `[K]`, the expected cost of an episode."""
     sample_means: tuple[str, ...] = ("kl", "max_kl", "entropy")
     """Metrics that are averages over samples, and so unknown if all samples are faulty."""
 

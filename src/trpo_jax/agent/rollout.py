@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from trpo_jax.agent.metrics import EpisodeStatistics, break_off, record_step
+from trpo_jax.agent.metrics import EpisodeStatistics, break_off, likely_length, record_step
 from trpo_jax.environments.protocol import Box, Discrete, EnvironmentState
 from trpo_jax.environments.wrappers import FreshAutoReset, has_nan, is_finite, select
 from trpo_jax.policy.distributions import Distribution, TanhGaussian
@@ -33,12 +33,15 @@ class Transition(NamedTuple):
     truncated: Bool[Array, "..."]
     fault: Bool[Array, "..."]
     """The simulator failed, so the sample is unusable. All other fields are zero."""
+    cost: Float[Array, "... K"] | None = None
+    episode_length: Float[Array, "..."] | None = None
+    """Length that an episode of this environment is likely to have, in actions; None without costs."""
 
 
 class _Stored(NamedTuple):
     """A `Transition` in fewer arrays: in a loop on an accelerator, each stored array costs one launch per step."""
 
-    arrays: tuple[Any, Any, Any]
+    arrays: tuple[Any, ...]
     numbers: Float[Array, "*batch 2"]
     flags: Bool[Array, "*batch 3"]
 
@@ -46,12 +49,14 @@ class _Stored(NamedTuple):
     def of(cls, transition: Transition) -> "_Stored":
         numbers = jnp.stack([transition.log_prob, transition.reward], axis=-1)
         flags = jnp.stack([transition.terminated, transition.truncated, transition.fault], axis=-1)
-        return cls((transition.observation, transition.action, transition.next_observation), numbers, flags)
+        arrays = transition.observation, transition.action, transition.next_observation, transition.cost
+        return cls((*arrays, transition.episode_length), numbers, flags)
 
     def transition(self) -> Transition:
-        observation, action, next_observation = self.arrays
+        observation, action, next_observation, *costs = self.arrays
         log_prob, reward = (self.numbers[..., i] for i in range(2))
-        return Transition(observation, action, log_prob, reward, next_observation, *(self.flags[..., i] for i in range(3)))
+        flags = (self.flags[..., i] for i in range(3))
+        return Transition(observation, action, log_prob, reward, next_observation, *flags, *costs)
 
 
 class RolloutState(NamedTuple):
@@ -117,6 +122,10 @@ def collect(
             to_environment_action(environment.action_space, distribution, action),
             jax.tree.map(lambda leaf: leaf[time // STEPS_PER_START], starts),
         )
+        reward = jnp.where(fault, 0.0, final.reward)
+        cost = jax.tree.map(lambda each: jnp.where(fault[:, None], 0.0, each), final.cost)
+        at_limit = environment.has_reached_limit(final)
+        episodes = record_step(state.episodes, reward, final.terminated | final.truncated, fault, at_limit, cost)
         transition = Transition(
             observation,
             action,
@@ -126,10 +135,9 @@ def collect(
             final.terminated,
             final.truncated,
             fault,
+            cost,
+            None if cost is None else likely_length(episodes, environment.actions_to_limit),
         )
-        reward = jnp.where(fault, 0.0, final.reward)
-        at_limit = environment.has_reached_limit(final)
-        episodes = record_step(state.episodes, reward, final.terminated | final.truncated, fault, at_limit)
         return RolloutState(environments, episodes), _Stored.of(transition)
 
     steps = jax.random.split(key, unroll_length), jnp.arange(unroll_length)

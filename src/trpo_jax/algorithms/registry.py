@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 from trpo_jax.agent.agent import Agent, bind
 from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.policy_update import PolicyUpdate
+from trpo_jax.algorithms.cpo import CPO, CPOConfig
 from trpo_jax.algorithms.natural_gradient import NATURAL_GRADIENT, NaturalGradientConfig
 from trpo_jax.algorithms.penalty import PENALTY, PenaltyConfig
 from trpo_jax.algorithms.penalty_adam import PENALTY_ADAM, PenaltyAdamConfig
 from trpo_jax.algorithms.policy_gradient import POLICY_GRADIENT, PolicyGradientConfig
 from trpo_jax.algorithms.ppo import BRAX_KEYWORDS, PPO, PPOConfig
 from trpo_jax.algorithms.trpo import TRPO, TRPOConfig
+from trpo_jax.algorithms.trpo_lagrangian import TRPO_LAGRANGIAN, TRPOLagrangianConfig
 from trpo_jax.errors import ConfigError
 from trpo_jax.policy.networks import Networks
 
@@ -34,6 +36,8 @@ ALGORITHMS = {
     "penalty": Algorithm(PenaltyConfig, PENALTY),
     "penalty_adam": Algorithm(PenaltyAdamConfig, PENALTY_ADAM),
     "policy_gradient": Algorithm(PolicyGradientConfig, POLICY_GRADIENT),
+    "cpo": Algorithm(CPOConfig, CPO),
+    "trpo_lagrangian": Algorithm(TRPOLagrangianConfig, TRPO_LAGRANGIAN),
 }
 """Algorithms by the name that configuration files and the command line use; the first is the default."""
 
@@ -111,6 +115,6 @@ def make_trpo(environment: Any, config: TRPOConfig = TRPOConfig(), networks: Net
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477), with the advantages of Schulman et al. 2016 (arXiv 1506.02438).
     """
-    if not isinstance(config, TRPOConfig):
+    if type(config) is not TRPOConfig:  # CPO's is a TRPOConfig, too
         raise TypeError(f"config: got a {type(config).__name__}, allowed: a TRPOConfig")
     return make_agent(environment, config, networks)

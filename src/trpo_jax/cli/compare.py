@@ -30,7 +30,7 @@ class CompareArguments:
     """Number of seeds."""
     num_timesteps: int | None = None
     """Environment steps to train for; by default the number in each environment's settings."""
-    suite: Literal["brax", "playground"] = "brax"
+    suite: Literal["brax", "playground", "safety"] = "brax"
     """Suite of the environments that are given by name."""
     sweep_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for runs and report: a new one, or one to resume; by default sweeps/compare-ENV-…-ALGORITHM-…"""

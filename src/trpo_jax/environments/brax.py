@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from trpo_jax.config import unknown_name
 from trpo_jax.environments.loading import loading, quiet_import
 from trpo_jax.environments.randomization import RandomizationFn
+from trpo_jax.environments.speed_limit import SpeedLimit
 from trpo_jax.environments.vectorized import VectorizedEnvironment
 from trpo_jax.errors import ConfigError
 
@@ -45,7 +46,7 @@ def adapt(environment: brax.envs.Env, randomization_fn: RandomizationFn | None =
     Raises:
         TypeError: a wrapped environment, or a randomization_fn that cannot be used.
     """
-    if isinstance(environment, brax.envs.Wrapper):
+    if isinstance(environment, brax.envs.Wrapper) and not isinstance(environment, SpeedLimit):
         raise TypeError(
             f"environment: got a Brax environment inside a {type(environment).__name__}, allowed: a bare one, as "
             "brax.envs.get_environment returns it; trpo_jax or a wrap_env_fn adds the time limit and resets"

@@ -13,14 +13,14 @@ from trpo_jax.tree import upcast
 
 
 def checked_reset(environment: Environment, keys: Key[Array, "N"]) -> EnvironmentState:
-    """Draw N initial states. Rewards become at least float32, because they are summed.
+    """Draw N initial states. Rewards and costs become at least float32, because they are summed.
 
     Raises:
         TypeError: the result is not a state of N environments. Raised while tracing; the message names the field.
     """
     state = environment.reset(keys)
     _check_state(state, environment, "reset", keys.shape[0])
-    return strong(state._replace(reward=upcast(state.reward)))
+    return strong(state._replace(reward=upcast(state.reward), cost=upcast(state.cost)))
 
 
 def checked_step(environment: Environment, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
@@ -115,8 +115,21 @@ def _check_state(state: Any, environment: Environment, method: str, num_envs: in
             )
         if not jnp.issubdtype(jnp.result_type(leaf), kind):
             raise TypeError(f"environment: got {jnp.result_type(leaf)} for {name} from {source}, allowed: {hint}")
+    _check_cost(state.cost, source, num_envs)
     if not jax.tree.leaves(state.observation):
         raise TypeError(f"environment: got no array for observation from {source}, allowed: at least one")
+
+
+def _check_cost(cost: Any, source: str, num_envs: int) -> None:
+    if cost is None:
+        return
+    is_array = jax.tree_util.all_leaves([cost]) and jnp.ndim(cost) == 2 and jnp.shape(cost)[1] > 0
+    if not is_array or not jnp.issubdtype(jnp.result_type(cost), jnp.floating):
+        got = _describe(cost) if jax.tree_util.all_leaves([cost]) else jax.tree.map(jnp.shape, cost)
+        raise TypeError(
+            f"environment: got {got} for cost from {source}, allowed: numbers of a floating dtype for each environment, "
+            f"here of shape ({num_envs}, number of costs), or None"
+        )
 
 
 def _describe(leaf: Any) -> str:

@@ -33,6 +33,8 @@ class EnvironmentState(NamedTuple):
     """The episode ended here in a terminal state: no reward follows."""
     truncated: Bool[Array, "N"]
     """The episode was cut off here although it could have continued (a time limit)."""
+    cost: Float[Array, "N K"] | None = None
+    """K costs of the step that led here, zero after a reset. None, always, if the environment has no costs."""
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from trpo_jax.environments.vectorized import VectorizedEnvironment
 from trpo_jax.environments.wrapped import WrapEnvFn, WrappedEnvironment, wrap_environment
 from trpo_jax.errors import ConfigError, MissingPackageError
 
-SUITES = ("brax", "playground")
+SUITES = ("brax", "playground", "safety")
 """Libraries whose environments can be loaded by name."""
 
 
@@ -27,7 +27,7 @@ def as_environment(
     Args:
         environment: the name of an environment of the suite ("hopper"); a Brax `Env` or Playground `MjxEnv` object,
             neither vectorized nor time-limited; or an object that satisfies `Environment` already.
-        suite: "brax" or "playground" (MuJoCo Playground), for an environment given by name.
+        suite: "brax", "playground" (MuJoCo Playground) or "safety" (environments with costs), for an environment given by name.
         backend: physics of an environment given by name: "spring", "positional", "generalized" or "mjx" for Brax,
             "jax" or "warp" for Playground. For "auto" see `resolve_backend`.
         randomization_fn: draws physical parameters for each environment at every reset. It has Brax's signature,
@@ -140,6 +140,10 @@ def _suite(suite: str) -> ModuleType:
         from trpo_jax.environments import brax
 
         return brax
+    if suite == "safety":
+        from trpo_jax.environments import safety
+
+        return safety
     try:
         from trpo_jax.environments import playground
     except ModuleNotFoundError as error:

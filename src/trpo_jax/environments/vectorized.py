@@ -1,10 +1,11 @@
 """N copies of an environment by vmap, behind the protocol. Uses the interface of Brax and Playground, but imports neither."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from trpo_jax.environments.protocol import Box, EnvironmentState
 from trpo_jax.environments.randomization import Randomization, RandomizationFn, Randomized
@@ -13,6 +14,8 @@ from trpo_jax.tree import upcast
 
 class VectorizedEnvironment:
     """N copies of an environment with Brax's interface. Its `done` is a termination; its library's wrappers are not used.
+
+    If `info` of its states has an entry "cost", a number or a vector of K numbers, that is the cost of the step.
 
     Args:
         environment: reset(raw key) and step(state, action) return a state with `obs`, `reward` and `done`.
@@ -50,4 +53,13 @@ class VectorizedEnvironment:
 
 def _from_simulator(state: Any) -> EnvironmentState:
     terminated = state.done > 0
-    return EnvironmentState(state, state.obs, upcast(state.reward), terminated, jnp.zeros_like(terminated))
+    return EnvironmentState(state, state.obs, upcast(state.reward), terminated, jnp.zeros_like(terminated), cost_of(state.info))
+
+
+def cost_of(info: Any) -> Float[Array, "N K"] | None:
+    """Return the costs that the states of N environments have in their `info`; None if they have none."""
+    cost = info.get("cost") if isinstance(info, Mapping) else None
+    if cost is None:
+        return None
+    cost = upcast(cost)
+    return cost[:, None] if cost.ndim == 1 else cost

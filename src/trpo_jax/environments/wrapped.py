@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 
 from trpo_jax.environments.protocol import Box, EnvironmentState
 from trpo_jax.environments.randomization import RandomizationFn
+from trpo_jax.environments.vectorized import cost_of
 from trpo_jax.environments.wrappers import select
 from trpo_jax.tree import upcast
 
@@ -25,7 +26,8 @@ class WrappedEnvironment:
     """N wrapped environments with Brax's interface, behind the protocol.
 
     The wrapper's reset takes raw keys `[N, 2]`; its states have `obs`, `reward`, `done`, and an `info` whose
-    "truncation" is 1 if `done` came from a time limit. Warns once if the wrapper hides final observations.
+    "truncation" is 1 if `done` came from a time limit, and which may have a "cost". Warns once if the wrapper hides final
+    observations.
 
     Args:
         wrap: num_envs -> wrapped environment, called once for each number in use.
@@ -100,7 +102,7 @@ def _wrap_for(environment, wrap_env_fn, episode_length, action_repeat, randomiza
 
 def _from_wrapped(state: Any) -> EnvironmentState:
     done, limited = state.done > 0, state.info["truncation"] > 0
-    return EnvironmentState(state, state.obs, upcast(state.reward), done & ~limited, done & limited)
+    return EnvironmentState(state, state.obs, upcast(state.reward), done & ~limited, done & limited, cost_of(state.info))
 
 
 def _final_observation_name(state: Any) -> str | None:

@@ -21,7 +21,7 @@ class _TimedSimulator(NamedTuple):
 class EpisodeLimit:
     """Truncate episodes after `episode_length` simulator steps, and repeat every action `action_repeat` times.
 
-    A step that both terminates and reaches the limit counts as a termination. Rewards of repeated actions are summed.
+    A step that both terminates and reaches the limit counts as a termination. Rewards and costs of repeated actions are summed.
     If an episode ends between repeats, the remaining repeats leave the environment unchanged.
     """
 
@@ -31,6 +31,11 @@ class EpisodeLimit:
     @property
     def action_space(self) -> Box | Discrete:
         return self.environment.action_space
+
+    @property
+    def num_actions(self) -> int:
+        """The number of actions after which an episode ends."""
+        return -(-self.episode_length // self.action_repeat)
 
     def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
         state = checked_reset(self.environment, keys)
@@ -52,10 +57,9 @@ class EpisodeLimit:
         Returns:
             (the states, the number of actions since each episode's assumed start).
         """
-        num_actions = -(-self.episode_length // self.action_repeat)
         multiple = jnp.arange(state.reward.shape[0], dtype=jnp.uint32) * jnp.uint32(GOLDEN_RATIO)  # modulo 2^32
         share = (multiple >> 8).astype(jnp.float32) * 2**-24
-        age = jnp.minimum(jnp.floor(share * num_actions), num_actions - 1)
+        age = jnp.minimum(jnp.floor(share * self.num_actions), self.num_actions - 1)
         steps = age.astype(jnp.int32) * self.action_repeat
         return state._replace(simulator=state.simulator._replace(steps=steps)), age
 
@@ -67,11 +71,12 @@ class EpisodeLimit:
         def repeat(state, _):
             ended = state.terminated | state.truncated
             new = checked_step(self.environment, state, action)
-            new = new._replace(reward=state.reward + new.reward)
+            new = new._replace(reward=state.reward + new.reward, cost=jax.tree.map(jnp.add, state.cost, new.cost))
             return select(ended, state, new), None
 
         fresh = state._replace(
             reward=jnp.zeros_like(state.reward),
+            cost=jax.tree.map(jnp.zeros_like, state.cost),
             terminated=jnp.zeros_like(state.terminated),
             truncated=jnp.zeros_like(state.truncated),
         )
@@ -81,7 +86,7 @@ class EpisodeLimit:
 class FreshAutoReset:
     """Restart every environment whose episode ends from a fresh initial state of its own, and also return the final state.
 
-    Environments with a non-finite observation or reward are also reset. Self-resetting environments are left alone.
+    Environments with a non-finite observation, reward or cost are also reset. Self-resetting environments are left alone.
 
     Initial states are drawn in advance, so a step never pays for a reset that it does not use. The caller decides how often
     to draw new ones. Each environment has its own, so no state moves between environments or devices.
@@ -115,6 +120,11 @@ class FreshAutoReset:
             return self.environment.has_reached_limit(state)
         return jnp.zeros(state.reward.shape, bool)
 
+    @property
+    def actions_to_limit(self) -> int | None:
+        """The number of actions after which `EpisodeLimit` ends an episode; None without it."""
+        return self.environment.num_actions if isinstance(self.environment, EpisodeLimit) else None
+
     def step(
         self, state: EnvironmentState, action: jax.Array, fresh: EnvironmentState
     ) -> tuple[EnvironmentState, EnvironmentState, Bool[Array, "N"]]:
@@ -127,20 +137,20 @@ class FreshAutoReset:
 
         Returns:
             (the states to act on next, the states after the step and before any reset, whether the simulator lost each
-            environment in this step: its observation or reward is not finite).
+            environment in this step: its observation, reward or cost is not finite).
         """
         final = new = checked_step(self.environment, state, action)
         if getattr(self.environment, "resets_itself", False):
             final = new._replace(observation=self.environment.final_observation(new))
-            lost = ~is_finite((new.observation, final.observation, new.reward))
+            lost = ~is_finite((new.observation, final.observation, new.reward, new.cost))
             return select(lost, fresh, new), final, lost
-        lost = ~is_finite((new.observation, new.reward))
+        lost = ~is_finite((new.observation, new.reward, new.cost))
         return select(lost | new.terminated | new.truncated, fresh, new), final, lost
 
 
 def is_faulty(state: EnvironmentState) -> Bool[Array, "N"]:
-    """Tell which environments have a NaN in the simulator, or an observation or reward that is not finite."""
-    return has_nan(state.simulator) | ~is_finite((state.observation, state.reward))
+    """Tell which environments have a NaN in the simulator, or an observation, reward or cost that is not finite."""
+    return has_nan(state.simulator) | ~is_finite((state.observation, state.reward, state.cost))
 
 
 def has_nan(tree: Any) -> Bool[Array, "N"]:

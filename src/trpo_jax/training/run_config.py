@@ -23,7 +23,7 @@ class RunConfig:
 
     environment: str = setting(default="ant")
     """Name of an environment of the suite."""
-    suite: Literal["brax", "playground"] = setting(default="brax")
+    suite: Literal["brax", "playground", "safety"] = setting(default="brax")
     """Brax, or MuJoCo Playground (an extra to install)."""
     backend: Literal["auto", "spring", "positional", "generalized", "mjx", "jax", "warp"] = setting(default="auto")
     """Physics: jax or warp in Playground, the others in Brax; auto is the first that Brax offers, in Playground jax."""
@@ -142,7 +142,7 @@ def starting_config(target: str, suite: str = "brax", algorithm: str | None = No
 
     Args:
         target: path of a TOML file, or name of an environment.
-        suite: "brax" or "playground", for a name.
+        suite: "brax", "playground" or "safety", for a name.
         algorithm: algorithm to learn by; None takes the TOML file's, or TRPO.
         accelerator: take the settings for an accelerator. A TOML file has them in its table `[accelerator]`. For a name
             they are those that all environments share, overridden by that table of the environment's own file.
@@ -215,7 +215,7 @@ def shipped_config(
 
     Args:
         environment: name, such as "ant".
-        suite: "brax" or "playground".
+        suite: "brax", "playground" or "safety".
         algorithm: algorithm to learn by, such as "ppo".
         accelerator: whether to take the settings for an accelerator; None does if JAX's default device is not a CPU.
 

@@ -78,7 +78,7 @@ def train(
             protocol.
         num_timesteps: environment steps (simulator steps, before action repeat) to train for, rounded up to whole
             iterations; 0 only evaluates the initial policy. All integer arguments may be written like 1e6.
-        suite: "brax" or "playground" (MuJoCo Playground), for an environment given by name.
+        suite: "brax", "playground" (MuJoCo Playground) or "safety" (with costs), for an environment given by name.
         backend: physics of an environment given by name; see `as_environment`.
         config: how to learn; its type selects the algorithm (`TRPOConfig`, `PPOConfig`, …). None takes the settings that
             ship for an environment given by name (`shipped_config`; on an accelerator, the settings for one), and the

@@ -1,0 +1,25 @@
+"""What the algorithms that limit costs have in common."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from trpo_jax.agent.metrics import numbered
+from trpo_jax.agent.policy_update import Metrics
+from trpo_jax.algorithms.trpo import TRPOConfig
+from trpo_jax.config import config, setting
+
+
+@config
+class CostLimitConfig(TRPOConfig):
+    """TRPO's settings and a limit on costs."""
+
+    cost_limit: float = setting(default=25.0, at_least=0.0)
+    """Upper limit of the expected cost of an episode, a sum over its steps that is not discounted. If the environment has
+    several costs, it is the limit of each."""
+
+
+def cost_metrics(episode_cost: Float[Array, "K"], cost_limit: float | Array) -> Metrics:
+    """Return the metrics that say how costs compare with their limit."""
+    limit = jnp.asarray(cost_limit, jnp.float32)
+    metrics = {"cost_limit": limit, "above_limit": jnp.any(episode_cost > limit).astype(jnp.float32)}
+    return metrics | numbered("expected_cost", episode_cost)
