@@ -10,6 +10,7 @@ from trpo_jax.agent.inference import Params
 from trpo_jax.agent.policy_update import PolicyUpdate
 from trpo_jax.agent.schedule import ScheduleConfig
 from trpo_jax.agent.state import TrainState, inference_params
+from trpo_jax.algorithms.cpo import CPOConfig
 from trpo_jax.algorithms.natural_gradient import NaturalGradientConfig
 from trpo_jax.algorithms.penalty import PenaltyConfig
 from trpo_jax.algorithms.penalty_adam import PenaltyAdamConfig
@@ -17,6 +18,7 @@ from trpo_jax.algorithms.policy_gradient import PolicyGradientConfig
 from trpo_jax.algorithms.ppo import PPOConfig
 from trpo_jax.algorithms.registry import make_agent, make_trpo, register_algorithm
 from trpo_jax.algorithms.trpo import TRPOConfig, TRPOScheduleConfig
+from trpo_jax.algorithms.trpo_lagrangian import TRPOLagrangianConfig
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
 from trpo_jax.errors import CheckpointError, ConfigError, FileError, MissingPackageError
 from trpo_jax.execution.compilation_cache import enable_compilation_cache
@@ -63,6 +65,7 @@ __all__ = [
     "Bernoulli",
     "Box",
     "CGInfo",
+    "CPOConfig",
     "Categorical",
     "CategoricalPolicy",
     "CheckpointError",
@@ -100,6 +103,7 @@ __all__ = [
     "StepInfo",
     "StepOutcome",
     "TRPOConfig",
+    "TRPOLagrangianConfig",
     "TRPOScheduleConfig",
     "TanhGaussian",
     "TrainState",

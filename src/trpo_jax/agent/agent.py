@@ -120,7 +120,7 @@ class Agent:
         rollout = self.restart(starts)
         observation = jax.tree.map(lambda leaf: leaf[0], rollout.environments.observation)
         policy = self.networks.policy.init(policy_key, observation)
-        num_costs = self._num_costs(rollout.environments)
+        num_costs = rollout.environments.cost.shape[-1] if self.policy_update.limits_costs else 0
         state = TrainState(
             learner=Learner(
                 policy=policy,
@@ -223,19 +223,6 @@ class Agent:
         """Return the critic's value of unnormalized observations."""
         return self.networks.critic.apply(params, normalize(normalizer, observation))
 
-    def _num_costs(self, state: EnvironmentState) -> int:
-        """Return how many costs the critic predicts.
-
-        Raises:
-            ConfigError: the algorithm limits costs, but the environment has none.
-        """
-        if not self.policy_update.limits_costs:
-            return 0
-        if state.cost is None:
-            name = type(self.environment).__name__
-            raise ConfigError("environment", name, "one with costs, because this algorithm limits them")
-        return state.cost.shape[-1]
-
     def _estimate_costs(
         self,
         learner: Learner,
@@ -314,11 +301,19 @@ def bind(policy_update: PolicyUpdate, environment: Any, config: AgentConfig, net
         networks: policy and critic; None makes the multilayer perceptrons that the config describes.
 
     Raises:
-        ConfigError: an unknown environment, or a batch of a size that the config cannot use.
+        ConfigError: an unknown environment, one without costs for an algorithm that limits costs, or a batch of a size that
+            the config cannot use.
         TypeError: an environment of another kind.
     """
     config.check_batch()
+    name = environment if isinstance(environment, str) else type(environment).__name__
     environment = with_time_limit(as_environment(environment), config)
+    if policy_update.limits_costs:
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.num_envs))
+        if jax.eval_shape(environment.reset, keys).cost is None:
+            raise ConfigError(
+                "environment", name, 'one with costs, because the algorithm limits them; the suite "safety" has some'
+            )
     return Agent(environment, networks or make_networks(environment.action_space, config), config, policy_update)
 
 

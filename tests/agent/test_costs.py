@@ -1,0 +1,183 @@
+"""Costs on their way from the environment to the update: summed, estimated, limited."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import trpo_jax
+from probes import Target, Toll, WithCosts, _flags
+from trainings import SMALL
+from trpo_jax import Box, ConfigError, CPOConfig, make_agent
+from trpo_jax.agent.estimates import estimate_advantages, estimate_costs
+from trpo_jax.agent.evaluate import make_evaluator, summarize
+from trpo_jax.agent.rollout import Transition
+from trpo_jax.algorithms.registry import default_config
+from trpo_jax.environments.protocol import EnvironmentState
+from trpo_jax.environments.wrappers import EpisodeLimit
+
+LIMITING = ("cpo", "trpo_lagrangian")
+
+
+class Clock:
+    """Costs 1 and its time in each step, and ends after a number of steps that each environment has of its own."""
+
+    action_space = Box(1)
+
+    def reset(self, keys):
+        n = keys.shape[0]
+        lifetime = 2.0 + jnp.arange(n)
+        return EnvironmentState(
+            lifetime, jnp.stack([lifetime, jnp.zeros(n)], axis=-1), jnp.zeros(n), *_flags(n), jnp.zeros((n, 2))
+        )
+
+    def step(self, state, action):
+        time = state.observation[:, 1] + 1
+        observation = jnp.stack([state.simulator, time], axis=-1)
+        cost = jnp.stack([jnp.ones_like(time), time], axis=-1)
+        return EnvironmentState(state.simulator, observation, time, *_flags(time.shape, time >= state.simulator), cost)
+
+
+def small(name, **fields):
+    return dataclasses.replace(default_config(name), critic=SMALL.critic, policy=SMALL.policy, **fields)
+
+
+@pytest.mark.parametrize("name", ["trpo", "cpo"])
+def test_costs_of_episodes_are_sums_whatever_the_algorithm(name):
+    agent = make_agent(Clock(), small(name, num_envs=4, unroll_length=30, episode_length=100))
+    _, metrics = agent.update(agent.init(jax.random.key(0)))
+    lengths = 2.0 + np.arange(4)
+    np.testing.assert_allclose(metrics["training/episode_length"], lengths.mean())
+    np.testing.assert_allclose(metrics["training/episode_cost_0"], lengths.mean())
+    np.testing.assert_allclose(metrics["training/episode_cost_1"], (lengths * (lengths + 1) / 2).mean())
+
+
+def test_an_evaluation_sums_costs_of_whole_episodes():
+    agent = make_agent(Clock(), small("trpo", num_envs=4, unroll_length=4, episode_length=4))
+    evaluate = make_evaluator(agent.environment, agent.make_policy, num_episodes=4, deterministic=True)
+    state = agent.init(jax.random.key(0))
+    metrics = summarize(evaluate(trpo_jax.inference_params(state), jax.random.key(1)))
+    lengths = np.minimum(2.0 + np.arange(4), 4)
+    np.testing.assert_allclose(metrics["eval/episode_cost_0"], lengths.mean())
+    np.testing.assert_allclose(metrics["eval/episode_cost_1"], (lengths * (lengths + 1) / 2).mean())
+    np.testing.assert_allclose(metrics["eval/episode_cost_0_std"], lengths.std(), rtol=1e-6)
+
+
+def test_costs_of_repeated_actions_are_summed():
+    environment = EpisodeLimit(Clock(), 100, action_repeat=3)
+    state = environment.reset(jax.random.split(jax.random.key(0), 2))
+    state = environment.step(state, jnp.zeros((2, 1)))
+    np.testing.assert_allclose(state.cost, [[2, 1 + 2], [3, 1 + 2 + 3]])  # the first has ended after two
+
+
+def test_the_expected_cost_of_an_episode_is_that_of_a_step_times_the_length():
+    """Environments with another length each: the mean over steps alone would weigh long episodes more."""
+    config = small("cpo", num_envs=4, unroll_length=60, episode_length=1000)
+    agent = make_agent(Clock(), config)
+    _, metrics = agent.update(agent.init(jax.random.key(0)))
+    lengths = 2.0 + np.arange(4)
+    np.testing.assert_allclose(metrics["training/expected_cost_0"], lengths.mean(), rtol=1e-5)
+
+
+def test_cost_advantages_are_those_of_the_reward_in_units_of_an_episode():
+    """With the cost equal to the reward, a weight of zero, a time limit and a termination in the batch."""
+    key = jax.random.split(jax.random.key(0), 4)
+    shape, length = (12, 3), 7.0
+    cost = jax.random.uniform(key[0], (*shape, 1))
+    value, following = jax.random.uniform(key[1], shape), jax.random.uniform(key[2], shape)
+    ended = jax.random.bernoulli(key[3], 0.3, (2, *shape))
+    observation = jnp.stack([value, following], axis=-1)
+    transition = Transition(
+        observation[..., :1],
+        jnp.zeros((*shape, 1)),
+        jnp.zeros(shape),
+        cost[..., 0],
+        observation[..., 1:],
+        *(ended[0], ended[1] & ~ended[0], jnp.zeros(shape, bool)),
+        cost,
+        jnp.full(shape, length),
+    )
+    config, weight = default_config("cpo"), jnp.ones(shape).at[5, 1].set(0.0)
+    estimates = estimate_costs(
+        lambda observation: observation, transition, value[..., None], weight=weight, hyperparameters=config
+    )
+    advantage = estimate_advantages(
+        lambda observation: observation[..., 0], transition, cost[..., 0], value, weight=weight, hyperparameters=config
+    )
+    mean = jnp.average(advantage, weights=weight)
+    np.testing.assert_allclose(estimates.advantage[..., 0], length * (advantage - mean), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(estimates.target[..., 0], value + advantage, rtol=1e-6)
+    np.testing.assert_allclose(estimates.episode_cost, length * jnp.average(cost[..., 0], weights=weight), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LIMITING)
+def test_a_limit_is_kept_and_what_it_allows_is_used(name):
+    """The best policy pays √0.2 where it is tolled, and 1 elsewhere: a return of 20 · (1 + 0.447) / 2 = 14.5."""
+    config = small(name, num_envs=64, unroll_length=16, discounting=0.5, episode_length=20, cost_limit=2.0)
+    agent = make_agent(Toll(), config)
+
+    def iterate(state, _):
+        return agent.update.__wrapped__(state)
+
+    _, metrics = jax.jit(lambda state: jax.lax.scan(iterate, state, None, length=100))(agent.init(jax.random.key(0)))
+    last = {metric: float(np.mean(values[-40:])) for metric, values in metrics.items()}
+    assert 1.9 < last["training/episode_cost"] < 2.1
+    assert 13.5 < last["training/episode_reward"] < 15.5
+    assert np.max(metrics["training/kl"]) <= config.trust_region.max_kl
+
+
+def test_a_limit_that_cannot_be_kept_lowers_costs_by_recovery_steps():
+    config = small("cpo", num_envs=32, unroll_length=16, discounting=0.5, episode_length=20, cost_limit=0.0)
+    agent = make_agent(Toll(), config)
+    state, costs, metrics = agent.init(jax.random.key(0)), [], {}
+    for _ in range(30):
+        state, metrics = agent.update(state)
+        costs.append(float(metrics["training/expected_cost"]))
+        assert metrics["training/kl"] <= config.trust_region.max_kl
+    assert metrics["training/num_recoveries"] > 10
+    assert np.mean(costs[-5:]) < 0.6 * np.mean(costs[:5])
+
+
+class BrokenCost(WithCosts):
+    """Loses a cost of the first environment in every step."""
+
+    def step(self, state, action):
+        new = super().step(state, action)
+        return new._replace(cost=new.cost.at[0].set(jnp.nan))
+
+
+@pytest.mark.parametrize("name", ["trpo", *LIMITING])
+def test_a_cost_that_is_nan_is_a_fault_of_its_sample(name):
+    agent = make_agent(BrokenCost(Target()), small(name, num_envs=4, unroll_length=8, episode_length=5))
+    state, metrics = agent.update(agent.init(jax.random.key(0)))
+    assert metrics["training/num_faults"] == 8
+    assert metrics["training/kl"] > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((trpo_jax.inference_params(state), metrics)))
+
+
+@pytest.mark.parametrize("name", LIMITING)
+def test_an_environment_without_costs_is_refused_in_one_sentence(name):
+    with pytest.raises(ConfigError, match="environment: got 'Target', allowed: one with costs, because the algorithm limits"):
+        make_agent(Target(), small(name, num_envs=4, unroll_length=4))
+
+
+def test_a_negative_limit_is_refused():
+    with pytest.raises(ConfigError, match=r"cost_limit: got -1\.0, allowed: a number >= 0"):
+        CPOConfig(cost_limit=-1.0)
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [jnp.zeros(4), jnp.zeros((4, 0)), jnp.zeros((4, 1), int), (jnp.zeros((4, 1)),)],
+    ids=["flat", "none", "int", "tuple"],
+)
+def test_costs_of_another_shape_or_kind_are_refused(cost):
+    class Wrong(Target):
+        def reset(self, keys):
+            return super().reset(keys)._replace(cost=cost)
+
+    agent = make_agent(Wrong(), small("trpo", num_envs=4, unroll_length=4))
+    with pytest.raises(TypeError, match=r"environment: got .* for cost from reset of Wrong, allowed: numbers of a floating"):
+        agent.init(jax.random.key(0))
