@@ -2,11 +2,11 @@
 
     python benchmarks/ppo_pair.py [--folder runs/ppo_pair] [--json FILE]
 
-Settings are `brax_ppo.ONE_SETTING`, networks those that Brax's PPO makes. A batch of Brax's is 20 steps of 256 environments,
-for which it steps 64 of them four times; ours is 80 steps of 64. Each algorithm keeps its own loop: Brax's fits policy and
-critic by one loss, ours one after the other; resets and the bootstrap at time limits differ, too. Returns are those of
-deterministic evaluations at the end. Speeds are measured first, each algorithm alone on all cores. What the folder holds is
-not measured again. It may be the folder of suite.py, whose runs of Brax's PPO are the same.
+Settings are `brax_ppo.ONE_SETTING`, but with 256 environments, so that both collect the same batches: 20 steps of each. (With
+64 environments Brax's PPO steps them four times for a batch.) Networks are those that Brax's PPO makes. Each algorithm keeps
+its own loop: Brax's fits policy and critic by one loss and estimates advantages anew in each gradient step, ours fits one after
+the other; resets and the bootstrap at time limits differ, too. Returns are those of deterministic evaluations at the end.
+Speeds are measured first, each algorithm alone on all cores. What the folder holds is not measured again.
 """
 
 import dataclasses
@@ -38,7 +38,8 @@ OURS, THEIRS = "our PPO", "Brax's PPO"
 STEPS = 983_040
 NUM_EVALS, EPISODES = 7, 64
 SIZES = ("policy_hidden_layer_sizes", "value_hidden_layer_sizes")
-OTHERWISE_HERE = (*SIZES, "batch_size", "unroll_length", "learning_rate_at_end")
+OTHERWISE_HERE = (*SIZES, "batch_size", "learning_rate_at_end")
+SETTINGS = {**ONE_SETTING, "num_envs": 256}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def main(arguments: Arguments) -> None:
     for environment, speeds in speeds_of.items():
         files = {seed: folder / f"pair-{environment}-seed{seed}.json" for seed in arguments.seeds}
         ours = [known(file, functools.partial(final_return, environment, seed)) for seed, file in files.items()]
-        runs = [PPORun(environment, THEIRS, {}, ONE_SETTING, seed, STEPS, NUM_EVALS, EPISODES) for seed in arguments.seeds]
+        runs = [PPORun(environment, THEIRS, {}, SETTINGS, seed, STEPS, NUM_EVALS, EPISODES) for seed in arguments.seeds]
         theirs = [run.score for run in train_all(runs, folder / "ppo")]
         returns = {OURS: np.array(ours), THEIRS: np.array(theirs)}
         rows.append(
@@ -89,18 +90,14 @@ def known(file: Path, measure: Any) -> Any:
 
 def our_config() -> AgentConfig:
     """Return Brax's settings as ours has them."""
-    samples = ONE_SETTING["batch_size"] * ONE_SETTING["num_minibatches"] * ONE_SETTING["unroll_length"]
-    names = {name: value for name, value in ONE_SETTING.items() if name not in OTHERWISE_HERE}
-    config = PPOConfig(
-        unroll_length=samples // ONE_SETTING["num_envs"],
-        schedule=ScheduleConfig(learning_rate_at_end=ONE_SETTING["learning_rate_at_end"]),
-    )
+    names = {name: value for name, value in SETTINGS.items() if name not in OTHERWISE_HERE}
+    config = PPOConfig(schedule=ScheduleConfig(learning_rate_at_end=SETTINGS["learning_rate_at_end"]))
     return with_options(config, translate(names, "ppo"))
 
 
 def our_options() -> dict[str, Any]:
     """Return what makes Brax's networks."""
-    sizes = {name: ONE_SETTING[name] for name in SIZES}
+    sizes = {name: SETTINGS[name] for name in SIZES}
     return {"network_factory": functools.partial(ppo_networks.make_ppo_networks, **sizes)}
 
 
@@ -117,7 +114,7 @@ def measure_speeds(environment: str) -> dict[str, float]:
     """Return the environment steps a second of both; compilation and evaluations left out."""
     stretch, num_stretches = STEPS // (NUM_EVALS - 1), 5
     speeds = {}
-    for name, how, more in ((OURS, our_config(), our_options()), (THEIRS, ONE_SETTING, {})):
+    for name, how, more in ((OURS, our_config(), our_options()), (THEIRS, SETTINGS, {})):
         stopwatch = Stopwatch()
         options = {"seed": 0, "num_evals": num_stretches + 1} | common(environment)
         take(stopwatch, environment, stretch * num_stretches, how, **options, **more)
@@ -127,7 +124,7 @@ def measure_speeds(environment: str) -> dict[str, float]:
 
 def common(environment: str) -> dict[str, Any]:
     """Return physics and cores of both."""
-    num_devices = num_cores_to_use(ONE_SETTING["num_envs"], os.cpu_count() or 1)
+    num_devices = num_cores_to_use(SETTINGS["num_envs"], os.cpu_count() or 1)
     return {"backend": resolve_backend(environment), "num_devices": num_devices}
 
 

@@ -53,6 +53,7 @@ OPTIONS = {
     "plain": TrustRegionConfig(cg_iterations=5),
     "microbatches": TrustRegionConfig(cg_iterations=5, num_microbatches=3, curvature_fraction=0.5),
     "largest KL": TrustRegionConfig(cg_iterations=5, kl_constraint="max", num_microbatches=2),
+    "empirical Fisher": TrustRegionConfig(cg_iterations=5, fisher="empirical"),
     "shaped damping": TrustRegionConfig(cg_iterations=5, damping_shape="gradient", accept_ratio=0.1),
     "random curvature": TrustRegionConfig(cg_iterations=5, curvature_fraction=0.5, curvature_sampling="random"),
     "natural gradient": TrustRegionConfig(cg_iterations=5, line_search=False),

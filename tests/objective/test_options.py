@@ -56,6 +56,19 @@ def test_microbatches_change_nothing_but_memory(x64, name, kl_constraint):
         assert_same_update(pieces, whole, rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["gaussian", "categorical"])
+def test_the_empirical_fisher_takes_another_step_within_the_same_bound_whatever_the_microbatches(x64, name):
+    params, batch = draw(name, "float64", seed=1)
+    batch = batch._replace(weight=jnp.asarray(np.random.default_rng(1).integers(0, 3, B), "float64"))
+    analytic, empirical = (update(name, params, batch, config(fisher=kind)) for kind in ("analytic", "empirical"))
+    assert empirical[1].accepted
+    assert empirical[1].kl <= CONFIG.max_kl
+    steps = [ravel_pytree(jax.tree.map(jnp.subtract, each[0], params))[0] for each in (analytic, empirical)]
+    cosine = steps[0] @ steps[1] / (jnp.linalg.norm(steps[0]) * jnp.linalg.norm(steps[1]))
+    assert 0.0 < cosine < 0.99
+    assert_same_update(update(name, params, batch, config(fisher="empirical", num_microbatches=3)), empirical, rtol=1e-9)
+
+
 @pytest.mark.parametrize("changes", [{}, {"num_microbatches": 3}, {"kl_constraint": "max"}, {"line_search": False}])
 def test_a_policy_with_a_derivative_for_reverse_mode_only_takes_the_same_step(x64, changes):
     @jax.custom_vjp

@@ -23,6 +23,7 @@ DEVICES = 4
 OPTIONS = {
     "plain": {},
     "microbatches and largest KL": {"num_microbatches": 3, "kl_constraint": "max"},
+    "microbatches and empirical Fisher": {"num_microbatches": 3, "fisher": "empirical"},
     "shaped damping": {"damping_shape": "gradient"},
     "natural gradient": {"line_search": False},
 }

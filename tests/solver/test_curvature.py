@@ -9,7 +9,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from trpo_jax.policy.distributions import Categorical, DiagonalGaussian
-from trpo_jax.solver.curvature import curvature_of_states, fisher_vector_product, hessian_vector_product
+from trpo_jax.solver.curvature import (
+    curvature_of_states,
+    empirical_fisher_vector_product,
+    fisher_vector_product,
+    hessian_vector_product,
+)
 
 B, OBSERVATION, HIDDEN, ACTION = 6, 3, 4, 3
 WEIGHTS = {"unweighted": None, "weighted": np.array([0.5, 0.0, 2.0, 7.0, 0.0, 1.0])}
@@ -247,3 +252,31 @@ def test_the_curvature_of_each_state_is_not_rounded_to_the_policys_dtype(x64):
     mean, log_std, old_log_std = (np.asarray(leaf, np.float64) for leaf in (moved.mean, moved.log_std, old.log_std))
     expected = np.sum(mean**2 * np.exp(-2 * old_log_std) + 2 * log_std**2, axis=-1)
     np.testing.assert_allclose(curvature_of_states(policy, params, x), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTS)
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_empirical_fisher_is_the_mean_outer_product_of_scores_and_its_expectation_the_fisher(name, weighting, x64):
+    params, observation = draw("float64")
+    flat, unravel = ravel_pytree(params)
+    weight = WEIGHTS[weighting]
+    jax_weight = None if weight is None else jnp.asarray(weight)
+
+    def log_prob(params, action):
+        return POLICIES[name](params, observation).log_prob(action)
+
+    @jax.jit
+    def both(key):
+        action = POLICIES[name](params, observation).sample(key)
+        product = empirical_fisher_vector_product(lambda params: log_prob(params, action), params, weight=jax_weight)
+        return dense(product, params), jax.jacrev(lambda flat: log_prob(unravel(flat), action))(flat)
+
+    matrix, scores = both(jax.random.key(0))
+    expected = sum(
+        w * np.outer(score, score) for w, score in zip(np.ones(B) if weight is None else weight, scores, strict=True)
+    )
+    np.testing.assert_allclose(matrix, expected / (B if weight is None else weight.sum()), rtol=1e-9, atol=1e-12)
+    matrices = jax.lax.map(lambda key: both(key)[0], jax.random.split(jax.random.key(1), 20_000), batch_size=1000)
+    analytic = dense(fisher_vector_product(lambda p: POLICIES[name](p, observation), params, weight=jax_weight), params)
+    error, spread = matrices.mean(axis=0) - analytic, matrices.std(axis=0) / np.sqrt(len(matrices))
+    assert (np.abs(error) < 5 * spread + 1e-9).all()

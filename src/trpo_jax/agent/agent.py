@@ -23,10 +23,11 @@ from trpo_jax.agent.estimates import CostEstimates, estimate_advantages, estimat
 from trpo_jax.agent.inference import PolicyMaker
 from trpo_jax.agent.keys import as_typed_key
 from trpo_jax.agent.metrics import episode_metrics, init_episode_statistics
-from trpo_jax.agent.policy_update import Metrics, PolicyUpdate
+from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate
 from trpo_jax.agent.rollout import RolloutState, Transition, collect, num_starts
 from trpo_jax.agent.stages import Stages, advance, run_stages
 from trpo_jax.agent.state import Learner, TrainState
+from trpo_jax.agent.vine import Branches, branch_advantages, branch_values, collect_vine, num_vine_starts, vine_batch
 from trpo_jax.environments.checked import is_bounded, strong
 from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
 from trpo_jax.environments.registry import as_environment
@@ -66,7 +67,7 @@ class Agent:
     @property
     def steps_per_iteration(self) -> int:
         """Simulator steps of one iteration: each repeat of an action counts."""
-        return self.config.batch_size * self.config.action_repeat
+        return self.config.actions_per_iteration * self.config.action_repeat
 
     @functools.cached_property
     def make_policy(self) -> PolicyMaker:
@@ -100,8 +101,10 @@ class Agent:
 
     def draw(self, key: jax.Array) -> EnvironmentState:
         """Draw `[S, N, ...]` initial states. A separate program, because both initialization and every iteration use it."""
-        shape = num_starts(self.config.unroll_length), self.config.num_envs
-        return jax.vmap(self._resetting.reset)(jax.random.split(as_typed_key(key), shape))
+        config = self.config
+        vine = config.sampler == "vine"
+        count = num_vine_starts(config.unroll_length, config.vine) if vine else num_starts(config.unroll_length)
+        return jax.vmap(self._resetting.reset)(jax.random.split(as_typed_key(key), (count, config.num_envs)))
 
     def begin(
         self,
@@ -120,7 +123,8 @@ class Agent:
         rollout = self.restart(starts)
         observation = jax.tree.map(lambda leaf: leaf[0], rollout.environments.observation)
         policy = self.networks.policy.init(policy_key, observation)
-        num_costs = rollout.environments.cost.shape[-1] if self.policy_update.limits_costs else 0
+        cost = rollout.environments.cost
+        num_costs = 0 if cost is None or not self.policy_update.limits_costs else cost.shape[-1]
         state = TrainState(
             learner=Learner(
                 policy=policy,
@@ -147,16 +151,13 @@ class Agent:
         self, learner: Learner, rollout: RolloutState, starts: EnvironmentState, key: Key[Array, ""]
     ) -> tuple[RolloutState, Transition, Metrics]:
         """Let the policy act for `unroll_length` steps."""
-        rollout, transition = collect(
-            self._resetting,
-            self.networks.policy,
-            learner.policy,
-            learner.normalizer,
-            rollout,
-            starts,
-            key,
-            unroll_length=self.config.unroll_length,
-        )
+        arguments = self._resetting, self.networks.policy, learner.policy, learner.normalizer, rollout, starts, key
+        length = self.config.unroll_length
+        if self.config.sampler == "vine":
+            rollout, transition, branches = collect_vine(*arguments, unroll_length=length, vine=self.config.vine)
+            transition = transition._replace(branches=branches)
+        else:
+            rollout, transition = collect(*arguments, unroll_length=length)
         metrics = episode_metrics(rollout.episodes, self.config.action_repeat)
         return rollout, transition, _named(metrics | {"num_faults": jnp.sum(transition.fault, dtype=jnp.float32)})
 
@@ -178,14 +179,20 @@ class Agent:
         value_fn = functools.partial(self._value, critic.critic.params, learner.normalizer)
         reward = transition.reward * config.reward_scaling
         advantage = estimate_advantages(value_fn, transition, reward, value, weight=weight, hyperparameters=config)
-        batch = Batch(observation, transition.action, transition.log_prob, self._standardize(advantage, unit), weight)
         costs = self._estimate_costs(learner, critic.critic, transition, observation, weight, config)
-        policy_fn = functools.partial(policy_distribution, self.networks.policy)
+        batch = Batch(observation, transition.action, transition.log_prob, advantage, weight)
+        policy_fn: PolicyFn = functools.partial(policy_distribution, self.networks.policy)
+        if transition.branches is not None:
+            policy_fn, batch = self._vine(policy_fn, value_fn, learner.normalizer, transition.branches, config)
         step = functools.partial(self.policy_update.update, policy_fn, learner.policy, learner.update)
+        assert batch.weight is not None
+        of_batch = unit_weight(batch.weight)
+        standardized = batch._replace(advantage=self._standardize(batch.advantage, of_batch))
         if costs is None:
-            policy, update, metrics = step(batch, config, key)
+            policy, update, metrics = step(standardized, config, key)
         else:
-            policy, update, metrics = step(batch._replace(cost_advantage=costs.advantage), config, key, costs.episode_cost)
+            with_costs = standardized._replace(cost_advantage=costs.advantage)
+            policy, update, metrics = step(with_costs, config, key, costs.episode_cost)
         normalizer = learner.normalizer
         if normalizer is not None:
             normalizer = update_normalizer(normalizer, transition.observation, weight)
@@ -196,7 +203,7 @@ class Agent:
             "mean_return": average(target, unit) / config.reward_scaling,
         }
         own |= self._policy_metrics(policy, normalizer, observation, transition.observation, weight)
-        own |= self._bound_metrics(metrics, advantage, unit, config)
+        own |= self._bound_metrics(metrics, batch.advantage, of_batch, config)
         _check_metrics(metrics, own)
         metrics = metrics | own
         regression = Regression(observation, target, weight, None if costs is None else costs.target)
@@ -222,6 +229,19 @@ class Agent:
     def _value(self, params: Any, normalizer: NormalizerState | None, observation: Any) -> Float[Array, "..."]:
         """Return the critic's value of unnormalized observations."""
         return self.networks.critic.apply(params, normalize(normalizer, observation))
+
+    def _vine(
+        self,
+        policy_fn: PolicyFn,
+        value_fn: Callable[[Any], Array],
+        normalizer: NormalizerState | None,
+        branches: Branches,
+        config: AgentConfig,
+    ) -> tuple[PolicyFn, Batch]:
+        """Return the policy and the batch of the sampler "vine"."""
+        scaling, discounting = config.reward_scaling, config.discounting
+        value = branch_values(value_fn, branches, reward_scaling=scaling, discounting=discounting)
+        return vine_batch(policy_fn, normalizer, branches, branch_advantages(branches, value))
 
     def _estimate_costs(
         self,
@@ -308,6 +328,8 @@ def bind(policy_update: PolicyUpdate, environment: Any, config: AgentConfig, net
     config.check_batch()
     name = environment if isinstance(environment, str) else type(environment).__name__
     environment = with_time_limit(as_environment(environment), config)
+    if config.sampler == "vine":
+        _check_vine(policy_update, environment)
     if policy_update.limits_costs:
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.num_envs))
         if jax.eval_shape(environment.reset, keys).cost is None:
@@ -315,6 +337,14 @@ def bind(policy_update: PolicyUpdate, environment: Any, config: AgentConfig, net
                 "environment", name, 'one with costs, because the algorithm limits them; the suite "safety" has some'
             )
     return Agent(environment, networks or make_networks(environment.action_space, config), config, policy_update)
+
+
+def _check_vine(policy_update: PolicyUpdate, environment: Environment) -> None:
+    """Raise ConfigError if an algorithm or environment cannot use the sampler "vine"."""
+    if not policy_update.takes_vines:
+        raise ConfigError("sampler", "vine", "path, for this algorithm; trpo and natural_gradient can use vine")
+    if getattr(environment, "resets_itself", False):
+        raise ConfigError("sampler", "vine", "path, for an environment that resets itself")
 
 
 def with_time_limit(environment: Environment, config: AgentConfig) -> Environment:

@@ -1,12 +1,13 @@
 """Settings that all algorithms share: the batch, the estimates, the critic, the networks."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from jaxtyping import Array, Float
 
 from trpo_jax.agent.critic import CriticConfig
 from trpo_jax.agent.schedule import ScheduleConfig, share_left
+from trpo_jax.agent.vine import VineConfig, num_branch_steps
 from trpo_jax.config import config, setting
 from trpo_jax.errors import ConfigError
 from trpo_jax.policy.networks import PolicyConfig
@@ -22,6 +23,9 @@ class AgentConfig:
     """Environments simulated side by side (N)."""
     unroll_length: int = setting(default=40, at_least=1)
     """Environment steps each environment takes in an iteration (T); a batch holds N times T samples."""
+    sampler: Literal["path", "vine"] = setting(default="path")
+    """What the policy learns from: the actions of the rollout itself, or those of branches that start from its states."""
+    vine: VineConfig = VineConfig()
     episode_length: int = setting(default=1000, at_least=1, at_most=2**30)
     """Time limit of an episode, in simulator steps (before action repeat)."""
     action_repeat: int = setting(default=1, at_least=1, at_most=2**30)
@@ -41,8 +45,13 @@ class AgentConfig:
     schedule: ScheduleConfig = ScheduleConfig()
 
     @property
+    def actions_per_iteration(self) -> int:
+        """Number of actions in an iteration, those of branches included."""
+        return self.batch_size + (num_branch_steps(self.num_envs, self.vine) if self.sampler == "vine" else 0)
+
+    @property
     def batch_size(self) -> int:
-        """Number of samples in an iteration."""
+        """Number of samples in a rollout."""
         return self.num_envs * self.unroll_length
 
     def at(self: ConfigT, progress: Float[Array, ""]) -> ConfigT:
@@ -59,6 +68,8 @@ class AgentConfig:
         if self.batch_size >= 2**31:
             raise ConfigError("num_envs and unroll_length", f"{self.batch_size:,} samples per iteration", "fewer than 2^31")
         self.check_minibatches("critic.num_minibatches", self.critic.num_minibatches)
+        if self.sampler == "vine" and self.unroll_length % self.vine.num_states:
+            raise ConfigError("vine.num_states", self.vine.num_states, f"a divisor of unroll_length = {self.unroll_length}")
 
     def check_minibatches(self, field: str, num_minibatches: int) -> None:
         """Raise ConfigError if a field asks for more minibatches than there are samples."""

@@ -36,6 +36,9 @@ class PolicyUpdate(NamedTuple):
     """Whether the algorithm limits costs. If so, the environment must have some, `batch.cost_advantage` `[T, N, K]` holds their
     advantages (see `CostEstimates`), and two functions take a last argument: `init` the number of costs, `update` the
     `episode_cost` `[K]`, the expected cost of an episode."""
+    takes_vines: bool = False
+    """Whether `update` keeps samples of a batch together that follow each other along its first axis, as `in_rows` does; the
+    sampler "vine" needs that."""
     sample_means: tuple[str, ...] = ("kl", "max_kl", "entropy")
     """Metrics that are averages over samples, and so unknown if all samples are faulty."""
 

@@ -36,6 +36,8 @@ class Transition(NamedTuple):
     cost: Float[Array, "... K"] | None = None
     episode_length: Float[Array, "..."] | None = None
     """Length that an episode of this environment is likely to have, in actions; None without costs."""
+    branches: Any = None
+    """`vine.Branches`, `[M, N, ...]`, of the sampler "vine"."""
 
 
 class _Stored(NamedTuple):

@@ -84,4 +84,4 @@ def update(
     return params, state, metrics | {"step_kl": jnp.asarray(step.step_kl)}
 
 
-NATURAL_GRADIENT = PolicyUpdate(init, update)
+NATURAL_GRADIENT = PolicyUpdate(init, update, takes_vines=True)

@@ -54,6 +54,11 @@ class TRPOConfig(AgentConfig):
         if self.batch_size % self.trust_region.num_microbatches:
             allowed = f"a divisor of num_envs·unroll_length = {self.batch_size}"
             raise ConfigError("trust_region.num_microbatches", self.trust_region.num_microbatches, allowed)
+        if self.sampler == "vine" and self.trust_region.fisher == "empirical":
+            raise ConfigError("trust_region.fisher", "empirical", "analytic with the sampler vine")
+        if self.sampler == "vine" and self.trust_region.num_microbatches > 1:
+            allowed = "1 with the sampler vine, which needs the actions of a state in the same microbatch"
+            raise ConfigError("trust_region.num_microbatches", self.trust_region.num_microbatches, allowed)
 
 
 class TRPOState(NamedTuple):
@@ -88,4 +93,4 @@ def update(
     return params, TRPOState(trust_region, outcomes), metrics
 
 
-TRPO = PolicyUpdate(init, update)
+TRPO = PolicyUpdate(init, update, takes_vines=True)

@@ -159,7 +159,7 @@ def stateful_constrained_trust_region_update(
         states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
         problem = LimitedProblem(
             evaluate_fn=_evaluation(policy_fn, whole, config),
-            matvec=fisher(policy_fn, mine, divided if states is batch else divide(states, config, axis_name)),
+            matvec=fisher(policy_fn, mine, divided if states is batch else divide(states, config, axis_name), config),
             excess=cost_excess,
             curvature_floor_fn=largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
         )

@@ -14,6 +14,8 @@ class TrustRegionConfig(StepConfig):
 
     kl_constraint: Literal["mean", "max"] = setting(default="mean")
     """The KL that `max_kl` bounds: the mean over the batch's states, or the largest of any state."""
+    fisher: Literal["analytic", "empirical"] = setting(default="analytic")
+    """The curvature of the step: the KL's own, which is the mean over all actions, or an estimate from the actions taken."""
     curvature_fraction: float = setting(default=1.0, static=True, above=0.0, at_most=1.0)
     """Fraction of the batch that Fisher-vector products use; gradient and line search always use all of it."""
     curvature_sampling: Literal["strided", "random"] = setting(default="strided")

@@ -21,7 +21,11 @@ from trpo_jax.objective.partition import (
 from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, mean_and_max_kl, surrogate_objective
 from trpo_jax.objective.trust_region_config import TrustRegionConfig, TrustRegionInfo
 from trpo_jax.policy.distributions import Distribution
-from trpo_jax.solver.curvature import curvature_of_states, unit_fisher_vector_product
+from trpo_jax.solver.curvature import (
+    curvature_of_states,
+    unit_empirical_fisher_vector_product,
+    unit_fisher_vector_product,
+)
 from trpo_jax.solver.outcome import ConstrainedStepInfo, StepInfo
 from trpo_jax.solver.step_config import TrustRegionState, check_stateless, init_trust_region_state
 from trpo_jax.solver.trust_region import step_along_gradient
@@ -160,7 +164,7 @@ def _policy_problem(
     states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
     problem = Problem(
         evaluate_fn=_evaluation(policy_fn, whole, config),
-        matvec=fisher(policy_fn, mine, divided if states is batch else divide(states, config, axis_name)),
+        matvec=fisher(policy_fn, mine, divided if states is batch else divide(states, config, axis_name), config),
         curvature_floor_fn=largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
     )
     return problem, objective, gradient
@@ -210,10 +214,14 @@ def evaluation_of_batch(
     return evaluate
 
 
-def fisher(policy_fn: PolicyFn, params: Params, states: Partition) -> MatVec:
+def fisher(policy_fn: PolicyFn, params: Params, states: Partition, config: TrustRegionConfig) -> MatVec:
     """Return v -> F v over the states. One part is linearized once; several parts are linearized again for each product."""
 
     def linearize(batch: Batch) -> MatVec:
+        if config.fisher == "empirical":
+            return unit_empirical_fisher_vector_product(
+                lambda params: policy_fn(params, batch.observation).log_prob(batch.action), params, batch.weight
+            )
         return unit_fisher_vector_product(lambda params: policy_fn(params, batch.observation), params, batch.weight)
 
     of_one_part = linearize(states.parts) if states.num_parts == 1 else None
