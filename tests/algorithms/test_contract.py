@@ -15,7 +15,7 @@ import trpo_jax
 from probes import Bandit, Target, WithCosts
 from trainings import SMALL, one_device_train, without_clocks
 from trpo_jax import AgentConfig, ConfigError, inference_params, make_agent, register_algorithm
-from trpo_jax.agent.agent import bind
+from trpo_jax.agent.binding import bind
 from trpo_jax.algorithms.registry import ALGORITHMS, algorithm_name, default_config
 from trpo_jax.config import config, setting
 

@@ -27,21 +27,16 @@ from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate
 from trpo_jax.agent.rollout import RolloutState, Transition, collect, num_starts
 from trpo_jax.agent.stages import Stages, advance, run_stages
 from trpo_jax.agent.state import Learner, TrainState
-from trpo_jax.agent.vine import Branches, branch_advantages, branch_values, collect_vine, num_vine_starts, vine_batch
-from trpo_jax.environments.checked import is_bounded, strong
-from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
-from trpo_jax.environments.registry import as_environment
-from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset
+from trpo_jax.agent.vine import Branches, branch_advantages, branch_values, collect_vine, grow, num_vine_starts, vine_batch
+from trpo_jax.environments.checked import strong
+from trpo_jax.environments.protocol import Environment, EnvironmentState
+from trpo_jax.environments.wrappers import FreshAutoReset
 from trpo_jax.errors import ConfigError
 from trpo_jax.objective.improvement_bound import improvement_bound
 from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
+from trpo_jax.policy.distributions import Distribution
 from trpo_jax.policy.networks import (
-    CategoricalPolicy,
-    GaussianPolicy,
-    Network,
     Networks,
-    OfEntry,
-    ValueNetwork,
     policy_distribution,
 )
 from trpo_jax.policy.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
@@ -151,13 +146,22 @@ class Agent:
         self, learner: Learner, rollout: RolloutState, starts: EnvironmentState, key: Key[Array, ""]
     ) -> tuple[RolloutState, Transition, Metrics]:
         """Let the policy act for `unroll_length` steps."""
-        arguments = self._resetting, self.networks.policy, learner.policy, learner.normalizer, rollout, starts, key
-        length = self.config.unroll_length
-        if self.config.sampler == "vine":
-            rollout, transition, branches = collect_vine(*arguments, unroll_length=length, vine=self.config.vine)
-            transition = transition._replace(branches=branches)
+        policy, length, vine = self.networks.policy, self.config.unroll_length, self.config.vine
+        branches = self.config.sampler == "vine"
+        collect_fn = functools.partial(
+            collect,
+            *(self._resetting, policy, learner.policy, learner.normalizer),
+            unroll_length=length // vine.num_states if branches else length,
+        )
+        if branches:
+
+            def act(observation: Any) -> Distribution:
+                return policy_distribution(policy, learner.policy, normalize(learner.normalizer, observation))
+
+            grow_fn = functools.partial(grow, self._resetting, act, vine=vine)
+            rollout, transition = collect_vine(collect_fn, grow_fn, rollout, starts, key, num_states=vine.num_states)
         else:
-            rollout, transition = collect(*arguments, unroll_length=length)
+            rollout, transition = collect_fn(rollout, starts, key)
         metrics = episode_metrics(rollout.episodes, self.config.action_repeat)
         return rollout, transition, _named(metrics | {"num_faults": jnp.sum(transition.fault, dtype=jnp.float32)})
 
@@ -308,68 +312,6 @@ class Agent:
             after = policy_distribution(self.networks.policy, params, normalize(normalizer, observation))
             metrics["normalizer_kl"] = mean_and_max_kl(before, after, unit_weight(weight))[0]
         return metrics
-
-
-def bind(policy_update: PolicyUpdate, environment: Any, config: AgentConfig, networks: Networks | None = None) -> Agent:
-    """Make an agent.
-
-    Args:
-        policy_update: the algorithm.
-        environment: a name ("hopper"), a Brax environment, or an object that implements the `Environment` protocol. It must
-            not be vectorized, time-limited or self-resetting, unless its attribute `resets_itself` is True.
-        config: the algorithm's configuration.
-        networks: policy and critic; None makes the multilayer perceptrons that the config describes.
-
-    Raises:
-        ConfigError: an unknown environment, one without costs for an algorithm that limits costs, or a batch of a size that
-            the config cannot use.
-        TypeError: an environment of another kind.
-    """
-    config.check_batch()
-    name = environment if isinstance(environment, str) else type(environment).__name__
-    environment = with_time_limit(as_environment(environment), config)
-    if config.sampler == "vine":
-        _check_vine(policy_update, environment)
-    if policy_update.limits_costs:
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.num_envs))
-        if jax.eval_shape(environment.reset, keys).cost is None:
-            raise ConfigError(
-                "environment", name, 'one with costs, because the algorithm limits them; the suite "safety" has some'
-            )
-    return Agent(environment, networks or make_networks(environment.action_space, config), config, policy_update)
-
-
-def _check_vine(policy_update: PolicyUpdate, environment: Environment) -> None:
-    """Raise ConfigError if an algorithm or environment cannot use the sampler "vine"."""
-    if not policy_update.takes_vines:
-        raise ConfigError("sampler", "vine", "path, for this algorithm; trpo and natural_gradient can use vine")
-    if getattr(environment, "resets_itself", False):
-        raise ConfigError("sampler", "vine", "path, for an environment that resets itself")
-
-
-def with_time_limit(environment: Environment, config: AgentConfig) -> Environment:
-    """Add the configured time limit, unless the environment has one."""
-    if isinstance(environment, EpisodeLimit) or getattr(environment, "resets_itself", False):
-        return environment
-    return EpisodeLimit(environment, config.episode_length, config.action_repeat)
-
-
-def make_networks(action_space: Box | Discrete, config: AgentConfig) -> Networks:
-    """Make the multilayer perceptrons that a config describes, for an action space."""
-    policy, critic = config.policy, config.critic
-    if isinstance(action_space, Box):
-        if policy.action_bounds == "tanh" and not is_bounded(action_space):
-            raise ConfigError("policy.action_bounds", "tanh", f'"clip" for actions in an unbounded {action_space}')
-        network: Network = GaussianPolicy(
-            int(action_space.size), policy.hidden_sizes, policy.activation, policy.init_log_std, policy.action_bounds == "tanh"
-        )
-    else:
-        network = CategoricalPolicy(int(action_space.num_actions), policy.hidden_sizes, policy.activation)
-    value_network = ValueNetwork(critic.hidden_sizes, critic.activation)
-    return Networks(
-        OfEntry(network, policy.observation_key, "policy.observation_key"),
-        OfEntry(value_network, critic.observation_key, "critic.observation_key"),
-    )
 
 
 def _check_metrics(metrics: Metrics, own: Metrics) -> None:

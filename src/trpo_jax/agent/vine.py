@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from trpo_jax.agent.policy_update import PolicyFn
-from trpo_jax.agent.rollout import RolloutState, Transition, collect, num_starts, to_environment_action
+from trpo_jax.agent.rollout import RolloutState, Transition, num_starts, to_environment_action
 from trpo_jax.config import config, setting
 from trpo_jax.environments.checked import checked_step
 from trpo_jax.environments.protocol import Discrete, EnvironmentState
@@ -17,7 +17,6 @@ from trpo_jax.environments.wrappers import FreshAutoReset, is_faulty, select
 from trpo_jax.objective.self_normalized import SelfNormalized
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.policy.distributions import Distribution
-from trpo_jax.policy.networks import Network, policy_distribution
 from trpo_jax.policy.normalization import NormalizerState, normalize
 
 
@@ -62,41 +61,42 @@ class _Growing(NamedTuple):
 
 
 def collect_vine(
-    environment: FreshAutoReset,
-    policy: Network,
-    params: Any,
-    normalizer: NormalizerState | None,
+    collect_fn: Callable[[RolloutState, EnvironmentState, Key[Array, ""]], tuple[RolloutState, Transition]],
+    grow_fn: Callable[[EnvironmentState, Key[Array, ""]], Branches],
     state: RolloutState,
     starts: EnvironmentState,
     key: Key[Array, ""],
     *,
-    unroll_length: int,
-    vine: VineConfig,
-) -> tuple[RolloutState, Transition, Branches]:
-    """Let a policy act as `collect` does, and grow branches from `vine.num_states` states of each environment on its way.
+    num_states: int,
+) -> tuple[RolloutState, Transition]:
+    """Let a policy act for a while, and grow branches on its way.
 
-    All arguments are those of `collect`, but `starts` has S = `num_vine_starts(unroll_length, vine)`; `vine` is static.
+    Args:
+        collect_fn: `rollout.collect` for a part of the rollout: (state, starts, key) -> (state, `Transition` `[T/M, N, ...]`).
+        grow_fn: `grow`: (the states of N environments, key) -> their branches.
+        state: environments and episode statistics at the start.
+        starts: `[S, N, ...]` with S = `num_vine_starts(T, vine)`.
+        key: consumed.
+        num_states: M, the number of parts; static. Branches start where a part begins.
 
     Returns:
-        (state, `Transition` of `[T, N, ...]`, `Branches` of `[M, N, ...]`).
+        (state, `Transition` of `[T, N, ...]` with `Branches` of `[M, N, ...]`).
 
     Reference:
         Schulman et al. 2015 (arXiv 1502.05477), section 5.2.
     """
-    act = _acting(policy, params, normalizer)
 
-    def segment(state: RolloutState, now: tuple[EnvironmentState, Key[Array, ""]]) -> tuple[RolloutState, Any]:
+    def part(state: RolloutState, now: tuple[EnvironmentState, Key[Array, ""]]) -> tuple[RolloutState, Any]:
         starts, key = now
         branch_key, path_key = jax.random.split(key)
-        branches = grow(environment, act, state.environments, branch_key, vine)
-        length = unroll_length // vine.num_states
-        state, path = collect(environment, policy, params, normalizer, state, starts, path_key, unroll_length=length)
+        branches = grow_fn(state.environments, branch_key)
+        state, path = collect_fn(state, starts, path_key)
         return state, (path, branches)
 
-    per_segment = jax.tree.map(lambda leaf: leaf.reshape(vine.num_states, -1, *leaf.shape[1:]), starts)
-    keys = jax.random.split(key, vine.num_states)
-    state, (path, branches) = jax.lax.scan(segment, state, (per_segment, keys))
-    return state, jax.tree.map(lambda leaf: leaf.reshape(unroll_length, *leaf.shape[2:]), path), branches
+    of_parts = jax.tree.map(lambda leaf: leaf.reshape(num_states, -1, *leaf.shape[1:]), starts)
+    state, (path, branches) = jax.lax.scan(part, state, (of_parts, jax.random.split(key, num_states)))
+    transition = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), path)
+    return state, transition._replace(branches=branches)
 
 
 def num_vine_starts(unroll_length: int, vine: VineConfig) -> int:
@@ -115,18 +115,15 @@ def grow(
     state: EnvironmentState,
     key: Key[Array, ""],
     vine: VineConfig,
-    *,
-    common: bool = True,
 ) -> Branches:
-    """Grow K branches of L steps from N states.
+    """Grow K branches of L steps from N states. All branches of a state have the same random numbers after the first action.
 
     Args:
         environment: its automatic resets are not used.
         act: unnormalized observations -> the policy's distribution.
-        state: N states; simulators that draw random numbers carry a key in them, which all branches of a state share.
+        state: N states; simulators that draw random numbers have a key in it, which is copied with the state.
         key: consumed.
         vine: sizes, static.
-        common: draw the same noise for the actions of all branches of a state after the first (common random numbers).
     """
     first_key, key = jax.random.split(key)
     distribution, count = act(state.observation), vine.num_branches
@@ -142,8 +139,6 @@ def grow(
 
     def step(growing: _Growing, key: Key[Array, ""]) -> tuple[_Growing, tuple[Array, Array]]:
         each = act(growing.state.observation)
-        if not common:
-            return _advance(environment, growing, each, each.sample(key))
         of_branches = jax.vmap(lambda branch: branch.sample(key), in_axes=1, out_axes=1)
         return _advance(environment, growing, each, _joined(of_branches(jax.tree.map(gathered, each))))
 
@@ -198,17 +193,13 @@ def _advance(
     return _Growing(select(goes_on, new, growing.state), alive, growing.length + growing.alive), (reward, fault)
 
 
-def _acting(policy: Network, params: Any, normalizer: NormalizerState | None) -> Callable[[Any], Distribution]:
-    return lambda observation: policy_distribution(policy, params, normalize(normalizer, observation))
-
-
 def branch_values(
     value_fn: Callable[[Any], Float[Array, "..."]],
     branches: Branches,
     *,
     reward_scaling: float | Float[Array, ""],
     discounting: float | Float[Array, ""],
-) -> Float[Array, "M N K"]:
+) -> Float[Array, "... K"]:
     """Estimate Q(s, a) of each branch: its discounted rewards, then the critic's value unless it has terminated.
 
     Args:
@@ -222,7 +213,7 @@ def branch_values(
     return reward_scaling * jnp.sum(branches.reward * powers, axis=-1) + discounting**branches.length * tail
 
 
-def branch_advantages(branches: Branches, value: Float[Array, "M N K"]) -> Float[Array, "M N K"]:
+def branch_advantages(branches: Branches, value: Float[Array, "... K"]) -> Float[Array, "... K"]:
     """Return Q(s, a) minus the policy's mean of it, estimated from the state's own branches.
 
     If every action is tried once, the mean is exact. A mean of sampled actions contains the action itself, which makes all

@@ -5,7 +5,8 @@ from dataclasses import fields as fields_of
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from trpo_jax.agent.agent import Agent, bind
+from trpo_jax.agent.agent import Agent
+from trpo_jax.agent.binding import bind
 from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.policy_update import PolicyUpdate
 from trpo_jax.algorithms.cpo import CPO, CPOConfig

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from trpo_jax.agent.agent import Agent, with_time_limit
+from trpo_jax.agent.agent import Agent
+from trpo_jax.agent.binding import with_time_limit
 from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.evaluate import Episodes, make_evaluator
 from trpo_jax.agent.inference import Params, Policy, PolicyMaker
