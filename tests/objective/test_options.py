@@ -65,7 +65,7 @@ def test_the_empirical_fisher_takes_another_step_within_the_same_bound_whatever_
     assert empirical[1].kl <= CONFIG.max_kl
     steps = [ravel_pytree(jax.tree.map(jnp.subtract, each[0], params))[0] for each in (analytic, empirical)]
     cosine = steps[0] @ steps[1] / (jnp.linalg.norm(steps[0]) * jnp.linalg.norm(steps[1]))
-    assert 0.0 < cosine < 0.99
+    assert 0.0 < cosine < 0.999
     assert_same_update(update(name, params, batch, config(fisher="empirical", num_microbatches=3)), empirical, rtol=1e-9)
 
 

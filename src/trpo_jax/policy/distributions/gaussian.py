@@ -96,20 +96,21 @@ _NARROW = 0.65
 
 _HERMITE = [(float(node), float(weight) / math.sqrt(2 * math.pi)) for node, weight in zip(*hermegauss(12), strict=True)]
 
-_SMOOTHING = math.pi**2 / 6
-"""Twice the variance of the Gaussian that smooths |u| so that log cosh u + log 2 and it have the same integral."""
+_SMOOTHING = math.pi / math.sqrt(6)
+"""√2 times the standard deviation of the Gaussian that smooths |u| so that log cosh u + log 2 and it have the same integral."""
 
 
 def _smoothed_size(mean: Float[Array, "..."], spread: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return E|u| with u from N(mean, spread / 2)."""
-    root = jnp.sqrt(spread)
-    return mean * jax.lax.erf(mean / root) + root / math.sqrt(math.pi) * jnp.exp(-(mean**2) / spread)
+    """Return E|u| with u from N(mean, spread² / 2)."""
+    standardized = mean / spread
+    return mean * jax.lax.erf(standardized) + spread / math.sqrt(math.pi) * jnp.exp(-(standardized**2))
 
 
 def _rest(u: float) -> float:
     """Return log cosh u + log 2 - |u| smoothed, which is small, smooth, and negligible beyond |u| = 7.5."""
-    size, root = abs(u), math.sqrt(_SMOOTHING)
-    smoothed = size * math.erf(size / root) + root / math.sqrt(math.pi) * math.exp(-(size**2) / _SMOOTHING)
+    size = abs(u)
+    standardized = size / _SMOOTHING
+    smoothed = size * math.erf(standardized) + _SMOOTHING / math.sqrt(math.pi) * math.exp(-(standardized**2))
     return size + math.log1p(math.exp(-2.0 * size)) - smoothed
 
 
@@ -123,7 +124,8 @@ def _mean_log_cosh(mean: Float[Array, "..."], std: Float[Array, "..."]) -> Float
     Narrow Gaussians: Gauss-Hermite quadrature. Wide ones: log cosh u + log 2 is |u| smoothed by a Gaussian, whose mean is
     known, and a small rest, for which the trapezoidal rule converges exponentially.
     """
-    narrow, wide = jnp.minimum(std, _NARROW), jnp.maximum(std, _NARROW)
+    is_narrow = std < _NARROW
+    narrow, wide = jnp.where(is_narrow, std, _NARROW), jnp.where(is_narrow, _NARROW, std)
     by_nodes, rest = jnp.zeros_like(mean), jnp.zeros_like(mean)
     # Written out, the sums are one loop over the elements; as sums over an axis of nodes they take several times as long.
     for node, weight in _HERMITE:
@@ -131,8 +133,8 @@ def _mean_log_cosh(mean: Float[Array, "..."], std: Float[Array, "..."]) -> Float
         by_nodes += weight * (size + jnp.log1p(jnp.exp(-2.0 * size)))
     for node, weight in _TRAPEZOID:
         rest += weight * jnp.exp(-0.5 * ((node - mean) / wide) ** 2)
-    by_smoothing = _smoothed_size(mean, _SMOOTHING + 2.0 * wide**2) + rest / wide
-    return jnp.where(std < _NARROW, by_nodes, by_smoothing) - math.log(2.0)
+    by_smoothing = _smoothed_size(mean, jnp.hypot(_SMOOTHING, math.sqrt(2.0) * wide)) + rest / wide
+    return jnp.where(is_narrow, by_nodes, by_smoothing) - math.log(2.0)
 
 
 @pytree_dataclass
