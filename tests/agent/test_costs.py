@@ -13,8 +13,9 @@ from trainings import SMALL
 from trpo_jax import Box, ConfigError, CPOConfig, make_agent
 from trpo_jax.agent.estimates import estimate_advantages, estimate_costs
 from trpo_jax.agent.evaluate import make_evaluator, summarize
+from trpo_jax.agent.metrics import without_unknown
 from trpo_jax.agent.rollout import Transition
-from trpo_jax.algorithms.registry import default_config
+from trpo_jax.algorithms.registry import ALGORITHMS, default_config
 from trpo_jax.environments.protocol import EnvironmentState
 from trpo_jax.environments.wrappers import EpisodeLimit
 
@@ -72,13 +73,88 @@ def test_costs_of_repeated_actions_are_summed():
     np.testing.assert_allclose(state.cost, [[2, 1 + 2], [3, 1 + 2 + 3]])  # the first has ended after two
 
 
-def test_the_expected_cost_of_an_episode_is_that_of_a_step_times_the_length():
-    """Environments with another length each: the mean over steps alone would weigh long episodes more."""
-    config = small("cpo", num_envs=4, unroll_length=60, episode_length=1000)
-    agent = make_agent(Clock(), config)
-    _, metrics = agent.update(agent.init(jax.random.key(0)))
-    lengths = 2.0 + np.arange(4)
-    np.testing.assert_allclose(metrics["training/expected_cost_0"], lengths.mean(), rtol=1e-5)
+class Chance(Target):
+    """Costs 1 in each step, and ends with probability 0.05."""
+
+    ends, fails = 0.05, 0.0
+
+    def reset(self, keys):
+        return super().reset(keys)._replace(cost=jnp.zeros((keys.shape[0], 1)))
+
+    def step(self, state, action):
+        new = super().step(state, action)
+        # Not by the simulator's key alone, since episodes may share a start.
+        chance = (jax.vmap(jax.random.uniform)(new.simulator) + jnp.abs(1000.0 * action[:, 0])) % 1.0
+        observation = jnp.where((chance > 1.0 - self.fails)[:, None], jnp.nan, new.observation)
+        return new._replace(observation=observation, terminated=chance < self.ends, cost=jnp.ones((chance.size, 1)))
+
+
+class Failing(Chance):
+    """Ends at its time limit only; the simulator fails in a fifth of the steps."""
+
+    ends, fails = 0.0, 0.2
+
+
+def expected_costs(environment, iterations, **fields):
+    agent = make_agent(environment, small("cpo", num_envs=64, unroll_length=20, **fields))
+    state, costs = agent.init(jax.random.key(0)), []
+    for _ in range(iterations):
+        state, metrics = agent.update(state)
+        costs.append(float(metrics["training/expected_cost"]))
+    return costs
+
+
+def test_the_expected_cost_of_an_episode_is_unbiased_and_soon_known():
+    """However long the time limit is, and though the longest episodes are those that have not finished."""
+    costs = expected_costs(Chance(), 30, episode_length=10_000)
+    assert max(costs) < 200
+    assert max(costs[5:]) < 40
+    np.testing.assert_allclose(np.mean(costs[-15:]), 20.0, rtol=0.1)
+
+
+class OfLimit(Chance):
+    ends = 0.0
+
+
+def test_faults_do_not_make_a_policy_look_cheaper_and_a_limit_is_known_at_once():
+    np.testing.assert_allclose(expected_costs(Failing(), 5, episode_length=100), 100.0, rtol=1e-5)
+    np.testing.assert_allclose(expected_costs(OfLimit(), 8, episode_length=100), 100.0, rtol=0.25)
+
+
+class Resetting(OfLimit):
+    """Restarts by itself, after 200 steps."""
+
+    resets_itself, keeps_final_observation = True, True
+
+    def final_observation(self, state):
+        return state.observation
+
+
+def test_an_environment_that_resets_itself_is_taken_to_reach_the_limit():
+    np.testing.assert_allclose(expected_costs(Resetting(), 3, episode_length=200), 200.0, rtol=1e-5)
+
+
+def test_costs_of_episodes_are_unknown_before_the_first_has_ended_and_of_samples_if_all_are_lost():
+    lost = {"training/num_episodes": 0.0, "training/num_faults": 8.0}
+    metrics = lost | {f"training/{name}": 0.0 for name in ("episode_cost_0", "episode_cost_1", "expected_cost_1", "cost_limit")}
+    known = without_unknown(metrics, 8, ALGORITHMS["cpo"].policy_update.sample_means)
+    assert [name for name, value in known.items() if np.isnan(value)] == [
+        *("training/episode_cost_0", "training/episode_cost_1", "training/expected_cost_1")
+    ]
+
+
+def test_without_samples_the_multiplier_stays_as_it_is():
+    agent = make_agent(OfLimit(), small("trpo_lagrangian", num_envs=4, unroll_length=8, episode_length=50, cost_limit=1.0))
+    state = agent.init(jax.random.key(0))
+    for _ in range(3):
+        state, _ = agent.update(state)
+    _, transition, _ = agent.collect(state.learner, state.rollout, agent.draw(jax.random.key(1)), jax.random.key(2))
+    lost = jax.tree.map(jnp.zeros_like, transition)._replace(fault=jnp.ones_like(transition.fault))
+    learner, _, _ = agent.improve(state.learner, state.critic, lost, state.hyperparameters, jax.random.key(3), jnp.float32(0))
+    before, after = state.learner.update, learner.update
+    assert before.multiplier > 0
+    for name in ("error", "integral", "multiplier"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
 
 
 def test_cost_advantages_are_those_of_the_reward_in_units_of_an_episode():
@@ -97,7 +173,7 @@ def test_cost_advantages_are_those_of_the_reward_in_units_of_an_episode():
         observation[..., 1:],
         *(ended[0], ended[1] & ~ended[0], jnp.zeros(shape, bool)),
         cost,
-        jnp.full(shape, length),
+        jnp.full((1, 3), length),
     )
     config, weight = default_config("cpo"), jnp.ones(shape).at[5, 1].set(0.0)
     estimates = estimate_costs(

@@ -90,14 +90,10 @@ def gradient_variance(advantage, action, steps):
 def test_branches_have_less_variance_than_paths_of_as_many_steps_and_common_random_numbers_less_still():
     """Where noise is large. Paths are given the exact baseline, and all their samples count as independent."""
     vine, num_states, length = VineConfig(num_branches=4, branch_length=6), 20_000, 6
-    steps, correction = vine.num_branches * length, vine.num_branches / (vine.num_branches - 1)
-
-    def of(value, action):
-        advantage = correction * (value - jnp.mean(value, axis=-1, keepdims=True))
-        return gradient_variance(advantage, action, steps)
-
+    steps = vine.num_branches * length
     branches = grown(vine, num_states)
-    common, gradient = of(values(branches)[0], branches.action[0, ..., 0])
+    advantage = branch_advantages(branches, values(branches), every_action=False)
+    common, gradient = gradient_variance(advantage[0], branches.action[0, ..., 0], steps)
     # One branch of each of four copies of a state that differ in the simulator's key only.
     environment = FreshAutoReset(EpisodeLimit(Drift(), 1000))
     state = environment.reset(jax.random.split(jax.random.key(0), num_states))
@@ -110,7 +106,7 @@ def test_branches_have_less_variance_than_paths_of_as_many_steps_and_common_rand
         jnp.stack(each, axis=-1)
         for each in ([values(copy)[:, 0] for copy in copies], [copy.action[:, 0, 0] for copy in copies])
     )
-    own, same = of(value, action)
+    own, same = gradient_variance(branch_advantages(branches, value, every_action=False), action, steps)
     to_go = value[:, :1] - exact_value(state.observation, 0.0, length)
     path, again = gradient_variance(to_go, action[:, :1], 1)
     exact = exact_value(0.0, 1.0, length)
@@ -130,7 +126,7 @@ def test_every_discrete_action_is_tried_once_and_the_mean_is_the_policys_own():
     branches = grown(vine, 500, environment=DriftOfThree(), act=of_three)
     np.testing.assert_array_equal(branches.action, np.broadcast_to(np.arange(3), (1, 500, 3)))
     np.testing.assert_allclose(jnp.exp(branches.log_prob), np.broadcast_to([0.5, 0.3, 0.2], (1, 500, 3)), rtol=1e-5)
-    advantage = branch_advantages(branches, values(branches))
+    advantage = branch_advantages(branches, values(branches), every_action=True)
     np.testing.assert_allclose(jnp.sum(jnp.exp(branches.log_prob) * advantage, axis=-1), 0.0, atol=1e-4)
     # With the same random numbers, only the first action differs, by one from action to action.
     factor = exact_value(0.0, 1.0, 4)
@@ -229,7 +225,7 @@ def test_nan_in_a_branch_costs_its_state():
 @pytest.mark.parametrize(
     ("config", "environment", "message"),
     [
-        (small("ppo"), Target(), "sampler: got 'vine', allowed: path, for this algorithm; trpo and natural_gradient can use"),
+        (small("ppo"), Target(), "sampler: got 'vine', allowed: path, for this algorithm; docs/training.md"),
         (small("cpo"), WithCosts(Target()), "sampler: got 'vine', allowed: path, for this algorithm"),
         (
             dataclasses.replace(small("trpo"), unroll_length=7),

@@ -22,12 +22,21 @@ from trpo_jax.agent.critic import (
 from trpo_jax.agent.estimates import CostEstimates, estimate_advantages, estimate_costs
 from trpo_jax.agent.inference import PolicyMaker
 from trpo_jax.agent.keys import as_typed_key
-from trpo_jax.agent.metrics import episode_metrics, init_episode_statistics
+from trpo_jax.agent.metrics import episode_metrics, expected_length, forget, init_episode_statistics
 from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate
 from trpo_jax.agent.rollout import RolloutState, Transition, collect, num_starts
 from trpo_jax.agent.stages import Stages, advance, run_stages
 from trpo_jax.agent.state import Learner, TrainState
-from trpo_jax.agent.vine import Branches, branch_advantages, branch_values, collect_vine, grow, num_vine_starts, vine_batch
+from trpo_jax.agent.vine import (
+    Branches,
+    branch_advantages,
+    branch_values,
+    collect_vine,
+    grow,
+    num_vine_starts,
+    tries_every_action,
+    vine_batch,
+)
 from trpo_jax.environments.checked import strong
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.wrappers import FreshAutoReset
@@ -140,18 +149,20 @@ class Agent:
     def restart(self, starts: EnvironmentState) -> RolloutState:
         """Put environments in the first of their initial states, with staggered time limits."""
         environments, age = self._resetting.out_of_step(jax.tree.map(lambda leaf: leaf[0], starts))
-        return strong(RolloutState(environments, init_episode_statistics(environments.reward, age, environments.cost)))
+        episodes = init_episode_statistics(environments.reward, age, environments.cost, most_actions=self.config.most_actions)
+        return strong(RolloutState(environments, episodes))
 
     def collect(
         self, learner: Learner, rollout: RolloutState, starts: EnvironmentState, key: Key[Array, ""]
     ) -> tuple[RolloutState, Transition, Metrics]:
         """Let the policy act for `unroll_length` steps."""
-        policy, length, vine = self.networks.policy, self.config.unroll_length, self.config.vine
+        rollout = rollout._replace(episodes=forget(rollout.episodes))
+        policy, steps, vine = self.networks.policy, self.config.unroll_length, self.config.vine
         branches = self.config.sampler == "vine"
         collect_fn = functools.partial(
             collect,
             *(self._resetting, policy, learner.policy, learner.normalizer),
-            unroll_length=length // vine.num_states if branches else length,
+            unroll_length=steps // vine.num_states if branches else steps,
         )
         if branches:
 
@@ -162,8 +173,14 @@ class Agent:
             rollout, transition = collect_vine(collect_fn, grow_fn, rollout, starts, key, num_states=vine.num_states)
         else:
             rollout, transition = collect_fn(rollout, starts, key)
+        if transition.cost is not None:
+            length = jnp.minimum(expected_length(rollout.episodes), self.config.most_actions)
+            transition = transition._replace(episode_length=jnp.broadcast_to(length, (1, self.config.num_envs)))
         metrics = episode_metrics(rollout.episodes, self.config.action_repeat)
-        return rollout, transition, _named(metrics | {"num_faults": jnp.sum(transition.fault, dtype=jnp.float32)})
+        metrics["num_faults"] = jnp.sum(transition.fault, dtype=jnp.float32)
+        if branches:
+            metrics["num_lost_states"] = jnp.sum(transition.branches.fault, dtype=jnp.float32)
+        return rollout, transition, _named(metrics)
 
     def improve(
         self,
@@ -245,7 +262,9 @@ class Agent:
         """Return the policy and the batch of the sampler "vine"."""
         scaling, discounting = config.reward_scaling, config.discounting
         value = branch_values(value_fn, branches, reward_scaling=scaling, discounting=discounting)
-        return vine_batch(policy_fn, normalizer, branches, branch_advantages(branches, value))
+        every_action = tries_every_action(self.environment.action_space, self.config.vine)
+        advantage = branch_advantages(branches, value, every_action=every_action)
+        return vine_batch(policy_fn, normalizer, branches, advantage)
 
     def _estimate_costs(
         self,

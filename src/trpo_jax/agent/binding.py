@@ -31,7 +31,7 @@ def bind(policy_update: PolicyUpdate, environment: Any, config: AgentConfig, net
         TypeError: an environment of another kind.
     """
     config.check_batch()
-    name = environment if isinstance(environment, str) else type(environment).__name__
+    name = _name_of(environment)
     environment = with_time_limit(as_environment(environment), config)
     if config.sampler == "vine":
         _check_vine(policy_update, environment)
@@ -44,10 +44,18 @@ def bind(policy_update: PolicyUpdate, environment: Any, config: AgentConfig, net
     return Agent(environment, networks or make_networks(environment.action_space, config), config, policy_update)
 
 
+def _name_of(environment: Any) -> str:
+    """Return an environment's name, or the name of its type without the package's own wrappers."""
+    while hasattr(environment, "environment"):
+        environment = environment.environment
+    return environment if isinstance(environment, str) else type(environment).__name__
+
+
 def _check_vine(policy_update: PolicyUpdate, environment: Environment) -> None:
     """Raise ConfigError if an algorithm or environment cannot use the sampler "vine"."""
     if not policy_update.takes_vines:
-        raise ConfigError("sampler", "vine", "path, for this algorithm; trpo and natural_gradient can use vine")
+        allowed = "path, for this algorithm; docs/training.md names those that can use vine"
+        raise ConfigError("sampler", "vine", allowed)
     if getattr(environment, "resets_itself", False):
         raise ConfigError("sampler", "vine", "path, for an environment that resets itself")
 

@@ -50,6 +50,11 @@ class AgentConfig:
         return self.batch_size + (num_branch_steps(self.num_envs, self.vine) if self.sampler == "vine" else 0)
 
     @property
+    def most_actions(self) -> int:
+        """Number of actions after which the time limit ends an episode."""
+        return -(-self.episode_length // self.action_repeat)
+
+    @property
     def batch_size(self) -> int:
         """Number of samples in a rollout."""
         return self.num_envs * self.unroll_length
@@ -65,8 +70,9 @@ class AgentConfig:
 
     def check_batch(self) -> None:
         """Raise ConfigError if the batch size does not fit the other settings."""
-        if self.batch_size >= 2**31:
-            raise ConfigError("num_envs and unroll_length", f"{self.batch_size:,} samples per iteration", "fewer than 2^31")
+        if self.actions_per_iteration >= 2**31:
+            got = f"{self.actions_per_iteration:,} samples per iteration"
+            raise ConfigError("num_envs and unroll_length", got, "fewer than 2^31")
         self.check_minibatches("critic.num_minibatches", self.critic.num_minibatches)
         if self.sampler == "vine" and self.unroll_length % self.vine.num_states:
             raise ConfigError("vine.num_states", self.vine.num_states, f"a divisor of unroll_length = {self.unroll_length}")

@@ -74,8 +74,8 @@ def estimate_costs(
 ) -> CostEstimates:
     """Return the estimates for costs. `value` are the values of the observations, in units of cost.
 
-    The expected cost of an episode is the mean cost of a step times the mean length of an episode, which is exact for a
-    policy that no longer changes (renewal reward theorem). Episodes that end within the rollout are too few for their mean.
+    The expected cost of an episode is the mean cost of a step times the mean length of an episode, as the renewal reward
+    theorem says for a policy that no longer changes and for environments that are all alike.
     """
     assert transition.cost is not None
     assert transition.episode_length is not None
@@ -83,7 +83,7 @@ def estimate_costs(
         value_fn, transition, transition.cost, value, weight=weight, hyperparameters=hyperparameters
     )
     mean_over_samples = jax.vmap(average, in_axes=(-1, None))
-    length = jnp.mean(transition.episode_length[-1])
+    length = jnp.mean(transition.episode_length)
     unit = unit_weight(weight)
     centered = advantage - mean_over_samples(advantage, unit)
     return CostEstimates(value + advantage, length * centered, length * mean_over_samples(transition.cost, unit))

@@ -1,5 +1,6 @@
 """Episode statistics and metrics of a training."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -28,17 +29,27 @@ class EpisodeStatistics(NamedTuple):
     running_cost: Float[Array, "N K"] | None = None
     """Sum of each cost over the running episode; None without costs."""
     last_cost: Float[Array, "N K"] | None = None
+    recent_steps: Float[Array, "N"] | None = None
+    """Decaying count of steps; None without costs."""
+    recent_ends: Float[Array, "N"] | None = None
+    """Decaying count of finished episodes; None without costs."""
 
 
 def init_episode_statistics(
-    reward: Float[Array, "N"], age: Float[Array, "N"], cost: Float[Array, "N K"] | None = None
+    reward: Float[Array, "N"], age: Float[Array, "N"], cost: Float[Array, "N K"] | None = None, *, most_actions: int = 1
 ) -> EpisodeStatistics:
-    """Start with no finished episode; returns have the dtype of `reward`, costs that of `cost`."""
+    """Start with no finished episode; returns have the dtype of `reward`, costs that of `cost`.
+
+    Counts start as if one environment had played one episode of `most_actions`, the number of actions to the time limit.
+    """
     returns = jnp.zeros_like(reward)
     lengths = jnp.zeros_like(reward, jnp.float32)
     none = jnp.zeros_like(reward, bool)
-    costs = jax.tree.map(jnp.zeros_like, cost)
-    return EpisodeStatistics(returns, lengths, age, returns, lengths, none, none, none, costs, costs)
+    begun = EpisodeStatistics(returns, lengths, age, returns, lengths, none, none, none)
+    if cost is None:
+        return begun
+    costs, share = jnp.zeros_like(cost), jnp.full_like(lengths, 1.0 / lengths.size)
+    return begun._replace(running_cost=costs, last_cost=costs, recent_steps=most_actions * share, recent_ends=share)
 
 
 def record_step(
@@ -77,6 +88,8 @@ def record_step(
         ended_early=statistics.ended_early | (finished & ~at_limit),
         running_cost=running_cost,
         last_cost=last_cost,
+        recent_steps=jax.tree.map(lambda count: count + 1.0, statistics.recent_steps),
+        recent_ends=jax.tree.map(lambda count: count + (done & ~fault), statistics.recent_ends),
     )
     return break_off(counted, done | fault)
 
@@ -91,13 +104,30 @@ def break_off(statistics: EpisodeStatistics, which: Bool[Array, "N"]) -> Episode
     )
 
 
-def likely_length(statistics: EpisodeStatistics, limit: int | None) -> Float[Array, "N"]:
-    """Return the length that an environment's episodes are likely to have: the latest one's or the running one's, if longer.
+def without_number(name: str) -> str:
+    """Return the name that `numbered` was given."""
+    return re.sub(r"_\d+$", "", name)
 
-    Before an episode has finished it is `limit`, the number of actions to the time limit, if there is one.
+
+REMEMBERED = 0.9
+"""What a rollout leaves of the counts of steps and episodes before it."""
+
+
+def forget(statistics: EpisodeStatistics) -> EpisodeStatistics:
+    """Let the counts of recent steps and episodes decay, before a rollout."""
+    steps, ends = jax.tree.map(lambda count: REMEMBERED * count, (statistics.recent_steps, statistics.recent_ends))
+    return statistics._replace(recent_steps=steps, recent_ends=ends)
+
+
+def expected_length(statistics: EpisodeStatistics) -> Float[Array, ""]:
+    """Return the mean length of an episode, in actions: recent steps per finished episode.
+
+    Episodes that have finished are too few for their mean, and those that are long finish late. By the renewal theorem, the
+    ratio of counts has no such bias for a policy that no longer changes.
     """
-    latest = jnp.where(statistics.has_finished, statistics.last_length, 0.0 if limit is None else float(limit))
-    return jnp.maximum(latest, statistics.running_length)
+    assert statistics.recent_steps is not None
+    assert statistics.recent_ends is not None
+    return jnp.sum(statistics.recent_steps) / jnp.sum(statistics.recent_ends)
 
 
 def numbered(name: str, costs: Any) -> dict[str, Any]:
@@ -128,10 +158,10 @@ def episode_metrics(statistics: EpisodeStatistics, action_repeat: int) -> Metric
 BOUND = ("bound_change", "bound_surrogate", "bound_penalty")
 """Terms of the policy improvement bound."""
 
-SAMPLE_MEANS = ("explained_variance", "mean_value", "mean_return", "value_loss", "normalizer_kl", *BOUND)
+SAMPLE_MEANS = ("explained_variance", "mean_value", "mean_return", "value_loss", "cost_value_loss", "normalizer_kl", *BOUND)
 """Metrics of every agent that are averages over samples."""
 
-EPISODE_MEANS = ("episode_reward", "episode_length")
+EPISODE_MEANS = ("episode_reward", "episode_length", "episode_cost")
 
 
 def without_unknown(metrics: Mapping[str, Any], num_samples: int, sample_means: Collection[str]) -> dict[str, np.ndarray]:
@@ -148,7 +178,8 @@ def without_unknown(metrics: Mapping[str, Any], num_samples: int, sample_means: 
     known = {name: np.asarray(value) for name, value in metrics.items()}
     unknown = dict.fromkeys(EPISODE_MEANS, known["training/num_episodes"] == 0)
     unknown |= dict.fromkeys((*SAMPLE_MEANS, *sample_means), known["training/num_faults"] == num_samples)
-    for name, where in unknown.items():
-        if f"training/{name}" in known:
-            known[f"training/{name}"] = np.where(where, np.nan, known[f"training/{name}"])
+    for name in known:
+        bare = without_number(name.removeprefix("training/"))
+        if bare in unknown:
+            known[name] = np.where(unknown[bare], np.nan, known[name])
     return known

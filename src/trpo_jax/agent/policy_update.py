@@ -16,6 +16,10 @@ Metrics = dict[str, Float[Array, ""]]
 """Scalars by name."""
 
 
+POLICY_MEANS = ("kl", "max_kl", "entropy")
+"""Metrics that all algorithms report."""
+
+
 class PolicyUpdate(NamedTuple):
     """How an algorithm improves a policy: two pure functions that work under jit, vmap and automatic sharding."""
 
@@ -39,8 +43,8 @@ class PolicyUpdate(NamedTuple):
     takes_vines: bool = False
     """Whether `update` keeps samples of a batch together that follow each other along its first axis, as `in_rows` does; the
     sampler "vine" needs that."""
-    sample_means: tuple[str, ...] = ("kl", "max_kl", "entropy")
-    """Metrics that are averages over samples, and so unknown if all samples are faulty."""
+    sample_means: tuple[str, ...] = POLICY_MEANS
+    """Metrics that are averages over samples, and so unknown if all samples are faulty; without the numbers of costs."""
 
 
 def policy_change(old: Distribution, new: Distribution, weight: Float[Array, "..."] | None) -> Metrics:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from trpo_jax.agent.metrics import EpisodeStatistics, break_off, likely_length, record_step
+from trpo_jax.agent.metrics import EpisodeStatistics, break_off, record_step
 from trpo_jax.environments.protocol import Box, Discrete, EnvironmentState
 from trpo_jax.environments.wrappers import FreshAutoReset, has_nan, is_finite, select
 from trpo_jax.policy.distributions import Distribution, TanhGaussian
@@ -34,8 +34,8 @@ class Transition(NamedTuple):
     fault: Bool[Array, "..."]
     """The simulator failed, so the sample is unusable. All other fields are zero."""
     cost: Float[Array, "... K"] | None = None
-    episode_length: Float[Array, "..."] | None = None
-    """Length that an episode of this environment is likely to have, in actions; None without costs."""
+    episode_length: Float[Array, "1 N"] | None = None
+    """Mean length of an episode, in actions, the same for all environments; None without costs, or before it is estimated."""
     branches: Any = None
     """`vine.Branches`, `[M, N, ...]`, of the sampler "vine"."""
 
@@ -52,13 +52,13 @@ class _Stored(NamedTuple):
         numbers = jnp.stack([transition.log_prob, transition.reward], axis=-1)
         flags = jnp.stack([transition.terminated, transition.truncated, transition.fault], axis=-1)
         arrays = transition.observation, transition.action, transition.next_observation, transition.cost
-        return cls((*arrays, transition.episode_length), numbers, flags)
+        return cls(arrays, numbers, flags)
 
     def transition(self) -> Transition:
-        observation, action, next_observation, *costs = self.arrays
+        observation, action, next_observation, cost = self.arrays
         log_prob, reward = (self.numbers[..., i] for i in range(2))
         flags = (self.flags[..., i] for i in range(3))
-        return Transition(observation, action, log_prob, reward, next_observation, *flags, *costs)
+        return Transition(observation, action, log_prob, reward, next_observation, *flags, cost)
 
 
 class RolloutState(NamedTuple):
@@ -138,7 +138,6 @@ def collect(
             final.truncated,
             fault,
             cost,
-            None if cost is None else likely_length(episodes, environment.actions_to_limit),
         )
         return RolloutState(environments, episodes), _Stored.of(transition)
 

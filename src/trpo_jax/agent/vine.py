@@ -12,7 +12,7 @@ from trpo_jax.agent.policy_update import PolicyFn
 from trpo_jax.agent.rollout import RolloutState, Transition, num_starts, to_environment_action
 from trpo_jax.config import config, setting
 from trpo_jax.environments.checked import checked_step
-from trpo_jax.environments.protocol import Discrete, EnvironmentState
+from trpo_jax.environments.protocol import Box, Discrete, EnvironmentState
 from trpo_jax.environments.wrappers import FreshAutoReset, is_faulty, select
 from trpo_jax.objective.self_normalized import SelfNormalized
 from trpo_jax.objective.surrogate import Batch
@@ -127,7 +127,7 @@ def grow(
     """
     first_key, key = jax.random.split(key)
     distribution, count = act(state.observation), vine.num_branches
-    action, log_prob, log_q = _tried(environment, distribution, first_key, count)
+    action, log_prob, log_q = _tried(environment, distribution, first_key, vine)
 
     def spread(leaf: Array) -> Array:
         """Turn `[N, ...]` into `[N·K, ...]`."""
@@ -161,11 +161,12 @@ def grow(
 
 
 def _tried(
-    environment: FreshAutoReset, distribution: Distribution, key: Key[Array, ""], count: int
+    environment: FreshAutoReset, distribution: Distribution, key: Key[Array, ""], vine: VineConfig
 ) -> tuple[Any, Float[Array, "N K"], Float[Array, "N K"]]:
     """Return K actions for each state, `[N, K, *]`, their log-probability, and that under what they were drawn from."""
+    count = vine.num_branches
     log_probs = jax.vmap(distribution.log_prob, in_axes=1, out_axes=1)
-    if isinstance(environment.action_space, Discrete) and environment.action_space.num_actions == count:
+    if tries_every_action(environment.action_space, vine):
         likely = distribution.mode()
         action = jnp.broadcast_to(jnp.arange(count, dtype=likely.dtype), (*likely.shape, count))
         log_prob = log_probs(action)
@@ -213,14 +214,22 @@ def branch_values(
     return reward_scaling * jnp.sum(branches.reward * powers, axis=-1) + discounting**branches.length * tail
 
 
-def branch_advantages(branches: Branches, value: Float[Array, "... K"]) -> Float[Array, "... K"]:
+def tries_every_action(action_space: Box | Discrete, vine: VineConfig) -> bool:
+    """Tell whether each action is tried once, instead of actions drawn from the policy."""
+    return isinstance(action_space, Discrete) and action_space.num_actions == vine.num_branches
+
+
+def branch_advantages(branches: Branches, value: Float[Array, "... K"], *, every_action: bool) -> Float[Array, "... K"]:
     """Return Q(s, a) minus the policy's mean of it, estimated from the state's own branches.
 
-    If every action is tried once, the mean is exact. A mean of sampled actions contains the action itself, which makes all
-    differences too small by (K - 1) / K.
+    If every action is tried once, the mean is exact. A mean of sampled actions contains the action itself, which makes
+    differences too small by (K - 1) / K; that is undone.
     """
-    share = jnp.exp(branches.log_prob - branches.log_q)  # 1, or K·π(a|s) if every action is tried
-    return value - jnp.mean(share * value, axis=-1, keepdims=True)
+    count = value.shape[-1]
+    if every_action:
+        probability = jnp.exp(branches.log_prob)
+        return value - jnp.sum(probability * value, axis=-1, keepdims=True)
+    return (value - jnp.mean(value, axis=-1, keepdims=True)) * (count / (count - 1))
 
 
 class Tried(NamedTuple):

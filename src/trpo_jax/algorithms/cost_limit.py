@@ -18,6 +18,10 @@ class CostLimitConfig(TRPOConfig):
     several costs, it is the limit of each."""
 
 
+COST_MEANS = ("expected_cost", "above_limit")
+"""Metrics of costs that are averages over samples."""
+
+
 def cost_metrics(episode_cost: Float[Array, "K"], cost_limit: float | Array) -> Metrics:
     """Return the metrics that say how costs compare with their limit."""
     limit = jnp.asarray(cost_limit, jnp.float32)

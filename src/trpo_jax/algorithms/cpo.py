@@ -7,20 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from trpo_jax.agent.metrics import numbered
-from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate
-from trpo_jax.algorithms.cost_limit import CostLimitConfig, cost_metrics
+from trpo_jax.agent.policy_update import POLICY_MEANS, Metrics, PolicyFn, PolicyUpdate
+from trpo_jax.algorithms.cost_limit import COST_MEANS, CostLimitConfig, cost_metrics
+from trpo_jax.algorithms.reported import counted, reported
 from trpo_jax.config import config
 from trpo_jax.objective.constrained_update import stateful_constrained_trust_region_update
 from trpo_jax.objective.rows import in_rows, on_rows
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.solver.outcome import ConstrainedOutcome
 from trpo_jax.solver.step_config import TrustRegionState, init_trust_region_state
-
-REPORTED = (
-    *("kl", "max_kl", "entropy", "surrogate_improvement", "expected_improvement", "accepted", "outcome", "step_fraction"),
-    *("cg_iterations", "cg_residual", "feasible"),
-)
-"""Fields of `ConstrainedInfo` that become metrics."""
 
 
 @config
@@ -67,13 +62,12 @@ def update(
         config.trust_region,
         key=key,
     )
-    outcomes = state.outcomes + jax.nn.one_hot(info.outcome, len(ConstrainedOutcome), dtype=jnp.int32)
+    outcomes, counts = counted(state.outcomes, info.outcome, ConstrainedOutcome)
     recoveries = state.recoveries + ~info.feasible
-    metrics = {name: getattr(info, name).astype(jnp.float32) for name in REPORTED}
-    metrics |= {f"num_{outcome.name.lower()}": outcomes[outcome].astype(jnp.float32) for outcome in ConstrainedOutcome}
+    metrics = reported(info, "feasible") | counts
     metrics |= {"num_recoveries": recoveries.astype(jnp.float32), "kl_bound": jnp.asarray(config.trust_region.max_kl)}
     metrics |= cost_metrics(episode_cost, config.cost_limit) | numbered("cost_change", info.cost_change)
     return params, CPOState(trust_region, outcomes, recoveries), metrics
 
 
-CPO = PolicyUpdate(init, update, limits_costs=True)
+CPO = PolicyUpdate(init, update, limits_costs=True, sample_means=(*POLICY_MEANS, *COST_MEANS, "cost_change"))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate
 from trpo_jax.agent.schedule import ScheduleConfig, share_left
+from trpo_jax.algorithms.reported import counted, reported
 from trpo_jax.config import config, setting
 from trpo_jax.errors import ConfigError
 from trpo_jax.objective.rows import in_rows, on_rows
@@ -18,12 +19,6 @@ from trpo_jax.objective.trust_region_config import TrustRegionConfig
 from trpo_jax.objective.trust_region_update import stateful_trust_region_update
 from trpo_jax.solver.outcome import StepOutcome
 from trpo_jax.solver.step_config import TrustRegionState, init_trust_region_state
-
-REPORTED = (
-    *("kl", "max_kl", "entropy", "surrogate_improvement", "expected_improvement", "accepted", "outcome", "step_fraction"),
-    *("cg_iterations", "cg_residual"),
-)
-"""Fields of `TrustRegionInfo` that become metrics."""
 
 
 @config
@@ -86,9 +81,8 @@ def update(
         config.trust_region,
         key=key,
     )
-    outcomes = state.outcomes + jax.nn.one_hot(info.outcome, len(StepOutcome), dtype=jnp.int32)
-    metrics = {name: getattr(info, name).astype(jnp.float32) for name in REPORTED}
-    metrics |= {f"num_{outcome.name.lower()}": outcomes[outcome].astype(jnp.float32) for outcome in StepOutcome}
+    outcomes, counts = counted(state.outcomes, info.outcome, StepOutcome)
+    metrics = reported(info) | counts
     metrics["kl_bound"] = jnp.asarray(config.trust_region.max_kl)
     return params, TRPOState(trust_region, outcomes), metrics
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from trpo_jax.agent.metrics import numbered
-from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate
+from trpo_jax.agent.policy_update import POLICY_MEANS, Metrics, PolicyFn, PolicyUpdate
 from trpo_jax.algorithms import trpo
-from trpo_jax.algorithms.cost_limit import CostLimitConfig, cost_metrics
+from trpo_jax.algorithms.cost_limit import COST_MEANS, CostLimitConfig, cost_metrics
 from trpo_jax.config import config, setting
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.weights import unit_weight, variance
@@ -47,11 +47,12 @@ class LagrangianState(NamedTuple):
     """Averaged error of each cost."""
     integral: Float[Array, "K"]
     """Each controller's sum."""
+    multiplier: Float[Array, "K"]
 
 
 def init(params: Any, config: TRPOLagrangianConfig, num_costs: int) -> LagrangianState:
     """Return the state before the first update."""
-    return LagrangianState(trpo.init(params, config), jnp.zeros(num_costs), jnp.zeros(num_costs))
+    return LagrangianState(trpo.init(params, config), *(jnp.zeros(num_costs) for _ in range(3)))
 
 
 def update(
@@ -65,23 +66,32 @@ def update(
 ) -> tuple[Any, LagrangianState, Metrics]:
     """Take TRPO's step with the advantages (A - Σ_k m_k·C_k) / (1 + Σ_k m_k); see `PolicyUpdate`.
 
-    A are the advantages of the rewards, C_k those of cost k, standardized, and m_k its multiplier.
+    A are the advantages of the rewards, C_k those of cost k, divided by the ratio of their standard deviations, and m_k its
+    multiplier.
 
     Reference:
         Stooke, Achiam and Abbeel 2020 (arXiv 2007.03964), algorithm 2.
     """
-    error, integral, multiplier = _controlled(state, episode_cost, config)
     assert batch.cost_advantage is not None
-    unit = None if batch.weight is None else unit_weight(batch.weight)
-    spread = jnp.sqrt(jax.vmap(variance, in_axes=(-1, None))(batch.cost_advantage, unit))
-    cost = jnp.sum(multiplier * batch.cost_advantage / (spread + 1e-8), axis=-1)
+    assert batch.weight is not None
+    measured = _controlled(state, episode_cost, config)
+    # Without samples nothing was measured.
+    error, integral, multiplier = jax.tree.map(
+        lambda new, old: jnp.where(jnp.any(batch.weight > 0), new, old),
+        measured,
+        (state.error, state.integral, state.multiplier),
+    )
+    unit = unit_weight(batch.weight)
+    spread = jnp.sqrt(variance(batch.advantage, unit))
+    cost_spread = jnp.sqrt(jax.vmap(variance, in_axes=(-1, None))(batch.cost_advantage, unit))
+    cost = spread * jnp.sum(multiplier * batch.cost_advantage / (cost_spread + 1e-8), axis=-1)
     advantage = (batch.advantage - cost) / (1.0 + jnp.sum(multiplier))
     batch = batch._replace(advantage=advantage, cost_advantage=None)
     params, trpo_state, metrics = trpo.update(policy_fn, params, state.trpo, batch, config, key)
     # It is the change of the penalized surrogate, from which the bound on the return does not follow.
     metrics["penalized_improvement"] = metrics.pop("surrogate_improvement")
     metrics |= cost_metrics(episode_cost, config.cost_limit) | numbered("multiplier", multiplier)
-    return params, LagrangianState(trpo_state, error, integral), metrics
+    return params, LagrangianState(trpo_state, error, integral, multiplier), metrics
 
 
 def _controlled(
@@ -97,4 +107,4 @@ def _controlled(
     return error, integral, jnp.clip(multiplier, 0.0, LARGEST)
 
 
-TRPO_LAGRANGIAN = PolicyUpdate(init, update, limits_costs=True)
+TRPO_LAGRANGIAN = PolicyUpdate(init, update, limits_costs=True, sample_means=(*POLICY_MEANS, *COST_MEANS))

@@ -53,5 +53,9 @@ def evaluate_command(arguments: list[str]) -> int:
         print(f"{run_config.environment} ({run_config.backend}) after {step:,} steps, {parsed.episodes} {kind} episodes")
         print(f"return  {metrics['eval/episode_reward']:.1f} ± {metrics['eval/episode_reward_std']:.1f} (standard deviation)")
         print(f"        95 % interval of the mean: {low:.1f} … {high:.1f}")
+        for name, cost in metrics.items():
+            if name.startswith("eval/episode_cost") and not name.endswith("_std"):
+                label = name.removeprefix("eval/episode_").replace("_", " ")
+                print(f"{label:7} {cost:.1f} ± {metrics[f'{name}_std']:.1f}")
         print(f"length  {metrics['eval/avg_episode_length']:.1f} ± {metrics['eval/std_episode_length']:.1f}")
     return 0

@@ -1,4 +1,4 @@
-"""Brax environments. The only module that imports Brax's simulator."""
+"""Brax environments."""
 
 import importlib.util
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from trpo_jax.config import unknown_name
 from trpo_jax.environments.loading import loading, quiet_import
 from trpo_jax.environments.randomization import RandomizationFn
-from trpo_jax.environments.speed_limit import SpeedLimit
 from trpo_jax.environments.vectorized import VectorizedEnvironment
 from trpo_jax.errors import ConfigError
 
@@ -44,13 +43,16 @@ def adapt(environment: brax.envs.Env, randomization_fn: RandomizationFn | None =
     """Put a Brax environment object behind the protocol.
 
     Raises:
-        TypeError: a wrapped environment, or a randomization_fn that cannot be used.
+        TypeError: an environment inside one of Brax's wrappers for training, or a randomization_fn that cannot be used.
     """
-    if isinstance(environment, brax.envs.Wrapper) and not isinstance(environment, SpeedLimit):
-        raise TypeError(
-            f"environment: got a Brax environment inside a {type(environment).__name__}, allowed: a bare one, as "
-            "brax.envs.get_environment returns it; trpo_jax or a wrap_env_fn adds the time limit and resets"
-        )
+    inner: object = environment
+    while isinstance(inner, brax.envs.Wrapper):
+        if type(inner).__module__ == brax.envs.training.__name__:
+            raise TypeError(
+                f"environment: got a Brax environment inside a {type(inner).__name__}, allowed: a bare one, as "
+                "brax.envs.get_environment returns it; trpo_jax or a wrap_env_fn adds the time limit and resets"
+            )
+        inner = inner.env
     return BraxEnvironment(environment, randomization_fn)
 
 

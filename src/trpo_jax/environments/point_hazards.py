@@ -37,7 +37,10 @@ class PointHazards:
 
     Args:
         num_hazards: H.
-        hazard_radius: in arena units; the point moves by at most 0.05 in a step.
+        hazard_radius: in arena units, less than half of `ARENA`; the point moves by at most 0.05 along each axis in a step.
+
+    Raises:
+        ValueError: no hazards, or a radius that is not allowed.
 
     Reference:
         After the goal task of Safety Gym (Ray, Achiam and Amodei 2019), without its robots and its simulator.
@@ -46,6 +49,10 @@ class PointHazards:
     action_space = Box(2)
 
     def __init__(self, num_hazards: int = 8, hazard_radius: float = 0.25):
+        if num_hazards < 1:
+            raise ValueError(f"num_hazards: got {num_hazards}, allowed: an integer >= 1")
+        if not 0.0 < hazard_radius < ARENA / 2:
+            raise ValueError(f"hazard_radius: got {hazard_radius}, allowed: a number > 0 and < {ARENA / 2}")
         self.num_hazards, self.hazard_radius = num_hazards, hazard_radius
 
     def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:

@@ -61,5 +61,8 @@ def cost_of(info: Any) -> Float[Array, "N K"] | None:
     cost = info.get("cost") if isinstance(info, Mapping) else None
     if cost is None:
         return None
+    if not jax.tree_util.all_leaves([cost]) or jnp.ndim(cost) not in (1, 2):
+        got = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], cost)
+        raise TypeError(f'info["cost"]: got {got} in the states of the environment, allowed: a number, or a vector of numbers')
     cost = upcast(cost)
     return cost[:, None] if cost.ndim == 1 else cost

@@ -49,6 +49,7 @@ class WrappedEnvironment:
                 f"environment: got a {type(environment).__name__} whose state.info has no 'truncation', allowed: one that "
                 "distinguishes time limits from terminations there, as brax.envs.wrappers.training.EpisodeWrapper does"
             )
+        self.has_costs = "cost" in state.info
         self._final_name = _final_observation_name(state)
         self.keeps_final_observation = self._final_name is not None
         if not self.keeps_final_observation:
@@ -87,7 +88,13 @@ def wrap_environment(
     created, and draws, once for each N in use (training, evaluation), outside of any program that is being traced.
     """
     bound = functools.partial(_wrap_for, environment, wrap_env_fn, episode_length, action_repeat, randomization_fn, seed)
-    return WrappedEnvironment(bound, num_envs=num_envs)
+    wrapped = WrappedEnvironment(bound, num_envs=num_envs)
+    if action_repeat > 1 and wrapped.has_costs:
+        raise TypeError(
+            f"wrap_env_fn: got one for an environment with costs and action_repeat {action_repeat}, allowed: action_repeat 1, "
+            "because wrappers sum the rewards of repeated actions but not their costs; the built-in time limit sums both"
+        )
+    return wrapped
 
 
 def _wrap_for(environment, wrap_env_fn, episode_length, action_repeat, randomization_fn, seed, num_envs: int) -> Any:

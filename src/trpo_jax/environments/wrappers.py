@@ -32,11 +32,6 @@ class EpisodeLimit:
     def action_space(self) -> Box | Discrete:
         return self.environment.action_space
 
-    @property
-    def num_actions(self) -> int:
-        """The number of actions after which an episode ends."""
-        return -(-self.episode_length // self.action_repeat)
-
     def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
         state = checked_reset(self.environment, keys)
         return state._replace(simulator=_TimedSimulator(state.simulator, jnp.zeros(keys.shape, jnp.int32)))
@@ -57,9 +52,10 @@ class EpisodeLimit:
         Returns:
             (the states, the number of actions since each episode's assumed start).
         """
+        num_actions = -(-self.episode_length // self.action_repeat)
         multiple = jnp.arange(state.reward.shape[0], dtype=jnp.uint32) * jnp.uint32(GOLDEN_RATIO)  # modulo 2^32
         share = (multiple >> 8).astype(jnp.float32) * 2**-24
-        age = jnp.minimum(jnp.floor(share * self.num_actions), self.num_actions - 1)
+        age = jnp.minimum(jnp.floor(share * num_actions), num_actions - 1)
         steps = age.astype(jnp.int32) * self.action_repeat
         return state._replace(simulator=state.simulator._replace(steps=steps)), age
 
@@ -119,11 +115,6 @@ class FreshAutoReset:
         if isinstance(self.environment, EpisodeLimit):
             return self.environment.has_reached_limit(state)
         return jnp.zeros(state.reward.shape, bool)
-
-    @property
-    def actions_to_limit(self) -> int | None:
-        """The number of actions after which `EpisodeLimit` ends an episode; None without it."""
-        return self.environment.num_actions if isinstance(self.environment, EpisodeLimit) else None
 
     def step(
         self, state: EnvironmentState, action: jax.Array, fresh: EnvironmentState

@@ -88,12 +88,17 @@ def describe(metrics: dict[str, float]) -> str:
     """Summarize the metrics of an iteration in a short line."""
     episode_return = metrics["training/episode_reward"]
     shown = "    –" if math.isnan(episode_return) else f"{episode_return:5.0f}"
-    return f"return {shown}  KL {metrics['training/kl']:.4f}  {metrics['training/sps']:,.0f} steps/s"
+    cost = metrics.get("training/episode_cost", math.nan)
+    also = "" if math.isnan(cost) else f"  cost {cost:.1f}"
+    return f"return {shown}{also}  KL {metrics['training/kl']:.4f}  {metrics['training/sps']:,.0f} steps/s"
 
 
 def describe_evaluation(metrics: dict[str, float]) -> str:
     """Write an evaluation's return as mean ± standard deviation."""
-    return f"{metrics['eval/episode_reward']:.0f} ± {metrics['eval/episode_reward_std']:.0f}"
+    told = f"{metrics['eval/episode_reward']:.0f} ± {metrics['eval/episode_reward_std']:.0f}"
+    if "eval/episode_cost" in metrics:
+        told += f", cost {metrics['eval/episode_cost']:.1f} ± {metrics['eval/episode_cost_std']:.1f}"
+    return told
 
 
 def format_seconds(seconds: float) -> str:

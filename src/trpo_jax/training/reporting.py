@@ -141,8 +141,8 @@ class Reporter:
             return
         self._has_warned = True
         warnings.warn(
-            f"{share:.0%} of the samples of iteration {self.progress.iteration + 1} are lost: observations, rewards or the "
-            "simulator's state were not finite. They get weight zero; training/num_faults counts them",
+            f"{share:.0%} of the samples of iteration {self.progress.iteration + 1} are lost: observations, rewards, costs "
+            "or the simulator's state were not finite. They get weight zero; training/num_faults counts them",
             stacklevel=2,
         )
 

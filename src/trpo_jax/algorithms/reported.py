@@ -1,0 +1,27 @@
+"""Metrics of the algorithms that take trust-region steps."""
+
+import enum
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from trpo_jax.agent.policy_update import Metrics
+
+FIELDS = (
+    *("kl", "max_kl", "entropy", "surrogate_improvement", "expected_improvement", "accepted", "outcome", "step_fraction"),
+    *("cg_iterations", "cg_residual"),
+)
+"""Fields of an update's info that become metrics."""
+
+
+def reported(info: Any, *more: str) -> Metrics:
+    """Return the fields `FIELDS` and some more of an update's info as metrics."""
+    return {name: getattr(info, name).astype(jnp.float32) for name in (*FIELDS, *more)}
+
+
+def counted(outcomes: Int[Array, "n"], outcome: Int[Array, ""], kinds: type[enum.IntEnum]) -> tuple[Int[Array, "n"], Metrics]:
+    """Return how often each outcome has occurred, this one included, as counts and as metrics."""
+    outcomes = outcomes + jax.nn.one_hot(outcome, len(kinds), dtype=jnp.int32)
+    return outcomes, {f"num_{kind.name.lower()}": outcomes[kind].astype(jnp.float32) for kind in kinds}
