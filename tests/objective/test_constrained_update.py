@@ -15,10 +15,14 @@ from trpo_jax.objective.constrained_update import (
     constrained_trust_region_update,
     stateful_constrained_trust_region_update,
 )
+from trpo_jax.objective.surrogate import Batch
+from trpo_jax.objective.trust_region_config import TrustRegionConfig
 from trpo_jax.objective.trust_region_update import trust_region_update
+from trpo_jax.policy.distributions import DiagonalGaussian
+from trpo_jax.solver.constrained_step import LEAST_SIGNAL, _without_noise
 from trpo_jax.solver.outcome import ConstrainedOutcome
 from trpo_jax.solver.step_config import init_trust_region_state
-from update_problems import CONFIG, POLICIES, B, draw
+from update_problems import CONFIG, POLICIES, B, draw, same_bits
 
 
 @functools.partial(jax.jit, static_argnames="name")
@@ -230,3 +234,68 @@ def test_infinite_limits_leave_the_step_of_trpo():
     _, info = update("gaussian", params, batch, jnp.asarray([-jnp.inf]), CONFIG)
     assert info.accepted & info.feasible
     assert update("gaussian", params, batch, jnp.asarray([jnp.inf]), CONFIG)[1].outcome == ConstrainedOutcome.NOT_FINITE
+
+
+def noisy_costs(key, size=500, dimension=50, noise=5.0):
+    """A policy N(sᵀθ, 1) at θ = 0; the cost falls along `direction`, but samples hardly tell: its gradient is mostly noise."""
+    keys = jax.random.split(key, 4)
+    state = jax.random.normal(keys[0], (size, dimension))
+    action = jax.random.normal(keys[1], (size, 1))
+    direction = jnp.zeros(dimension).at[0].set(1.0)
+    cost = action[:, 0] * (state @ direction) + noise * jax.random.normal(keys[2], (size,))
+    policy = linear_fn(jnp.zeros(dimension), state)
+    advantage = action[:, 0] * state[:, 1]
+    return direction, Batch(state, action, policy.log_prob(action), advantage, cost_advantage=cost[:, None])
+
+
+def linear_fn(params, state):
+    mean = (state @ params)[:, None]
+    return DiagonalGaussian(mean, jnp.zeros_like(mean))
+
+
+def test_a_step_that_predicts_costs_by_the_other_half_keeps_what_it_promises():
+    """The true change of the mean cost is direction · Δθ, here of states N(0, I)."""
+    config = TrustRegionConfig(max_kl=0.2, damping=0.0, cg_iterations=20)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def true_change(key, held_out):
+        direction, batch = noisy_costs(key)
+        step, info = constrained_trust_region_update(
+            linear_fn, jnp.zeros(50), batch, jnp.asarray([0.1]), config, held_out=held_out
+        )
+        return direction @ step, info.accepted
+
+    keys = jax.random.split(jax.random.key(0), 100)
+    found = {}
+    for held_out in (False, True):
+        change, accepted = jax.lax.map(lambda key, held_out=held_out: true_change(key, held_out), keys)
+        assert np.mean(accepted) > 0.9
+        found[held_out] = float(np.mean(change))
+    assert found[False] > -0.05, "without it, less than half of what is asked for"
+    assert -0.2 < found[True] < -0.08
+
+
+def test_slopes_without_noise_are_those_between_the_halves():
+    rng = np.random.default_rng(0)
+    first, second = (jnp.asarray(rng.normal(size=(3, 20)), "float32") + 1.0 for _ in range(2))
+    gradients, noise = 0.5 * (first + second), 0.5 * (first - second)
+    curvature = jnp.asarray(rng.uniform(0.5, 2.0, size=20), "float32")
+    slopes = _without_noise((gradients / curvature[None]) @ gradients.T, noise, lambda b: (b / curvature, None, None))
+    between = (first / curvature[None]) @ second.T
+    np.testing.assert_allclose(slopes[1:], 0.5 * (between + between.T)[1:], rtol=1e-4)
+    np.testing.assert_allclose(slopes[0], ((gradients / curvature[None]) @ gradients.T)[0], rtol=1e-4)
+    opposite = _without_noise(jnp.eye(3), jnp.eye(3)[:, :], lambda b: (2.0 * b, None, None))
+    np.testing.assert_allclose(jnp.diagonal(opposite)[1:], LEAST_SIGNAL)  # never against the costs' own direction
+
+
+def test_held_out_costs_keep_the_guarantee(x64):
+    params, batch = with_costs("gaussian", seed=5, number=2)
+    for excess in ((0.1, -0.1), (-0.01, -0.01), (1.0, 1.0)):
+        new, info = constrained_trust_region_update(
+            POLICIES["gaussian"], params, batch, jnp.asarray(excess), CONFIG, held_out=True
+        )
+        if info.accepted:
+            assert info.kl <= CONFIG.max_kl
+            assert (info.cost_change <= np.maximum(-np.asarray(excess), 0.0)).all()
+        else:
+            assert same_bits(new, params)

@@ -57,8 +57,8 @@ class _Stored(NamedTuple):
     def transition(self) -> Transition:
         observation, action, next_observation, cost = self.arrays
         log_prob, reward = (self.numbers[..., i] for i in range(2))
-        flags = (self.flags[..., i] for i in range(3))
-        return Transition(observation, action, log_prob, reward, next_observation, *flags, cost)
+        terminated, truncated, fault = (self.flags[..., i] for i in range(3))
+        return Transition(observation, action, log_prob, reward, next_observation, terminated, truncated, fault, cost)
 
 
 class RolloutState(NamedTuple):

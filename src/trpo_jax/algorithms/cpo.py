@@ -60,6 +60,7 @@ def update(
         episode_cost - config.cost_limit,
         state.trust_region,
         config.trust_region,
+        held_out=True,
         key=key,
     )
     outcomes, counts = counted(state.outcomes, info.outcome, ConstrainedOutcome)

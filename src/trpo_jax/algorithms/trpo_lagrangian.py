@@ -74,13 +74,9 @@ def update(
     """
     assert batch.cost_advantage is not None
     assert batch.weight is not None
+    before, has_samples = (state.error, state.integral, state.multiplier), jnp.any(batch.weight > 0)
     measured = _controlled(state, episode_cost, config)
-    # Without samples nothing was measured.
-    error, integral, multiplier = jax.tree.map(
-        lambda new, old: jnp.where(jnp.any(batch.weight > 0), new, old),
-        measured,
-        (state.error, state.integral, state.multiplier),
-    )
+    error, integral, multiplier = jax.tree.map(lambda new, old: jnp.where(has_samples, new, old), measured, before)
     unit = unit_weight(batch.weight)
     spread = jnp.sqrt(variance(batch.advantage, unit))
     cost_spread = jnp.sqrt(jax.vmap(variance, in_axes=(-1, None))(batch.cost_advantage, unit))

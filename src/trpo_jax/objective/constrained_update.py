@@ -78,6 +78,7 @@ def constrained_trust_region_update(
     cost_excess: Float[Array, "K"],
     config: TrustRegionConfig = TrustRegionConfig(),  # noqa: B008 - frozen
     *,
+    held_out: bool = False,
     key: PRNGKeyArray | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Params, ConstrainedInfo]:
@@ -102,6 +103,10 @@ def constrained_trust_region_update(
         cost_excess: `[K]`, how far the old policy's costs are above their limits, negative below them, in units of the mean of
             `cost_advantage`. For undiscounted costs of an episode that is (cost - limit) / (steps of an episode).
         config: `TrustRegionConfig`; its float fields may be traced.
+        held_out: predict how costs change by the other half of the samples than the one that makes the direction. A step
+            fits the noise of its own samples, so that without this it keeps only part of what it promises about costs, the
+            less the fewer samples there are. The halves are those of the first axis, or if its size is 1 of the last, and
+            should be independent: other environments, or other episodes. The guarantees are the same.
         key: needed and consumed if `curvature_sampling` is "random".
         axis_name: as for `trust_region_update`; `cost_excess` is the same on every device.
 
@@ -120,7 +125,7 @@ def constrained_trust_region_update(
     check_floating(params, "params")
     state = init_trust_region_state(params, config)
     params, _, info = stateful_constrained_trust_region_update(
-        policy_fn, params, batch, cost_excess, state, config, key=key, axis_name=axis_name
+        policy_fn, params, batch, cost_excess, state, config, held_out=held_out, key=key, axis_name=axis_name
     )
     return params, info
 
@@ -133,6 +138,7 @@ def stateful_constrained_trust_region_update(
     state: TrustRegionState,
     config: TrustRegionConfig,
     *,
+    held_out: bool = False,
     key: PRNGKeyArray | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Params, TrustRegionState, ConstrainedInfo]:
@@ -155,7 +161,8 @@ def stateful_constrained_trust_region_update(
         batch = mask_unweighted(batch)
         divided = divide(batch, config, axis_name)
         whole = map_parts(lambda part: Samples(part, jax.lax.stop_gradient(policy_fn(mine, part.observation))), divided)
-        values, gradients = mean_over_parts(lambda part: _surrogates_and_gradients(policy_fn, mine, part), divided)
+        differentiated = divide(_with_differences(batch), config, axis_name) if held_out else divided
+        values, gradients = mean_over_parts(lambda part: _surrogates_and_gradients(policy_fn, mine, part), differentiated)
         states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
         problem = LimitedProblem(
             evaluate_fn=_evaluation(policy_fn, whole, config),
@@ -180,6 +187,20 @@ def _checked_excess(cost_excess: Any, batch: Batch) -> Float[Array, "K"]:
             f"cost_excess: got shape {excess.shape}, allowed: {shape[-1:]}, as batch.cost_advantage has {shape[-1]} costs"
         )
     return excess
+
+
+def _with_differences(batch: Batch) -> Batch:
+    """Return the batch with more costs: objective and costs, with the opposite sign in the second half of the samples.
+
+    The halves are contiguous, since neighbours may belong to the same episode.
+    """
+    assert batch.cost_advantage is not None
+    shape = batch.log_prob.shape
+    axis = 0 if shape[0] > 1 else len(shape) - 1
+    first = jax.lax.broadcasted_iota(jnp.int32, shape, axis) < shape[axis] // 2
+    all_of = jnp.concatenate([batch.advantage[..., None], batch.cost_advantage], axis=-1)
+    signed = jnp.where(first[..., None], all_of, -all_of)
+    return batch._replace(cost_advantage=jnp.concatenate([batch.cost_advantage, signed], axis=-1))
 
 
 def _surrogates(policy: Distribution, batch: Batch) -> Float[Array, "M"]:
