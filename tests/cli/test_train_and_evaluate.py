@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,3 +148,19 @@ def test_ctrl_c_leaves_a_usable_run_folder_and_says_where(environment, tmp_path)
     again = trpo_jax(["train", "--resume", "stopped"], environment, cwd)
     assert f"all {last + 64:,} steps had been trained before; this was only evaluated again" in again.stdout
     assert "done: return" in again.stdout
+
+
+def test_costs_are_shown_by_training_and_evaluation(environment, tmp_path):
+    options = ["--num-envs", "8", "--unroll-length", "10", "--episode-length", "20", "--critic.num-minibatches", "2"]
+    small = [*options, "--num-timesteps", "240", "--num-evals", "2", "--num-eval-envs", "4"]
+    command = ["train", "point_hazards", "--suite", "safety", "--algorithm", "cpo", "--cost-limit", "5", "--run-dir", "safe"]
+    trained = trpo_jax([*command, *small], environment, tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert re.search(r"evaluation: return -?\d+ ± \d+, cost \d+\.\d ± \d+\.\d", trained.stdout)
+    evaluated = trpo_jax(["evaluate", "safe", "--episodes", "4"], environment, tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert re.search(r"^cost    \d+\.\d ± \d+\.\d$", evaluated.stdout, re.MULTILINE)
+    refused = trpo_jax(["train", "inverted_pendulum", "--algorithm", "cpo", "--run-dir", "unsafe"], environment, tmp_path)
+    assert refused.returncode == 2
+    assert "environment: got 'InvertedPendulum', allowed: one with costs" in refused.stderr
+    assert not (tmp_path / "unsafe").exists()
