@@ -12,7 +12,7 @@ SPEED_LIMITS = {
     "ant": 2.3,
     "halfcheetah": 2.8,
     "hopper": 0.38,
-    "humanoid": 0.3,
+    "humanoid": 0.15,
     "swimmer": 0.035,
     "walker2d": 0.45,
 }
