@@ -202,6 +202,13 @@ def test_adam_is_carried_in_float32_whatever_the_parameters(name):
 def test_parameters_keep_their_dtype(name):
     config = default_config(name)
     params, batch = problem(jnp.bfloat16)
-    new, _, metrics = run(ALGORITHMS[name].policy_update, config, params, batch)
+    policy_update = ALGORITHMS[name].policy_update
+    if policy_update.limits_costs:
+        costs = jnp.stack([batch.advantage, -batch.advantage], axis=-1)
+        state = policy_update.init(params, config, 2)
+        arguments = batch._replace(cost_advantage=costs), config, jax.random.key(7), jnp.asarray([20.0, 20.0])
+        new, _, metrics = jax.jit(policy_update.update, static_argnums=0)(policy_fn, params, state, *arguments)
+    else:
+        new, _, metrics = run(policy_update, config, params, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype(jnp.bfloat16)}
     assert metrics["kl"] > 0

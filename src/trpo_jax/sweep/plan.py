@@ -14,6 +14,9 @@ from trpo_jax.sweep.spec import Sweep, read_sweep
 from trpo_jax.training.fields import fields_of, with_fields
 from trpo_jax.training.run_config import RunConfig, program_of, starting_config, with_algorithm
 
+ADDED_LATER = {"algorithm": DEFAULT, "sampler": "path", "trust_region.fisher": "analytic"}
+"""Fields that are younger than the names of runs, with values that leave a run as it was: names do not cover them."""
+
 
 class Run(NamedTuple):
     """One training of a sweep."""
@@ -86,7 +89,8 @@ def _run(source: str, setting: dict[str, Any], config: RunConfig) -> Run:
     kinds = fields_of(with_algorithm(RunConfig(), config.algorithm))
     fields = {name: float(value) if isinstance(kinds[name], float) else value for name, value in fields_of(config).items()}
     seed = fields.pop("seed")
-    if fields["algorithm"] == DEFAULT:  # keeps the names that runs had before there were other algorithms
-        del fields["algorithm"]
+    if fields.get("sampler") == "path":  # nothing of a vine counts
+        fields = {name: value for name, value in fields.items() if not name.startswith("vine.")}
+    fields = {name: value for name, value in fields.items() if name not in ADDED_LATER or value != ADDED_LATER[name]}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     return Run(f"{config.environment}-{digest[:12]}-seed{seed}", source, setting, config)
