@@ -44,10 +44,7 @@ from trpo_jax.errors import ConfigError
 from trpo_jax.objective.improvement_bound import improvement_bound
 from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
 from trpo_jax.policy.distributions import Distribution
-from trpo_jax.policy.networks import (
-    Networks,
-    policy_distribution,
-)
+from trpo_jax.policy.networks import Networks, policy_distribution
 from trpo_jax.policy.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
 from trpo_jax.weights import average, unit_weight, variance
 

@@ -106,13 +106,12 @@ def fit_critic(
     def loss_fn(vector: Float[Array, "P"], batch: Regression) -> tuple[Float[Array, ""], Metrics]:
         params, cost_params = unravel(vector)
         error = network.apply(params, batch.observation) - batch.target
-        loss = jnp.sum(batch.weight * jnp.where(batch.weight > 0, error**2, 0.0))
+        loss = _squares(error, batch.weight)
         if batch.cost_target is None:
             return loss, {"value_loss": loss}
         # The networks share no parameters, and Adam's steps do not depend on the scale of a loss, so they can be added.
         error = cost_values(network, cost_params, batch.observation) - batch.cost_target
-        weight = batch.weight[..., None]
-        cost_loss = jnp.sum(weight * jnp.where(weight > 0, error**2, 0.0))
+        cost_loss = _squares(error, batch.weight[..., None])
         return loss + cost_loss, {"value_loss": loss, "cost_value_loss": cost_loss}
 
     fitted = descend(
@@ -125,6 +124,11 @@ def fit_critic(
     )
     params, cost_params = unravel(fitted.vector)
     return CriticState(state.critic._replace(params=params, cost_params=cost_params), fitted.optimizer), fitted.values
+
+
+def _squares(error: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, ""]:
+    """Return the weighted sum of squares; an error of weight zero may be anything."""
+    return jnp.sum(weight * jnp.where(weight > 0, error**2, 0.0))
 
 
 def explained_variance(

@@ -104,11 +104,6 @@ def break_off(statistics: EpisodeStatistics, which: Bool[Array, "N"]) -> Episode
     )
 
 
-def without_number(name: str) -> str:
-    """Return the name that `numbered` was given."""
-    return re.sub(r"_\d+$", "", name)
-
-
 REMEMBERED = 0.9
 """What a rollout leaves of the counts of steps and episodes before it."""
 
@@ -135,6 +130,11 @@ def numbered(name: str, costs: Any) -> dict[str, Any]:
     if costs.shape[-1] == 1:
         return {name: costs[..., 0]}
     return {f"{name}_{k}": costs[..., k] for k in range(costs.shape[-1])}
+
+
+def without_number(name: str) -> str:
+    """Return the name that `numbered` was given."""
+    return re.sub(r"_\d+$", "", name)
 
 
 def episode_metrics(statistics: EpisodeStatistics, action_repeat: int) -> Metrics:

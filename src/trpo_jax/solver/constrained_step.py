@@ -23,11 +23,11 @@ RADII = 3
 CORRECTIONS = 3
 """How often the aim of the step is corrected for the curvature of the costs."""
 
-LEAST_SIGNAL = 0.1
-"""Least share of a cost's slope along its own natural gradient that is taken for signal."""
-
 MARGIN = 1.1
 """The correction is larger than the error by this factor: the next step has an error of its own."""
+
+LEAST_SIGNAL = 0.1
+"""Least share of a cost's slope along its own natural gradient that is taken for signal."""
 
 
 class LimitedEvaluation(NamedTuple):

@@ -24,7 +24,7 @@ class RunConfig:
     environment: str = setting(default="ant")
     """Name of an environment of the suite."""
     suite: Literal["brax", "playground", "safety"] = setting(default="brax")
-    """Brax, or MuJoCo Playground (an extra to install)."""
+    """Brax, MuJoCo Playground (an extra to install), or the environments with costs."""
     backend: Literal["auto", "spring", "positional", "generalized", "mjx", "jax", "warp"] = setting(default="auto")
     """Physics: jax or warp in Playground, the others in Brax; auto is the first that Brax offers, in Playground jax."""
     num_timesteps: int = setting(default=1_000_000, at_least=0)
