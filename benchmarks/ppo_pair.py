@@ -6,7 +6,7 @@ Settings are `brax_ppo.ONE_SETTING`, but with 256 environments, so that both col
 64 environments Brax's PPO steps them four times for a batch.) Networks are those that Brax's PPO makes. Each algorithm keeps
 its own loop: Brax's fits policy and critic by one loss and estimates advantages anew in each gradient step, ours fits one after
 the other; resets and the bootstrap at time limits differ, too. Returns are those of deterministic evaluations at the end.
-Speeds are measured first, each algorithm alone on all cores. What the folder holds is not measured again.
+Speeds are measured first, both algorithms in turns, each alone on all cores. What the folder holds is not measured again.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from trpo_jax.training.options import with_options
 OURS, THEIRS = "our PPO", "Brax's PPO"
 STEPS = 983_040
 NUM_EVALS, EPISODES = 7, 64
+ROUNDS, STRETCH, NUM_STRETCHES = 3, 40_960, 6
 SIZES = ("policy_hidden_layer_sizes", "value_hidden_layer_sizes")
 OTHERWISE_HERE = (*SIZES, "batch_size", "learning_rate_at_end")
 SETTINGS = {**ONE_SETTING, "num_envs": 256}
@@ -111,15 +113,15 @@ def final_return(environment: str, seed: int) -> float:
 
 
 def measure_speeds(environment: str) -> dict[str, float]:
-    """Return the environment steps a second of both; compilation and evaluations left out."""
-    stretch, num_stretches = STEPS // (NUM_EVALS - 1), 5
-    speeds = {}
-    for name, how, more in ((OURS, our_config(), our_options()), (THEIRS, SETTINGS, {})):
-        stopwatch = Stopwatch()
-        options = {"seed": 0, "num_evals": num_stretches + 1} | common(environment)
-        take(stopwatch, environment, stretch * num_stretches, how, **options, **more)
-        speeds[name] = stretch / steady_stretch(stopwatch.stretches)
-    return speeds
+    """Return the environment steps a second of both, the median of some trainings in turns; no compilation, no evaluations."""
+    speeds: dict[str, list[float]] = {OURS: [], THEIRS: []}
+    for _ in range(ROUNDS):
+        for name, how, more in ((OURS, our_config(), our_options()), (THEIRS, SETTINGS, {})):
+            stopwatch = Stopwatch()
+            options = {"seed": 0, "num_evals": NUM_STRETCHES + 1} | common(environment)
+            take(stopwatch, environment, STRETCH * NUM_STRETCHES, how, **options, **more)
+            speeds[name].append(STRETCH / steady_stretch(stopwatch.stretches))
+    return {name: statistics.median(values) for name, values in speeds.items()}
 
 
 def common(environment: str) -> dict[str, Any]:
