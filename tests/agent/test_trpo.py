@@ -135,7 +135,7 @@ def test_a_population_of_hyperparameters_equals_the_runs_alone(small):
 
 
 def test_hyperparameters_may_differ_in_float_fields_only(small):
-    with pytest.raises(ConfigError, match=r"hyperparameters: got .* allowed: a TRPOConfig like the agent's except for"):
+    with pytest.raises(ConfigError, match=r"hyperparameters: got .* allowed: the agent's TRPOConfig, in which only float"):
         small.init(jax.random.key(0), dataclasses.replace(SMALL, num_envs=4))
 
 

@@ -57,7 +57,7 @@ def test_an_action_of_another_structure_is_an_error_that_names_it(wrong):
     p = Joint({"move": DiagonalGaussian(jnp.zeros((2, 1)), jnp.zeros((2, 1))), "fire": (fire, fire)})
     move, fire = jnp.zeros((2, 1)), jnp.zeros(2, int)
     assert p.log_prob({"move": move, "fire": (fire, fire)}).shape == (2,)
-    with pytest.raises(ValueError, match=r"^action: got PyTreeDef.*, allowed: the structure of the parts"):
+    with pytest.raises(ValueError, match=r"^action: got PyTreeDef.*, allowed: the same structure as the parts"):
         p.log_prob(WRONG_ACTIONS[wrong](move, fire))
     with pytest.raises(ValueError, match=r"^other: got PyTreeDef"):
         p.kl(Joint({"move": p.parts["move"]}))

@@ -118,7 +118,7 @@ class Agent:
         hyperparameters = self.config if hyperparameters is None else hyperparameters
         if len({jax.tree.structure(hyperparameters), jax.tree.structure(self.config)}) > 1:
             kind = type(self.config).__name__
-            raise ConfigError("hyperparameters", hyperparameters, f"a {kind} like the agent's except for its float fields")
+            raise ConfigError("hyperparameters", hyperparameters, f"the agent's {kind}, in which only float fields may differ")
         hyperparameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), hyperparameters)
         policy_key, critic_key, key = jax.random.split(as_typed_key(key), 3)
         rollout = self.restart(starts)

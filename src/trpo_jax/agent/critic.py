@@ -94,7 +94,7 @@ def fit_critic(
         network: the critic's; apply(params, normalized observation) -> value in units of the scaled reward.
         state: critic and optimizer.
         regression: the data to fit.
-        key: consumed, for the shuffles.
+        key: for the shuffles; consumed.
         config: CriticConfig. Samples that do not fill a last minibatch are skipped in that pass.
 
     Returns:

@@ -68,7 +68,7 @@ def descend(
         vector: all parameters. Steps are added up in at least float32, whatever its dtype.
         optimizer: Adam's state, from `init_adam` or the previous call.
         samples: NamedTuple of `[T, N, *]` with a field `weight`.
-        key: consumed, for the shuffles.
+        key: for the shuffles; consumed.
         passes: number of passes, minibatches per pass, and learning rate.
         stop_fn: scalars of `loss_fn` before a step -> whether to skip this step and all later ones.
 

@@ -18,7 +18,7 @@ def minibatches(samples: Any, key: Key[Array, ""], count: int) -> Any:
 
     Args:
         samples: pytree of `[T, N, *]`.
-        key: consumed, for the shuffle.
+        key: for the shuffle; consumed.
         count: at most T·N.
 
     Returns:

@@ -163,7 +163,7 @@ def grow(
 def _tried(
     environment: FreshAutoReset, distribution: Distribution, key: Key[Array, ""], vine: VineConfig
 ) -> tuple[Any, Float[Array, "N K"], Float[Array, "N K"]]:
-    """Return K actions for each state, `[N, K, *]`, their log-probability, and that under what they were drawn from."""
+    """Return K actions for each state, `[N, K, *]`, their log-probability under the policy, and `Branches.log_q`."""
     count = vine.num_branches
     log_probs = jax.vmap(distribution.log_prob, in_axes=1, out_axes=1)
     if tries_every_action(environment.action_space, vine):

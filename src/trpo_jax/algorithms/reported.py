@@ -22,6 +22,6 @@ def reported(info: Any, *more: str) -> Metrics:
 
 
 def counted(outcomes: Int[Array, "n"], outcome: Int[Array, ""], kinds: type[enum.IntEnum]) -> tuple[Int[Array, "n"], Metrics]:
-    """Return how often each outcome has occurred, this one included, as counts and as metrics."""
+    """Count an outcome; return how often each has occurred, as counts and as metrics."""
     outcomes = outcomes + jax.nn.one_hot(outcome, len(kinds), dtype=jnp.int32)
     return outcomes, {f"num_{kind.name.lower()}": outcomes[kind].astype(jnp.float32) for kind in kinds}

@@ -53,7 +53,7 @@ def render_command(arguments: list[str]) -> int:
     import jax
 
     jax.devices()  # start the devices now: only a failure here is reported as a one-line error
-    from trpo_jax.environments.rendering import View  # after the check of RUN, since it imports simulators slowly
+    from trpo_jax.environments.rendering import View  # not before RUN is checked: it imports simulators, slowly
     from trpo_jax.runs.render import render_run
 
     rendering = render_run(

@@ -77,7 +77,7 @@ class Placement(Protocol):
         ...
 
     def place(self, host_state: TrainState, like: TrainState) -> TrainState:
-        """Move a state from `to_host` back to the devices."""
+        """Move a state that `to_host` has copied back to the devices."""
         ...
 
 
@@ -199,7 +199,7 @@ class OneTraining:
         return state._replace(rollout=self._copy(state.rollout))
 
     def place(self, host_state: TrainState, like: TrainState) -> TrainState:
-        """Move a state from `to_host` back to the devices."""
+        """Move a state that `to_host` has copied back to the devices."""
         parts = zip(host_state, like, self._shardings, strict=True)
         return TrainState(*(place(part, part_like, where) for part, part_like, where in parts))
 
@@ -268,7 +268,7 @@ class ManyTrainings:
         return self._strip(state)
 
     def place(self, host_state: TrainState, like: TrainState) -> TrainState:
-        """Move a state from `to_host` back to the devices."""
+        """Move a state that `to_host` has copied back to the devices."""
         return place(jax.tree.map(self._pad, host_state), like, self._sharding)
 
     def _pad(self, leaf: Any) -> Any:

@@ -93,7 +93,7 @@ class Runner:
         return self._placement.snapshot(state)
 
     def place(self, host_state: TrainState) -> TrainState:
-        """Move a state from `to_host` back to the devices."""
+        """Move a state that `to_host` has copied back to the devices."""
         return self._placement.place(host_state, self._whole_state_like)
 
     def reset(self, state: TrainState) -> TrainState:

@@ -145,6 +145,6 @@ class OfEntry:
 
 
 def policy_distribution(network: Network, params: Any, observation: Any) -> Distribution:
-    """Apply a policy in full matmul precision: it gives the same numbers everywhere, so that its ratio to itself is 1."""
+    """Apply a policy in full matmul precision, so that every program computes the same probabilities from the same weights."""
     with jax.default_matmul_precision("highest"):
         return network.apply(params, observation)

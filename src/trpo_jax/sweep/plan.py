@@ -89,7 +89,7 @@ def _run(source: str, setting: dict[str, Any], config: RunConfig) -> Run:
     kinds = fields_of(with_algorithm(RunConfig(), config.algorithm))
     fields = {name: float(value) if isinstance(kinds[name], float) else value for name, value in fields_of(config).items()}
     seed = fields.pop("seed")
-    if fields.get("sampler") == "path":  # nothing of a vine counts
+    if fields.get("sampler") == "path":  # these have no effect
         fields = {name: value for name, value in fields.items() if not name.startswith("vine.")}
     fields = {name: value for name, value in fields.items() if name not in ADDED_LATER or value != ADDED_LATER[name]}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

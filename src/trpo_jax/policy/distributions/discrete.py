@@ -42,8 +42,8 @@ class Categorical:
         near = jnp.max(shift, axis=-1) < 60.0  # beyond, e^s may overflow, and the KL is not small
         near_shift = jnp.where(near[..., None], shift, 0.0)
         near_kl = jnp.log1p(jnp.sum(p * expm1_minus_identity(near_shift), axis=-1))
-        # This is log p + s, in which these logits cancel. If only the other allows an action, adding and subtracting this
-        # distribution's huge negative logit would lose the other's logit to rounding.
+        # This is log p + s, in which these logits cancel. Where only the other distribution allows an action, these logits are
+        # hugely negative: to add and subtract one would lose the other's logit to rounding.
         log_terms = other_logits - (jax.nn.logsumexp(logits, axis=-1, keepdims=True) + mean_difference)
         far_kl = jnp.maximum(jax.nn.logsumexp(log_terms, axis=-1), 0.0)
         return jnp.where(near, near_kl, far_kl)

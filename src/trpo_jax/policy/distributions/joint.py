@@ -56,7 +56,9 @@ class Joint:
         try:
             return self._structure().flatten_up_to(tree)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{name}: got {jax.tree.structure(tree)}, allowed: the structure of the parts: {error}") from None
+            raise ValueError(
+                f"{name}: got {jax.tree.structure(tree)}, allowed: the same structure as the parts ({error})"
+            ) from None
 
 
 def _is_distribution(x: Any) -> bool:
