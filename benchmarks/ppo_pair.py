@@ -11,7 +11,6 @@ Speeds are measured first, both algorithms in turns, each alone on all cores. Wh
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import statistics
@@ -24,12 +23,11 @@ import tyro
 
 import report
 from brax_ppo import ONE_SETTING, Stopwatch, ppo_networks, steady_stretch
-from ppo_runs import PPORun, train_all
+from ppo_runs import PPORun, known, train_all
 from time_to_return import Course, take
 from trpo_jax import AgentConfig, PPOConfig, ScheduleConfig, make_agent
 from trpo_jax.environments.brax import resolve_backend
 from trpo_jax.execution.devices import num_cores_to_use, show_cpu_devices
-from trpo_jax.files import write_whole
 from trpo_jax.sweep.report.statistics import estimate, mean
 from trpo_jax.sweep.report.tables import show
 from trpo_jax.training.brax_keywords import translate
@@ -61,33 +59,31 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
+    settings = sorted(SETTINGS.items())
     speeds_of = {
-        name: known(folder / f"pair-speeds-{name}.json", functools.partial(measure_speeds, name))
+        name: known(folder, f"pair-speeds-{name}", (settings, ROUNDS, STRETCH), functools.partial(measure_speeds, name))
         for name in arguments.environments
     }
     rows: list[dict[str, Any]] = []
     for environment, speeds in speeds_of.items():
-        files = {seed: folder / f"pair-{environment}-seed{seed}.json" for seed in arguments.seeds}
-        ours = [known(file, functools.partial(final_return, environment, seed)) for seed, file in files.items()]
+        ours = [
+            known(
+                folder, f"pair-{environment}-seed{seed}", (settings, STEPS), functools.partial(final_return, environment, seed)
+            )
+            for seed in arguments.seeds
+        ]
         runs = [PPORun(environment, THEIRS, {}, SETTINGS, seed, STEPS, NUM_EVALS, EPISODES) for seed in arguments.seeds]
         theirs = [run.score for run in train_all(runs, folder / "ppo")]
         returns = {OURS: np.array(ours), THEIRS: np.array(theirs)}
         rows.append(
             {"environment": environment, "seeds": len(arguments.seeds)}
             | {name: show(estimate({environment: values}, mean)) for name, values in returns.items()}
-            | {f"{name}, steps/s": round(speed) for name, speed in speeds.items()}
-            | {"steps/s, ratio": speeds[OURS] / speeds[THEIRS]}
+            | {f"{name}, steps/s": round(statistics.median(values)) for name, values in speeds.items()}
+            | report.ratio_columns(speeds[OURS], speeds[THEIRS])
             | {f"{name}, each seed": ", ".join(f"{value:.4g}" for value in values) for name, values in returns.items()}
         )
         print(rows[-1], flush=True)
     report.publish("PPO, the same settings and networks", rows, arguments.json)
-
-
-def known(file: Path, measure: Any) -> Any:
-    """Return what a file holds, or measure it and keep it there."""
-    if not file.is_file():
-        write_whole(file, json.dumps(measure()) + "\n")
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def our_config() -> AgentConfig:
@@ -112,8 +108,8 @@ def final_return(environment: str, seed: int) -> float:
     return course.points[-1]["return"]
 
 
-def measure_speeds(environment: str) -> dict[str, float]:
-    """Return the environment steps a second of both, the median of some trainings in turns; no compilation, no evaluations."""
+def measure_speeds(environment: str) -> dict[str, list[float]]:
+    """Return the environment steps a second of both, in some trainings in turns; no compilation, no evaluations."""
     speeds: dict[str, list[float]] = {OURS: [], THEIRS: []}
     for _ in range(ROUNDS):
         for name, how, more in ((OURS, our_config(), our_options()), (THEIRS, SETTINGS, {})):
@@ -121,7 +117,7 @@ def measure_speeds(environment: str) -> dict[str, float]:
             options = {"seed": 0, "num_evals": NUM_STRETCHES + 1} | common(environment)
             take(stopwatch, environment, STRETCH * NUM_STRETCHES, how, **options, **more)
             speeds[name].append(STRETCH / steady_stretch(stopwatch.stretches))
-    return {name: statistics.median(values) for name, values in speeds.items()}
+    return speeds
 
 
 def common(environment: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,14 @@ class PPORun(NamedTuple):
         """Name it, by a hash of all that decides how it ends."""
         rest = sorted(self.settings.items()), self.num_timesteps, self.num_evals, self.episodes
         return f"{self.environment}-{hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:12]}-seed{self.seed}"
+
+
+def known(folder: Path, name: str, decides: Any, measure: Callable[[], Any]) -> Any:
+    """Return what a folder holds under a name and a hash of what decides about the result, or measure it and keep it there."""
+    file = folder / f"{name}-{hashlib.sha256(repr(decides).encode()).hexdigest()[:12]}.json"
+    if not file.is_file():
+        write_whole(file, json.dumps(measure()) + "\n")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def train_all(runs: Sequence[PPORun], folder: Path) -> list[ScoredRun]:

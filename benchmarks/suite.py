@@ -10,8 +10,6 @@ seeds, 95 %. What the folder holds already, speeds too, is not measured again; d
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -24,13 +22,12 @@ import tyro
 
 import report
 from brax_ppo import ONE_SETTING, Settings, Stopwatch, steady_stretch
-from ppo_runs import PPORun, train_all
+from ppo_runs import PPORun, known, train_all
 from time_to_return import OURS, PPO, take
 from trpo_jax import AgentConfig
 from trpo_jax.environments.brax import resolve_backend
 from trpo_jax.errors import ConfigError
 from trpo_jax.execution.devices import num_cores_to_use, show_cpu_devices
-from trpo_jax.files import write_whole
 from trpo_jax.sweep.plan import Run, plan_file
 from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.scores import ScoredRun, gather, read_scores
@@ -103,11 +100,8 @@ def as_ppo_trains(run: Run) -> dict[str, Any]:
 
 def known_speeds(folder: Path, run: Run, ppo_settings: Settings, num_stretches: int) -> dict[str, float]:
     """Return what the folder holds of the speeds of these settings on an environment, or measure them and keep them there."""
-    settings = hashlib.sha256(repr((run.config.agent, sorted(ppo_settings.items()))).encode()).hexdigest()[:12]
-    file = folder / f"speeds-{run.config.environment}-{settings}.json"
-    if not file.is_file():
-        write_whole(file, json.dumps(measure_speeds(run, ppo_settings, num_stretches)) + "\n")
-    return json.loads(file.read_text(encoding="utf-8"))
+    settings = run.config.agent, sorted(ppo_settings.items())
+    return known(folder, f"speeds-{run.config.environment}", settings, lambda: measure_speeds(run, ppo_settings, num_stretches))
 
 
 def measure_speeds(run: Run, ppo_settings: Settings, num_stretches: int) -> dict[str, float]:

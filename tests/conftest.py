@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("repeatable")
 def pytest_configure(config):
     """Let the tests of one run, in all its processes, share compiled programs: many build the same one."""
     if not hasattr(config, "workerinput"):
-        folder = tempfile.TemporaryDirectory(prefix="trpo_jax-tests-")
+        folder = tempfile.TemporaryDirectory(prefix="trpo_jax-tests-", ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
         # For processes that tests start.

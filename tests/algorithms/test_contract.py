@@ -210,15 +210,23 @@ def test_what_cannot_be_registered_is_refused(name, kind, message):
         inspect.unwrap(register_algorithm)(name, kind, ALGORITHMS["ppo"].policy_update)
 
 
-@pytest.mark.parametrize("change", [{"kl": None}, {"mean_value": 0.0}])
-def test_metrics_that_all_report_are_asked_for_and_those_of_others_are_not_overwritten(change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kl": None}, r".*, allowed: at least kl, max_kl and entropy, as"),
+        ({"mean_value": 0.0}, r".*, allowed: at least kl, max_kl and entropy, as"),
+        ({"value_loss": 0.0}, "value_loss, allowed: other names"),  # the critic's
+        ({"num_faults": 0.0, "num_episodes": 1.0}, "num_episodes, num_faults, allowed: other names"),  # the rollout's
+    ],
+)
+def test_metrics_that_all_report_are_asked_for_and_those_of_others_are_not_overwritten(change, message):
     def update(*arguments):
         params, state, metrics = ALGORITHMS["trpo"].policy_update.update(*arguments)
         metrics = {name: value for name, value in (metrics | change).items() if value is not None}
         return params, state, metrics
 
     agent = bind(ALGORITHMS["trpo"].policy_update._replace(update=update), Target(), small("trpo"))
-    with pytest.raises(ValueError, match=r"metrics of the policy update: got .*, allowed: at least kl, max_kl and entropy, as"):
+    with pytest.raises(ValueError, match=f"metrics of the policy update: got {message}"):
         jax.eval_shape(agent.update, jax.eval_shape(agent.init, jax.random.key(0)))
 
 

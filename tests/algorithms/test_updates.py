@@ -102,6 +102,7 @@ def test_a_penalized_step_that_is_too_long_is_shortened_until_it_improves():
 def test_the_coefficient_follows_the_kl(kl, factor):
     assert penalty.adapted(jnp.float32(3.0), jnp.float32(kl), 0.03) == 3 * factor
     assert penalty.adapted(jnp.float32(3.0), jnp.float32(kl), 0.0) == 3
+    assert penalty.adapted(jnp.float32(1e7), jnp.float32(kl), 0.0) == 1e7  # beyond where adaptation ends
 
 
 def by_optax(loss_fn, params, learning_rate, num_steps):

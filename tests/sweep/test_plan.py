@@ -7,7 +7,7 @@ from trpo_jax import ConfigError, TRPOConfig
 from trpo_jax.execution.memory import free_bytes_of_host
 from trpo_jax.sweep.plan import cells_of
 from trpo_jax.sweep.programs import bytes_of_run
-from trpo_jax.training.fields import all_fields, traced_fields
+from trpo_jax.training.fields import all_fields, setting_in_words, traced_fields
 
 
 def cells(mapping):
@@ -83,6 +83,52 @@ def test_a_sweep_over_algorithms_has_settings_for_all_and_for_one():
 def test_fields_of_another_algorithm_are_named(config, message):
     with pytest.raises(ConfigError, match=message):
         runs_of(BOTH | {"config": config})
+
+
+NAMED = {
+    "environments": ["fast"],
+    "seeds": 2,
+    "config": {"num_envs": 4, "discounting": 0.9},
+    "settings": {
+        "single path": {},
+        "short horizon": {"discounting": 0.5},
+        "natural gradient": {"algorithm": "natural_gradient", "natural": {"step_kl": 0.02}},
+    },
+    "grid": {"gae_lambda": [0.8, 0.9]},
+}
+
+
+def test_settings_with_names_may_differ_in_any_fields_and_algorithms():
+    runs = runs_of(NAMED)
+    agents = [run.config.agent for run in runs[::2]]
+    assert [each.discounting for each in agents] == [0.9, 0.9, 0.5, 0.5, 0.9, 0.9]
+    assert [each.gae_lambda for each in agents] == [0.8, 0.9] * 3
+    assert [run.config.algorithm for run in runs[::2]] == ["trpo"] * 4 + ["natural_gradient"] * 2
+    assert agents[-1].natural.step_kl == 0.02
+    assert runs[0].swept == {"setting": "single path", "gae_lambda": 0.8}
+    assert setting_in_words(runs[-1].swept) == "natural gradient, gae_lambda 0.9"
+    # A name is no part of the configuration: the same run has the same name in a sweep without named settings.
+    unnamed = runs_of({name: value for name, value in NAMED.items() if name != "settings"})
+    assert [run.name for run in unnamed] == [run.name for run in runs[:4]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"settings: got \{\}, allowed: at least one table, such as"),
+        ({"a": 3}, "settings.a: got 3, allowed: a table"),
+        ({"a": {"epochs": 3}}, "settings.a.epochs: got 3, allowed: a known field"),
+        ({"a": {"seed": 3}}, "settings.a.seed: got 3, allowed: other fields; this one is given as seeds"),
+        ({"a": {"suite": "brax"}}, "settings.a.suite: got 'brax', allowed: other fields; this one is given under config"),
+        ({"a": {}, "b": {"gae_lambda": 1.0}}, "settings.b: got 'gae_lambda', allowed: fields that are not under grid"),
+        ({"a": {}, "b": {}}, "sweep: got 'fast-.*', allowed: settings that give different configurations"),
+        ({"a": {"algorithm": ""}}, "algorithm: got '', allowed: one of trpo, ppo"),
+        ({"a": {"clipped.num_epochs": 3}}, "clipped: got .*, allowed: a field of trpo; this one belongs to ppo"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        runs_of(NAMED | {"settings": settings})
 
 
 def test_an_algorithm_that_does_not_exist_is_named():

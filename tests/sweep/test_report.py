@@ -71,6 +71,30 @@ def test_returns_are_told_by_environment_and_setting(swept):
     assert 2.0 <= first["IQM"].low < 2.15 < first["IQM"].high <= 2.3
 
 
+def test_costs_are_told_by_environment_and_setting(tmp_path):
+    """Five iterations, of which the last is the last fifth; the algorithm without a limit says nothing of limits."""
+    mapping = TINY | {"environments": ["fast"], "seeds": 2, "config": {"suite": "brax"}}
+    runs = runs_of(mapping | {"grid": {"algorithm": ["trpo", "cpo"]}})
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.begin(runs)
+    for run in runs:
+        limit = {"training/cost_limit": 25.0} if run.config.algorithm == "cpo" else {}
+        costs = [40.0, 30.0, 20.0, 10.0, 20.0 + 4 * run.config.seed]
+        expected = [{"training/expected_cost": cost + 1} | limit if limit else {} for cost in costs]
+        records = [
+            {"step": step, "training/episode_cost": cost} | more
+            for step, (cost, more) in enumerate(zip(costs, expected, strict=True))
+        ]
+        pretend_finished(folder, run, [*records, {"step": 9, "eval/episode_reward": 1.0}], **{"return": 1.0})
+    free, limited = table(folder.path, "costs").rows
+    assert (free["setting"], limited["setting"], free["cost"], free["runs"]) == (
+        "algorithm trpo", "algorithm cpo", "episode_cost", 2
+    )  # fmt: skip
+    assert (limited["last fifth"].value, limited["highest"]) == (22.0, 24.0)
+    assert limited["share above limit"] == 0.4
+    assert np.isnan(free["share above limit"])
+
+
 def test_environments_are_put_on_one_scale_from_the_lowest_return_to_the_best_setting(swept):
     rows = {row["setting"]: row for row in table(swept, "overall").rows}
     assert read_scores(swept).ranking()[0] == "max_kl 0.1, activation tanh"

@@ -97,7 +97,8 @@ def test_an_average_over_nothing_is_no_number():
         "training/num_faults": 16.0,
         "training/num_episodes": 2.0,
     }
-    known = without_unknown(metrics, 16, TRPO.sample_means)
+    known = without_unknown(metrics | {"training/loss_1": 0.5}, 16, (*TRPO.sample_means, "loss_1"))
+    assert np.isnan(known.pop("training/loss_1"))  # a name of its own, not the second of several costs
     assert known["training/episode_reward"] == 0.0
     assert np.isnan(known["training/entropy"])
     several = {name: np.asarray([value, value]) for name, value in metrics.items()}

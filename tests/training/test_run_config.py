@@ -22,7 +22,9 @@ from trpo_jax.training.run_config import (
     write_run_config,
 )
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "brax").glob("*.toml"))
+CONFIGS = sorted(
+    path for suite in ("brax", "safety") for path in (Path(__file__).parents[2] / "configs" / suite).glob("*.toml")
+)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -37,9 +39,10 @@ def test_the_configuration_of_each_algorithm_survives_the_way_to_toml_and_back(t
 @pytest.mark.parametrize("accelerator", [False, True])
 def test_what_ships_for_an_environment_can_be_used_by_each_algorithm(algorithm, accelerator):
     for path in CONFIGS:
-        config = starting_config(path.stem, algorithm=algorithm, accelerator=accelerator)
-        assert (config.environment, config.algorithm) == (path.stem, algorithm)
-        assert config.num_timesteps == (50_000_000 if accelerator else 1_000_000)
+        suite = path.parent.name
+        config = starting_config(path.stem, suite, algorithm, accelerator=accelerator)
+        assert (config.environment, config.suite, config.algorithm) == (path.stem, suite, algorithm)
+        assert config.num_timesteps == (50_000_000 if accelerator else read_toml(path, "file")["num_timesteps"])
 
 
 MIXED = """
@@ -117,7 +120,7 @@ def test_there_is_a_config_for_each_named_environment():
 def test_each_shipped_config_loads_and_is_found_by_its_name(path):
     config = read_run_config(path)
     assert config.environment == path.stem
-    assert shipped_config_file(path.stem) == path
+    assert shipped_config_file(path.stem, path.parent.name) == path
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ class Agent:
             policy_fn, batch = self._vine(policy_fn, value_fn, learner.normalizer, transition.branches, config)
         step = functools.partial(self.policy_update.update, policy_fn, learner.policy, learner.update)
         assert batch.weight is not None
-        of_batch = unit_weight(batch.weight)
+        of_batch = unit if transition.branches is None else unit_weight(batch.weight)
         standardized = batch._replace(advantage=self._standardize(batch.advantage, of_batch))
         if costs is None:
             policy, update, metrics = step(standardized, config, key)

@@ -179,7 +179,8 @@ def without_unknown(metrics: Mapping[str, Any], num_samples: int, sample_means: 
     unknown = dict.fromkeys(EPISODE_MEANS, known["training/num_episodes"] == 0)
     unknown |= dict.fromkeys((*SAMPLE_MEANS, *sample_means), known["training/num_faults"] == num_samples)
     for name in known:
-        bare = without_number(name.removeprefix("training/"))
+        bare = name.removeprefix("training/")
+        bare = bare if bare in unknown else without_number(bare)
         if bare in unknown:
             known[name] = np.where(unknown[bare], np.nan, known[name])
     return known

@@ -44,7 +44,8 @@ class PolicyUpdate(NamedTuple):
     """Whether `update` keeps samples of a batch together that follow each other along its first axis, as `in_rows` does; the
     sampler "vine" needs that."""
     sample_means: tuple[str, ...] = POLICY_MEANS
-    """Metrics that are averages over samples, and so unknown if all samples are faulty; without the numbers of costs."""
+    """Metrics that are averages over samples, and therefore unknown if all samples are faulty. "expected_cost" also stands for
+    "expected_cost_0", "expected_cost_1", …"""
 
 
 def policy_change(old: Distribution, new: Distribution, weight: Float[Array, "..."] | None) -> Metrics:

@@ -55,7 +55,16 @@ def run_stages(
     fitted = stages.fit(state.critic, regression, hyperparameters, keys.critic, progress)
     critic, critic_metrics = watch("critic", fitted)
     new = TrainState(learner, critic, rollout, hyperparameters, keys.next, iteration, state.num_iterations)
-    return new, metrics | policy_metrics | critic_metrics
+    return new, _joined(metrics, policy_metrics, critic_metrics)
+
+
+def _joined(of_rollout: Metrics, of_policy: Metrics, of_critic: Metrics) -> Metrics:
+    """Return the metrics of all stages; raise ValueError, during tracing, if an algorithm took the name of another stage's."""
+    taken = of_policy.keys() & (of_rollout.keys() | of_critic.keys())
+    if taken:
+        names = ", ".join(sorted(name.removeprefix("training/") for name in taken))
+        raise ValueError(f"metrics of the policy update: got {names}, allowed: other names; the agent reports metrics so named")
+    return of_rollout | of_policy | of_critic
 
 
 def timed_stages(stages: Stages, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, float]]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from trpo_jax.agent.metrics import numbered
 from trpo_jax.agent.policy_update import POLICY_MEANS, Metrics, PolicyFn, PolicyUpdate
 from trpo_jax.algorithms.cost_limit import COST_MEANS, CostLimitConfig, cost_metrics
-from trpo_jax.algorithms.reported import counted, reported
+from trpo_jax.algorithms.reported import FIELDS, counted, reported
 from trpo_jax.config import config
 from trpo_jax.objective.constrained_update import stateful_constrained_trust_region_update
 from trpo_jax.objective.rows import in_rows, on_rows
@@ -65,7 +65,7 @@ def update(
     )
     outcomes, counts = counted(state.outcomes, info.outcome, ConstrainedOutcome)
     recoveries = state.recoveries + ~info.feasible
-    metrics = reported(info, "feasible") | counts
+    metrics = reported(info, (*FIELDS, "feasible")) | counts
     metrics |= {"num_recoveries": recoveries.astype(jnp.float32), "kl_bound": jnp.asarray(config.trust_region.max_kl)}
     metrics |= cost_metrics(episode_cost, config.cost_limit) | numbered("cost_change", info.cost_change)
     return params, CPOState(trust_region, outcomes, recoveries), metrics

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate
 from trpo_jax.agent.schedule import ScheduleConfig, share_left
+from trpo_jax.algorithms.reported import reported
 from trpo_jax.config import config, setting
 from trpo_jax.objective.rows import in_rows, on_rows
 from trpo_jax.objective.surrogate import Batch
@@ -80,8 +81,7 @@ def update(
         line_search=False,
     )
     params, info = trust_region_update(on_rows(policy_fn), params, in_rows(batch), options)
-    metrics = {name: getattr(info, name).astype(jnp.float32) for name in REPORTED}
-    return params, state, metrics | {"step_kl": jnp.asarray(step.step_kl)}
+    return params, state, reported(info, REPORTED) | {"step_kl": jnp.asarray(step.step_kl)}
 
 
 NATURAL_GRADIENT = PolicyUpdate(init, update, takes_vines=True)

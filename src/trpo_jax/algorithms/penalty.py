@@ -22,17 +22,23 @@ FAR = 1.5
 """β changes if KL > FAR · target_kl or KL < target_kl / FAR."""
 
 LARGEST = 1e6
-"""β stays below this, and above its inverse."""
+"""Adaptation keeps β below this, and above its inverse."""
 
 
 @config
-class PenalizedConfig:
-    """How the penalized surrogate L - β·KL is maximized."""
+class CoefficientConfig:
+    """The coefficient β of the penalized surrogate L - β·KL."""
 
     coefficient: float = setting(default=1.0, above=0.0)
     """Initial β, in units of standardized advantage per nat."""
     target_kl: float = setting(default=0.03, at_least=0.0)
     """Mean KL(old ‖ new) per update, in nats, that β is doubled or halved to reach; 0 keeps β constant."""
+
+
+@config
+class PenalizedConfig(CoefficientConfig):
+    """How the penalized surrogate L - β·KL is maximized."""
+
     damping: float = setting(default=0.1, at_least=0.0)
     """Multiple of the identity that is added to the Fisher matrix (dimensionless)."""
     cg_iterations: int = setting(default=10, at_least=1)
@@ -111,8 +117,9 @@ def update(
         "penalty_coefficient": beta,
     }
     # If no fraction of the step improves, the step is too long, whatever its KL. A zero gradient says nothing about β.
-    missed = jnp.where((options.target_kl > 0) & (max_abs(gradient) > 0), 2.0 * beta, beta)
-    beta = jnp.where(search.accepted, adapted(beta, change["kl"], options.target_kl), jnp.minimum(missed, LARGEST))
+    is_missed = (options.target_kl > 0) & (max_abs(gradient) > 0)
+    missed = jnp.where(is_missed, jnp.minimum(2.0 * beta, LARGEST), beta)
+    beta = jnp.where(search.accepted, adapted(beta, change["kl"], options.target_kl), missed)
     return params, PenaltyState(beta), metrics
 
 
@@ -136,7 +143,7 @@ def adapted(beta: Float[Array, ""], kl: Float[Array, ""], target_kl: float | Arr
     """Return β for the next update: doubled or halved if the KL was far from `target_kl`, unless that is 0."""
     target = jnp.asarray(target_kl, jnp.float32)
     factor = jnp.where(kl > FAR * target, 2.0, jnp.where(kl < target / FAR, 0.5, 1.0))
-    return jnp.clip(jnp.where(target > 0, beta * factor, beta), 1.0 / LARGEST, LARGEST)
+    return jnp.where(target > 0, jnp.clip(beta * factor, 1.0 / LARGEST, LARGEST), beta)
 
 
 PENALTY = PolicyUpdate(init, update)

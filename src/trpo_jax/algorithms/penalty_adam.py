@@ -13,19 +13,15 @@ from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.descent import Passes, descend, init_adam
 from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate, policy_change
 from trpo_jax.algorithms.first_order import Samples, samples_of
-from trpo_jax.algorithms.penalty import adapted
+from trpo_jax.algorithms.penalty import CoefficientConfig, adapted
 from trpo_jax.config import config, setting
 from trpo_jax.objective.surrogate import Batch, mean_and_max_kl, surrogate_objective
 
 
 @config
-class PenalizedAdamConfig:
+class PenalizedAdamConfig(CoefficientConfig):
     """How the penalized surrogate L - β·KL is maximized."""
 
-    coefficient: float = setting(default=1.0, above=0.0)
-    """Initial β, in units of standardized advantage per nat."""
-    target_kl: float = setting(default=0.03, at_least=0.0)
-    """Mean KL(old ‖ new) per update, in nats, that β is doubled or halved to reach; 0 keeps β constant."""
     learning_rate: float = setting(default=2e-3, above=0.0)
     """Adam's step size."""
     num_epochs: int = setting(default=8, at_least=1)

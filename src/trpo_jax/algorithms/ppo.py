@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.descent import Passes, descend, init_adam
-from trpo_jax.agent.policy_update import Metrics, PolicyFn, PolicyUpdate, policy_change
+from trpo_jax.agent.policy_update import POLICY_MEANS, Metrics, PolicyFn, PolicyUpdate, policy_change
 from trpo_jax.algorithms.first_order import Samples, samples_of
 from trpo_jax.config import config, setting
 from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
@@ -112,4 +112,4 @@ BRAX_KEYWORDS = {
 }
 """Keywords of `brax.training.agents.ppo.train`, and the fields that they set."""
 
-PPO = PolicyUpdate(init, update, sample_means=("kl", "max_kl", "entropy", "clip_fraction"))
+PPO = PolicyUpdate(init, update, sample_means=(*POLICY_MEANS, "clip_fraction"))

@@ -1,6 +1,7 @@
 """Metrics of the algorithms that take trust-region steps."""
 
 import enum
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,9 +17,9 @@ FIELDS = (
 """Fields of an update's info that become metrics."""
 
 
-def reported(info: Any, *more: str) -> Metrics:
-    """Return the fields `FIELDS` and some more of an update's info as metrics."""
-    return {name: getattr(info, name).astype(jnp.float32) for name in (*FIELDS, *more)}
+def reported(info: Any, names: Sequence[str] = FIELDS) -> Metrics:
+    """Return some fields of an update's info as metrics."""
+    return {name: getattr(info, name).astype(jnp.float32) for name in names}
 
 
 def counted(outcomes: Int[Array, "n"], outcome: Int[Array, ""], kinds: type[enum.IntEnum]) -> tuple[Int[Array, "n"], Metrics]:

@@ -51,17 +51,17 @@ def make_plan(sweep: Sweep) -> tuple[Run, ...]:
     runs: dict[str, Run] = {}
     bases: dict[tuple[str, str], RunConfig] = {}
     suite = with_fields(RunConfig(), {name: value for name, value in sweep.config.items() if name == "suite"}).suite
-    is_named = "algorithm" in sweep.config | sweep.settings[0]  # all settings have the same fields
     for source in sweep.environments:
-        usual: Any = None if is_named else starting_config(source, suite).algorithm
         for setting in sweep.settings:
-            algorithm = (sweep.config | setting).get("algorithm", usual)
+            fields = sweep.fields(setting)
+            chosen = sweep.config | fields
+            algorithm: Any = chosen["algorithm"] if "algorithm" in chosen else starting_config(source, suite).algorithm
             default_config(algorithm)  # raises ConfigError for an unknown name
             if (source, algorithm) not in bases:
-                fields = sweep.config | {"algorithm": algorithm} | sweep.of_algorithm.get(algorithm, {})
-                bases[source, algorithm] = resolve(with_fields(starting_config(source, suite, algorithm), fields))
-            config = with_fields(bases[source, algorithm], setting)
-            config = resolve(config) if "backend" in setting else config
+                common = sweep.config | {"algorithm": algorithm} | sweep.of_algorithm.get(algorithm, {})
+                bases[source, algorithm] = resolve(with_fields(starting_config(source, suite, algorithm), common))
+            config = with_fields(bases[source, algorithm], fields)
+            config = resolve(config) if "backend" in fields else config
             for seed in sweep.seeds:
                 run = _run(source, setting, dataclasses.replace(config, seed=seed))
                 if run.name in runs:

@@ -11,10 +11,10 @@ import numpy as np
 from trpo_jax.algorithms.registry import ALGORITHMS
 from trpo_jax.config import as_integers, config, from_mapping, setting, unknown_name
 from trpo_jax.errors import ConfigError, errors_in
-from trpo_jax.training.fields import all_fields, check_known, flat_fields, traced_fields
+from trpo_jax.training.fields import SETTING, all_fields, check_known, flat_fields, traced_fields
 from trpo_jax.training.run_config import read_toml
 
-KEYS = ("environments", "seeds", "num_timesteps", "config", "grid", "random", "traced")
+KEYS = ("environments", "seeds", "num_timesteps", "config", "settings", "grid", "random", "traced")
 """Keys that a sweep file may have."""
 
 ELSEWHERE = {"environment": "environments", "seed": "seeds", "num_timesteps": "num_timesteps"}
@@ -30,9 +30,18 @@ class Sweep(NamedTuple):
     config: dict[str, Any]
     """Values by dotted field; they override each environment's configuration."""
     settings: tuple[dict[str, Any], ...]
-    """One dict per setting, all with the same dotted fields; their values override `config`."""
+    """One dict per setting, all with the same keys: dotted fields, whose values override `config`, and, if the file names
+    settings, their name under `SETTING`."""
     of_algorithm: dict[str, dict[str, Any]]
     """Values by algorithm and dotted field; they override `config` for that algorithm alone."""
+    named: dict[str, dict[str, Any]]
+    """Values by name of a setting and dotted field; they override the two above."""
+
+    def fields(self, setting: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of a setting by dotted field, those of its name included."""
+        return self.named.get(setting.get(SETTING, ""), {}) | {
+            name: value for name, value in setting.items() if name != SETTING
+        }
 
 
 @config
@@ -72,7 +81,7 @@ def sweep_from_mapping(mapping: Mapping[str, Any]) -> Sweep:
         if name not in KEYS:
             raise ConfigError(name, value, unknown_name("key of a sweep file", name, list(KEYS)))
     environments = _list("environments", mapping.get("environments"), str)
-    tables = {name: _table(name, mapping.get(name, {})) for name in ("config", "grid", "random")}
+    tables = {name: _table(name, mapping.get(name, {})) for name in ("config", "settings", "grid", "random")}
     own = {name: _table(f"config.{name}", value) for name, value in tables["config"].items() if name in ALGORITHMS}
     fixed = flat_fields({name: value for name, value in tables["config"].items() if name not in own})
     _check_fields("config", fixed)
@@ -81,13 +90,29 @@ def sweep_from_mapping(mapping: Mapping[str, Any]) -> Sweep:
         _check_fields(f"config.{name}", fields)
     if "num_timesteps" in mapping:
         fixed["num_timesteps"] = mapping["num_timesteps"]
+    named = _named(tables["settings"]) if "settings" in mapping else {}
     grid = _grid(flat_fields(tables["grid"])) if "grid" in mapping else [{}]
     samples = _samples(tables["random"]) if "random" in mapping else [{}]
     for name in grid[0].keys() & samples[0].keys():
         raise ConfigError("random.fields", name, "fields that are not under grid, too")
-    settings = _distinct([point | sample for point, sample in itertools.product(grid, samples)])
+    for name in grid[0].keys() | samples[0].keys():
+        for of_name in named:
+            if name in named[of_name]:
+                raise ConfigError(f"settings.{of_name}", name, "fields that are not under grid or random.fields, too")
+    names: list[dict[str, Any]] = [{SETTING: name} for name in named] or [{}]
+    settings = _distinct([name | point | sample for name, point, sample in itertools.product(names, grid, samples)])
     _check_traced(_list("traced", mapping["traced"], str) if "traced" in mapping else (), settings[0])
-    return Sweep(environments, _seeds(mapping.get("seeds", 1)), fixed, settings, of_algorithm)
+    return Sweep(environments, _seeds(mapping.get("seeds", 1)), fixed, settings, of_algorithm, named)
+
+
+def _named(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the fields of each named setting."""
+    if not table:
+        raise ConfigError("settings", {}, "at least one table, such as [settings.short]")
+    named = {name: flat_fields(_table(f"settings.{name}", fields)) for name, fields in table.items()}
+    for name, fields in named.items():
+        _check_fields(f"settings.{name}", fields)
+    return named
 
 
 def _grid(table: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -154,8 +179,8 @@ def _check_fields(where: str, table: Mapping[str, Any]) -> None:
             raise error.within(where) from None
         if name in ELSEWHERE and (name, where) != ("num_timesteps", "grid"):
             raise ConfigError(f"{where}.{name}", value, f"other fields; this one is given as {ELSEWHERE[name]}, at the top")
-        if name == "algorithm" and where not in ("config", "grid"):
-            raise ConfigError(f"{where}.{name}", value, "other fields; this one is given under config or grid")
+        if name == "algorithm" and where not in ("config", "grid") and not where.startswith("settings."):
+            raise ConfigError(f"{where}.{name}", value, "other fields; this one is given under config, settings or grid")
         if name == "suite" and where != "config":
             raise ConfigError(f"{where}.{name}", value, "other fields; this one is given under config")
 

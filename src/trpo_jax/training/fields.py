@@ -11,6 +11,9 @@ from trpo_jax.config import flatten, unknown_name
 from trpo_jax.errors import ConfigError
 from trpo_jax.training.run_config import RunConfig, file_fields, run_config_from_mapping
 
+SETTING = "setting"
+"""What stands for the name of a setting among swept fields. No field has this name."""
+
 
 def fields_of(run_config: RunConfig) -> dict[str, Any]:
     """Return every field and its value; tuples become lists."""
@@ -78,8 +81,8 @@ def flat_fields(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def setting_in_words(swept: Mapping[str, Any]) -> str:
-    """Name a setting by its swept fields and their values."""
-    return ", ".join(f"{field} {format_value(value)}" for field, value in swept.items())
+    """Name a setting by its own name, if it has one, and by its swept fields and their values."""
+    return ", ".join(value if field == SETTING else f"{field} {format_value(value)}" for field, value in swept.items())
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Scores of a sweep's finished runs, arranged by environment and setting."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +13,15 @@ from trpo_jax.sweep.folder import SweepFolder
 from trpo_jax.sweep.report.statistics import Scores, interquartile_mean
 from trpo_jax.sweep.train_together import RETURN, TRAINING_RETURN
 from trpo_jax.training.fields import setting_in_words, short_names
+
+
+class RunCost(NamedTuple):
+    """A cost of a finished run."""
+
+    last_fifth: float
+    """Mean cost of training's episodes in the last fifth of its iterations."""
+    share_above: float
+    """Share of the iterations in which its expected cost was above its limit; NaN if the algorithm limits no costs."""
 
 
 class ScoredRun(NamedTuple):
@@ -28,6 +39,8 @@ class ScoredRun(NamedTuple):
     """(environment steps, return), from evaluations if there are at least two, else from training."""
     source: str = ""
     """Its environment as the sweep file gives it."""
+    costs: Mapping[str, RunCost] = MappingProxyType({})
+    """By name of the metric, "episode_cost", or "episode_cost_0" and so on if there are several."""
 
 
 class SweepScores(NamedTuple):
@@ -99,7 +112,7 @@ def read_scores(path: Path | str) -> SweepScores:
         finished = found[name]
         if finished is not None and (score := finished.result["return"]) is not None:
             identity = name, run["environment"], labels[name], run["swept"], run["seed"]
-            runs.append(ScoredRun(*identity, score, _curve(finished.records), run["source"]))
+            runs.append(ScoredRun(*identity, score, _curve(finished.records), run["source"], _costs(finished.records)))
     if not runs:
         raise ConfigError("sweep_dir", str(path), "a sweep with at least one finished run that has ended an episode")
     num_finished = sum(each is not None for each in found.values())
@@ -133,6 +146,18 @@ def _labels(planned: Sequence[dict[str, Any]]) -> dict[str, str]:
         source = run["source"] if len(sources[run["environment"]]) > 1 else ""
         labels[run["run"]] = ", ".join(filter(None, [source, setting])) or "as configured"
     return labels
+
+
+def _costs(records: Sequence[dict[str, Any]]) -> dict[str, RunCost]:
+    names = {name.removeprefix("training/") for each in records for name in each if name.startswith("training/episode_cost")}
+    costs = {}
+    for name in sorted(names):
+        iterations = [each for each in records if f"training/{name}" in each]
+        last = [each[f"training/{name}"] for each in iterations[-math.ceil(len(iterations) / 5) :]]
+        expected, limit = f"training/expected_cost{name.removeprefix('episode_cost')}", "training/cost_limit"
+        above = [each[expected] > each[limit] for each in iterations if {expected, limit} <= each.keys()]
+        costs[name] = RunCost(float(np.mean(last)), float(np.mean(above)) if above else math.nan)
+    return costs
 
 
 def _curve(records: Sequence[dict[str, Any]]) -> tuple[tuple[int, float], ...]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ class Table(NamedTuple):
 
 def make_tables(scores: SweepScores) -> list[Table]:
     """Return the tables of a sweep. Those that compare settings are included only if there are several."""
-    tables = [returns_table(scores)]
+    tables = [returns_table(scores), costs_table(scores)]
     if len(scores.environments) > 1:
         tables.append(overall_table(scores))
     if len(scores.settings) > 1:
@@ -70,6 +71,25 @@ def returns_table(scores: SweepScores) -> Table:
         "several seeds."
     )
     return Table("returns", "Returns", about, tuple(rows))
+
+
+def costs_table(scores: SweepScores) -> Table:
+    """Return each setting's costs in each environment that has costs."""
+    rows: list[dict[str, Any]] = []
+    for environment, setting in itertools.product(scores.environments, scores.settings):
+        costs = [run.costs for run in scores.runs if (run.environment, run.setting) == (environment, setting)]
+        for name in sorted({name for each in costs for name in each}):
+            of_runs = [each[name] for each in costs if name in each]
+            last = np.array([each.last_fifth for each in of_runs])
+            identity = {"environment": environment, "setting": setting, "cost": name, "runs": len(last)}
+            estimates = {"last fifth": estimate({environment: last}, mean), "highest": float(last.max())}
+            rows.append(identity | estimates | {"share above limit": float(np.mean([each.share_above for each in of_runs]))})
+    about = (
+        "Cost of an episode in the last fifth of training: mean over seeds with its 95 % interval, and the highest seed's. The "
+        "share of training's iterations in which the expected cost was above the limit, averaged over seeds, is NaN for "
+        "algorithms that limit no costs."
+    )
+    return Table("costs", "Costs", about, tuple(rows))
 
 
 def overall_table(scores: SweepScores) -> Table:
