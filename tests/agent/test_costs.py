@@ -143,8 +143,12 @@ def test_costs_of_episodes_are_unknown_before_the_first_has_ended_and_of_samples
     ]
 
 
-def test_without_samples_the_multiplier_stays_as_it_is():
-    agent = make_agent(OfLimit(), small("trpo_lagrangian", num_envs=4, unroll_length=8, episode_length=50, cost_limit=1.0))
+@pytest.mark.parametrize(
+    ("name", "limit", "moves"),
+    [("trpo_lagrangian", 1.0, ("error", "integral", "multiplier")), ("cpo", 40.0, ("margin",))],
+)
+def test_a_cost_above_its_limit_moves_what_keeps_it_and_without_samples_that_stays_as_it_is(name, limit, moves):
+    agent = make_agent(OfLimit(), small(name, num_envs=4, unroll_length=8, episode_length=50, cost_limit=limit))
     state = agent.init(jax.random.key(0))
     for _ in range(3):
         state, _ = agent.update(state)
@@ -152,9 +156,24 @@ def test_without_samples_the_multiplier_stays_as_it_is():
     lost = jax.tree.map(jnp.zeros_like, transition)._replace(fault=jnp.ones_like(transition.fault))
     learner, _, _ = agent.improve(state.learner, state.critic, lost, state.hyperparameters, jax.random.key(3), jnp.float32(0))
     before, after = state.learner.update, learner.update
-    assert before.multiplier > 0
-    for name in ("error", "integral", "multiplier"):
-        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    for move in moves:
+        assert getattr(before, move) > 0
+        np.testing.assert_array_equal(getattr(after, move), getattr(before, move))
+
+
+def test_the_margin_follows_the_distance_to_a_limit_that_can_be_reached():
+    """Each step costs 1, whatever the policy does."""
+    margins, excesses, feasible = {}, {}, {}
+    for limit in (40.0, 1.0):
+        agent = make_agent(OfLimit(), small("cpo", num_envs=4, unroll_length=8, episode_length=50, cost_limit=limit))
+        state, metrics = agent.update(agent.init(jax.random.key(0)))
+        margins[limit], excesses[limit] = state.learner.update.margin, metrics["training/expected_cost"] - limit
+        feasible[limit] = metrics["training/feasible"]
+        assert metrics["training/cost_margin"] == 0
+    assert (feasible[40.0], feasible[1.0]) == (1, 0)
+    np.testing.assert_allclose(margins[40.0], 0.03 * excesses[40.0], rtol=1e-5)
+    assert excesses[40.0] > 0
+    assert (margins[1.0], excesses[1.0] > 0) == (0, True)
 
 
 def test_cost_advantages_are_those_of_the_reward_in_units_of_an_episode():

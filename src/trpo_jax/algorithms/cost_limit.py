@@ -1,5 +1,7 @@
 """What the algorithms that limit costs have in common."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -7,12 +9,17 @@ from trpo_jax.agent.metrics import numbered
 from trpo_jax.agent.policy_update import Metrics
 from trpo_jax.algorithms.trpo import TRPOConfig
 from trpo_jax.config import config, setting
+from trpo_jax.objective.trust_region_config import TrustRegionConfig
 
 
 @config
 class CostLimitConfig(TRPOConfig):
-    """TRPO's settings and a limit on costs."""
+    """TRPO's settings and a limit on costs.
 
+    Steps are shorter than TRPO's: what a batch says about rare costs holds only near the policy that collected it.
+    """
+
+    trust_region: TrustRegionConfig = dataclasses.replace(TRPOConfig().trust_region, max_kl=0.02)
     cost_limit: float = setting(default=25.0, at_least=0.0)
     """Upper limit of the expected cost of an episode, a sum over its steps that is not discounted. If the environment has
     several costs, it is the limit of each."""
