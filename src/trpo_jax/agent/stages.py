@@ -58,7 +58,7 @@ def run_stages(
     return new, _joined(metrics, policy_metrics, critic_metrics)
 
 
-def _joined(of_rollout: Metrics, of_policy: Metrics, of_critic: Metrics) -> Metrics:
+def _joined(of_rollout: dict[str, Any], of_policy: dict[str, Any], of_critic: dict[str, Any]) -> dict[str, Any]:
     """Return the metrics of all stages; raise ValueError, during tracing, if an algorithm took the name of another stage's."""
     taken = of_policy.keys() & (of_rollout.keys() | of_critic.keys())
     if taken:
