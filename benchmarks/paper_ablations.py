@@ -2,15 +2,15 @@
 
     python benchmarks/paper_ablations.py [--folder runs/paper_ablations] [--json FILE] [--figure FILE.svg]
 
-The updates and samplers are configs/sweeps/paper_ablations.toml. The cross-entropy method and CMA-ES are evosax's SimpleES and
-Sep_CMA_ES (the full covariance of thousands of weights does not pay). They search for the parameters of the same policy
-network, which acts with its mode on observations that are not normalized; a candidate's score is its return in one episode.
-All take the same number of simulator steps. Runs that the folder holds are not repeated.
+The updates and samplers are configs/sweeps/paper_ablations.toml. The evolution strategies are evosax's SimpleES, which is the
+cross-entropy method but for the spread, taken about the old mean, and Sep_CMA_ES (the full covariance of thousands of weights
+does not pay). They search for the parameters of the same policy network, which acts with its mode on observations that are not
+normalized; a candidate's score is its return in one episode. All take the same number of simulator steps. Runs that the folder
+holds are not repeated.
 """
 
 import dataclasses
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -24,24 +24,25 @@ import numpy as np
 import tyro
 
 import report
+from ppo_runs import known
 from trpo_jax import make_agent
 from trpo_jax.agent.evaluate import make_evaluator
 from trpo_jax.agent.inference import Params
 from trpo_jax.execution.devices import show_cpu_devices
-from trpo_jax.files import write_whole
 from trpo_jax.runs.run import run_environment
 from trpo_jax.sweep.plan import Run, plan_file
 from trpo_jax.sweep.report.figures import curves
 from trpo_jax.sweep.report.scores import ScoredRun, SweepScores, gather, read_scores
 from trpo_jax.sweep.report.statistics import estimate, mean
 from trpo_jax.sweep.report.tables import show
+from trpo_jax.training.fields import SETTING
 from trpo_jax.training.run_config import RunConfig
 
 SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "paper_ablations.toml"
 POPULATION = 64
 """Candidates in a generation."""
 ELITE = 0.1
-"""Share of a generation that the cross-entropy method fits its Gaussian to."""
+"""Share of a generation that the elite strategy fits its Gaussian to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     folder = Path(arguments.folder)
+    (folder / "evolution").mkdir(parents=True, exist_ok=True)
     subprocess.run(
         [sys.executable, "-m", "trpo_jax", "sweep", arguments.sweep, "--sweep-dir", str(folder / "sweep")], check=True
     )
@@ -72,8 +74,8 @@ def main(arguments: Arguments) -> None:
         curves(scores).savefig(arguments.figure)
 
 
-def cross_entropy_method(candidate: Any) -> tuple[Any, Any]:
-    """Return the method and its settings: the mean of the best candidates, and their spread."""
+def elite(candidate: Any) -> tuple[Any, Any]:
+    """Return the strategy that takes the mean of the best candidates and their spread, and its settings."""
     from evosax.algorithms import SimpleES
 
     method = SimpleES(population_size=POPULATION, solution=candidate)
@@ -89,23 +91,21 @@ def cma(candidate: Any) -> tuple[Any, Any]:
     return method, method.default_params.replace(std_init=0.1)
 
 
-STRATEGIES: dict[str, Callable[[Any], tuple[Any, Any]]] = {"cross-entropy method": cross_entropy_method, "CMA-ES": cma}
+STRATEGIES: dict[str, Callable[[Any], tuple[Any, Any]]] = {"elite Gaussian": elite, "CMA-ES": cma}
 
 
 def scored(run: Run, name: str, folder: Path) -> ScoredRun:
     """Return an evolution strategy's result in the place of a run of ours, from the folder if it holds it."""
     config = run.config
-    file = folder / f"{config.environment}-{config.num_timesteps}-{name.replace(' ', '_')}-seed{config.seed}.json"
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(evolve(run, name)) + "\n")
-        print(f"{file.stem}: {json.loads(file.read_text())[-1][1]:.4g}", flush=True)
-    curve = tuple((int(steps), float(value)) for steps, value in json.loads(file.read_text(encoding="utf-8")))
-    return ScoredRun(file.stem, config.environment, name, {"setting": name}, config.seed, curve[-1][1], curve)
+    label = f"{config.environment}-{name.replace(' ', '_')}-seed{config.seed}"
+    decides = dataclasses.replace(config, seed=0), POPULATION, ELITE
+    found = known(folder, label, decides, lambda: evolve(run, name))
+    curve = tuple((int(steps), float(value)) for steps, value in found)
+    return ScoredRun(label, config.environment, name, {SETTING: name}, config.seed, curve[-1][1], curve)
 
 
 def evolve(run: Run, name: str) -> list[tuple[int, float]]:
-    """Return (simulator steps, return of the strategy's mean) before each tenth of the steps and at the end."""
+    """Return (planned steps, return of the strategy's mean): before the generation that reaches each tenth, and at the end."""
     config = run.config
     play, judge, candidate = programs(dataclasses.replace(config, seed=0))
     method, settings = STRATEGIES[name](candidate)
@@ -115,12 +115,12 @@ def evolve(run: Run, name: str) -> list[tuple[int, float]]:
     while steps < config.num_timesteps:
         key, ask_key, play_key, tell_key, judge_key = jax.random.split(key, 5)
         if steps >= len(curve) * config.num_timesteps / 10:
-            curve.append((steps, judged(judge, method, state, judge_key)))
+            curve.append((len(curve) * config.num_timesteps // 10, judged(judge, method, state, judge_key)))
         population, state = method.ask(ask_key, state, settings)
         episodes = play(population, play_key)
         state, _ = method.tell(tell_key, population, -episodes.episode_return, state, settings)
         steps += int(jnp.sum(episodes.episode_length))
-    return [*curve, (steps, judged(judge, method, state, jax.random.key(config.seed)))]
+    return [*curve[:10], (config.num_timesteps, judged(judge, method, state, jax.random.key(config.seed)))]
 
 
 @functools.lru_cache(maxsize=1)

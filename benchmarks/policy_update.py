@@ -5,8 +5,8 @@
 The two competitors are the whole of `trust_region_update` (gradient, conjugate gradients, line search) on the same batch
 and weights; they differ in the product with the Fisher matrix alone: Gauss-Newton, linearized once and transposed,
 against jvp of the gradient of the mean KL. A third is the first with shaped damping, in its second update. A fourth is
-`constrained_trust_region_update` with one cost, near its limit. Observation 17, action 6, 10 conjugate-gradient iterations
-a solve; they take turns.
+`constrained_trust_region_update` with one cost, near its limit. A fifth is the fourth with `held_out=True`, as in CPO.
+Observation 17, action 6, 10 conjugate-gradient iterations a solve; they take turns.
 """
 
 import dataclasses
@@ -56,7 +56,8 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
     )
     _, state, _ = shaped(params, batch, trpo_jax.init_trust_region_state(params, shaped_config))
     competitors = {
-        "limited": update_with_limit(network.apply, params, batch, config),
+        "limited": update_with_limit(network.apply, params, batch, config, held_out=False),
+        "held out": update_with_limit(network.apply, params, batch, config, held_out=True),
         "ours": lambda: ours(params, batch),
         "twice": lambda: twice(params, batch),
         "shaped": lambda: shaped(params, batch, state),
@@ -66,6 +67,7 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
     ratio = report.ratio(seconds["ours"], seconds["twice"])
     price = report.ratio(seconds["shaped"], seconds["ours"])
     price_of_limit = report.ratio(seconds["limited"], seconds["ours"])
+    price_of_cpo = report.ratio(seconds["held out"], seconds["ours"])
     return {
         "samples": samples,
         "network": f"{hidden_size}-{hidden_size}",
@@ -80,6 +82,9 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
         "one cost ÷ none": price_of_limit["median"],
         "one cost min": price_of_limit["min"],
         "one cost max": price_of_limit["max"],
+        "as in CPO ÷ none": price_of_cpo["median"],
+        "as in CPO min": price_of_cpo["min"],
+        "as in CPO max": price_of_cpo["max"],
     }
 
 
@@ -93,11 +98,15 @@ def make_problem(network, samples: int):
     return params, Batch(observation, action, distribution.log_prob(action), advantage)
 
 
-def update_with_limit(policy_fn, params, batch, config):
+def update_with_limit(policy_fn, params, batch, config, *, held_out):
     """Return the update with one cost, near its limit, as a function without arguments."""
     cost = jax.random.normal(jax.random.key(4), batch.advantage.shape) + 0.5 * batch.advantage
     batch, excess = batch._replace(cost_advantage=cost[:, None]), jnp.asarray([-1e-3])
-    update = jax.jit(lambda params, batch: trpo_jax.constrained_trust_region_update(policy_fn, params, batch, excess, config))
+
+    @jax.jit
+    def update(params, batch):
+        return trpo_jax.constrained_trust_region_update(policy_fn, params, batch, excess, config, held_out=held_out)
+
     return lambda: update(params, batch)
 
 

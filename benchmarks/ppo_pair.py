@@ -59,16 +59,21 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = sorted(SETTINGS.items())
+    decides = our_config(), sorted(SETTINGS.items())
     speeds_of = {
-        name: known(folder, f"pair-speeds-{name}", (settings, ROUNDS, STRETCH), functools.partial(measure_speeds, name))
+        name: known(
+            folder, f"pair-speeds-{name}", (*decides, ROUNDS, STRETCH, NUM_STRETCHES), functools.partial(measure_speeds, name)
+        )
         for name in arguments.environments
     }
     rows: list[dict[str, Any]] = []
     for environment, speeds in speeds_of.items():
         ours = [
             known(
-                folder, f"pair-{environment}-seed{seed}", (settings, STEPS), functools.partial(final_return, environment, seed)
+                folder,
+                f"pair-{environment}-seed{seed}",
+                (*decides, STEPS, NUM_EVALS, EPISODES),
+                functools.partial(final_return, environment, seed),
             )
             for seed in arguments.seeds
         ]
@@ -79,7 +84,7 @@ def main(arguments: Arguments) -> None:
             {"environment": environment, "seeds": len(arguments.seeds)}
             | {name: show(estimate({environment: values}, mean)) for name, values in returns.items()}
             | {f"{name}, steps/s": round(statistics.median(values)) for name, values in speeds.items()}
-            | report.ratio_columns(speeds[OURS], speeds[THEIRS])
+            | {f"steps/s, {name}": value for name, value in report.ratio_columns(speeds[OURS], speeds[THEIRS]).items()}
             | {f"{name}, each seed": ", ".join(f"{value:.4g}" for value in values) for name, values in returns.items()}
         )
         print(rows[-1], flush=True)

@@ -15,6 +15,7 @@ from trpo_jax.agent.estimates import estimate_advantages, estimate_costs
 from trpo_jax.agent.evaluate import make_evaluator, summarize
 from trpo_jax.agent.metrics import without_unknown
 from trpo_jax.agent.rollout import Transition
+from trpo_jax.algorithms.cpo import moved_margin
 from trpo_jax.algorithms.registry import ALGORITHMS, default_config
 from trpo_jax.environments.protocol import EnvironmentState
 from trpo_jax.environments.wrappers import EpisodeLimit
@@ -161,19 +162,21 @@ def test_a_cost_above_its_limit_moves_what_keeps_it_and_without_samples_that_sta
         np.testing.assert_array_equal(getattr(after, move), getattr(before, move))
 
 
-def test_the_margin_follows_the_distance_to_a_limit_that_can_be_reached():
-    """Each step costs 1, whatever the policy does."""
-    margins, excesses, feasible = {}, {}, {}
-    for limit in (40.0, 1.0):
-        agent = make_agent(OfLimit(), small("cpo", num_envs=4, unroll_length=8, episode_length=50, cost_limit=limit))
-        state, metrics = agent.update(agent.init(jax.random.key(0)))
-        margins[limit], excesses[limit] = state.learner.update.margin, metrics["training/expected_cost"] - limit
-        feasible[limit] = metrics["training/feasible"]
-        assert metrics["training/cost_margin"] == 0
-    assert (feasible[40.0], feasible[1.0]) == (1, 0)
-    np.testing.assert_allclose(margins[40.0], 0.03 * excesses[40.0], rtol=1e-5)
-    assert excesses[40.0] > 0
-    assert (margins[1.0], excesses[1.0] > 0) == (0, True)
+@pytest.mark.parametrize(
+    ("margin", "excess", "feasible", "after"),
+    [
+        (1.0, 10.0, True, 1.3),
+        (1.0, -10.0, True, 0.7),
+        (0.1, -10.0, True, 0.0),
+        (24.9, 10.0, True, 25.0),
+        (1.0, 10.0, False, 1.0),
+        (1.0, -10.0, False, 0.7),
+    ],
+)
+def test_the_margin_follows_the_distance_to_a_limit_that_can_be_reached(margin, excess, feasible, after):
+    config = dataclasses.replace(default_config("cpo"), cost_limit=25.0, margin_gain=0.03)
+    moved = moved_margin(jnp.asarray([margin, 5.0]), jnp.asarray([excess, 0.0]), jnp.asarray(feasible), config)
+    np.testing.assert_allclose(moved, [after, 5.0], rtol=1e-6)
 
 
 def test_cost_advantages_are_those_of_the_reward_in_units_of_an_episode():

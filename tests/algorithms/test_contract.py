@@ -216,6 +216,7 @@ def test_what_cannot_be_registered_is_refused(name, kind, message):
         ({"kl": None}, r".*, allowed: at least kl, max_kl and entropy, as"),
         ({"mean_value": 0.0}, r".*, allowed: at least kl, max_kl and entropy, as"),
         ({"value_loss": 0.0}, "value_loss, allowed: other names"),  # the critic's
+        ({"sps": 0.0}, "sps, allowed: other names"),  # the loop's
         ({"num_faults": 0.0, "num_episodes": 1.0}, "num_episodes, num_faults, allowed: other names"),  # the rollout's
     ],
 )

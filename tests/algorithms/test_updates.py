@@ -190,6 +190,14 @@ def test_the_coefficient_is_doubled_where_no_step_improves_and_stays_where_there
         np.testing.assert_allclose(state.coefficient, 0.03, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("beta", "gradient", "target_kl", "after"),
+    [(3.0, 1.0, 0.03, 6.0), (3.0, 0.0, 0.03, 3.0), (3.0, 1.0, 0.0, 3.0), (9e5, 1.0, 0.03, 1e6), (1e7, 1.0, 0.0, 1e7)],
+)
+def test_the_coefficient_after_a_miss(beta, gradient, target_kl, after):
+    assert penalty.after_a_miss(jnp.float32(beta), {"w": jnp.full(3, gradient)}, target_kl) == after
+
+
 @pytest.mark.parametrize("name", ["ppo", "penalty_adam", "policy_gradient"])
 def test_adam_is_carried_in_float32_whatever_the_parameters(name):
     params, batch = problem(jnp.bfloat16)

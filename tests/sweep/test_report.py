@@ -95,6 +95,16 @@ def test_costs_are_told_by_environment_and_setting(tmp_path):
     assert np.isnan(free["share above limit"])
 
 
+def test_numbers_of_tables_are_rounded_and_unknown_ones_left_out():
+    assert [show(value) for value in (0.35833333333, 24.372817993164062, 3.0, np.nan, 7)] == [
+        "0.358333",
+        "24.3728",
+        "3",
+        "",
+        "7",
+    ]
+
+
 def test_environments_are_put_on_one_scale_from_the_lowest_return_to_the_best_setting(swept):
     rows = {row["setting"]: row for row in table(swept, "overall").rows}
     assert read_scores(swept).ranking()[0] == "max_kl 0.1, activation tanh"

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from trpo_jax import ConfigError
+from trpo_jax.algorithms.registry import default_config
 from trpo_jax.sweep import plan
-from trpo_jax.sweep.spec import read_sweep, sweep_from_mapping
+from trpo_jax.sweep.spec import Setting, read_sweep, sweep_from_mapping
 
 KL = "trust_region.max_kl"
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.toml"))
@@ -32,15 +33,16 @@ def test_a_grid_is_every_combination_and_tables_may_be_dotted_or_not(tmp_path):
     sweep = read_sweep(written(tmp_path, text))
     assert (sweep.environments, sweep.seeds) == (("hopper", "ant"), (0, 1, 2))
     assert sweep.config == {"critic.num_epochs": 5, "num_timesteps": 1000}
-    assert all(list(setting) == ["gae_lambda", KL] for setting in sweep.settings)
-    assert sweep.settings == tuple({"gae_lambda": a, KL: b} for a in (0.9, 0.95) for b in (0.01, 0.02, 0.03))
+    assert all(list(setting.swept) == ["gae_lambda", KL] for setting in sweep.settings)
+    points = [{"gae_lambda": a, KL: b} for a in (0.9, 0.95) for b in (0.01, 0.02, 0.03)]
+    assert sweep.settings == tuple(Setting(point, point) for point in points)
     quoted = sweep_from_mapping({"environments": ["ant"], "grid": {KL: [0.01]}})
-    assert quoted.settings == ({KL: 0.01},)
+    assert quoted.settings == (Setting({KL: 0.01}, {KL: 0.01}),)
 
 
 def test_without_a_grid_there_is_one_setting_and_without_seeds_one_seed():
     sweep = sweep_from_mapping({"environments": ["ant"]})
-    assert (sweep.settings, sweep.seeds) == (({},), (0,))
+    assert (sweep.settings, sweep.seeds) == ((Setting({}, {}),), (0,))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -48,6 +50,18 @@ def test_each_shipped_sweep_can_be_planned(path, monkeypatch):
     monkeypatch.setattr(plan, "resolve", lambda config: config)  # which would load every environment
     sweep = read_sweep(path)
     assert len(plan.make_plan(sweep)) == len(sweep.environments) * len(sweep.settings) * len(sweep.seeds)
+
+
+def test_sweeps_that_compare_defaults_do_so():
+    folder = SHIPPED[0].parent
+    pure = {"single path", "natural gradient"}
+    ablations = [run for run in plan.plan_file(folder / "paper_ablations.toml") if run.swept["setting"] in pure]
+    for run in (*plan.plan_file(folder / "algorithms.toml"), *ablations):
+        assert run.config.agent == default_config(run.config.algorithm)
+
+
+def swept(sweep):
+    return [setting.swept for setting in sweep.settings]
 
 
 def random_sweep(fields, **options):
@@ -61,8 +75,8 @@ def test_random_samples_lie_in_their_ranges_and_differ_by_seed_alone():
         "critic.num_epochs": {"low": 1, "high": 9},
         "policy.activation": ["tanh", "swish"],
     }
-    settings = random_sweep(fields).settings
-    assert settings == random_sweep(fields).settings != random_sweep(fields, seed=1).settings
+    settings = swept(random_sweep(fields))
+    assert settings == swept(random_sweep(fields)) != swept(random_sweep(fields, seed=1))
     assert all(1e-3 <= setting[KL] <= 1e-1 and 0.9 <= setting["gae_lambda"] <= 1 for setting in settings)
     assert 8 < sum(setting[KL] < 1e-2 for setting in settings) < 32  # uniform in the logarithm
     assert {setting["policy.activation"] for setting in settings} == {"tanh", "swish"}
@@ -71,26 +85,26 @@ def test_random_samples_lie_in_their_ranges_and_differ_by_seed_alone():
     assert min(epochs) < 3
     assert max(epochs) > 7
     # What else is drawn changes nothing.
-    alone = [setting[KL] for setting in random_sweep({KL: fields[KL]}).settings]
+    alone = [setting[KL] for setting in swept(random_sweep({KL: fields[KL]}))]
     assert alone == [setting[KL] for setting in settings]
     assert all(value == float(f"{value:.6g}") for value in alone)
 
 
 def test_whole_numbers_are_drawn_with_the_same_chance_up_to_both_ends():
     fields = {"critic.num_epochs": {"low": 1, "high": 3}, "gae_lambda": {"low": 0.0, "high": 1.0}}
-    drawn = [setting["critic.num_epochs"] for setting in random_sweep(fields, num_samples=3000).settings]
+    drawn = [setting["critic.num_epochs"] for setting in swept(random_sweep(fields, num_samples=3000))]
     assert set(drawn) == {1, 2, 3}
     assert all(900 < drawn.count(value) < 1100 for value in (1, 2, 3))
 
 
 def test_what_has_been_drawn_before_is_trained_once():
-    settings = random_sweep({"policy.activation": ["tanh", "swish"]}).settings
+    settings = swept(random_sweep({"policy.activation": ["tanh", "swish"]}))
     assert sorted(setting["policy.activation"] for setting in settings) == ["swish", "tanh"]
 
 
 def test_samples_are_the_same_at_every_point_of_the_grid():
     random = {"num_samples": 3, "fields": {"gae_lambda": {"low": 0.9, "high": 1.0}}}
-    settings = sweep_from_mapping({"environments": ["ant"], "grid": {KL: [0.1, 0.2]}, "random": random}).settings
+    settings = swept(sweep_from_mapping({"environments": ["ant"], "grid": {KL: [0.1, 0.2]}, "random": random}))
     assert [setting[KL] for setting in settings] == [0.1] * 3 + [0.2] * 3
     drawn = [setting["gae_lambda"] for setting in settings]
     assert drawn[:3] == drawn[3:]

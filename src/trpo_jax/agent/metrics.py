@@ -161,6 +161,9 @@ BOUND = ("bound_change", "bound_surrogate", "bound_penalty")
 SAMPLE_MEANS = ("explained_variance", "mean_value", "mean_return", "value_loss", "cost_value_loss", "normalizer_kl", *BOUND)
 """Metrics of every agent that are averages over samples."""
 
+OF_LOOP = ("sps", "walltime", "time_share_rollout", "time_share_policy", "time_share_critic")
+"""Metrics that the training's loop adds to the agent's."""
+
 EPISODE_MEANS = ("episode_reward", "episode_length", "episode_cost")
 
 

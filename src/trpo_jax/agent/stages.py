@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.critic import CriticState, Regression
+from trpo_jax.agent.metrics import OF_LOOP
 from trpo_jax.agent.policy_update import Metrics
 from trpo_jax.agent.rollout import RolloutState, Transition
 from trpo_jax.agent.schedule import progress_of
@@ -59,11 +60,11 @@ def run_stages(
 
 
 def _joined(of_rollout: dict[str, Any], of_policy: dict[str, Any], of_critic: dict[str, Any]) -> dict[str, Any]:
-    """Return the metrics of all stages; raise ValueError, during tracing, if an algorithm took the name of another stage's."""
-    taken = of_policy.keys() & (of_rollout.keys() | of_critic.keys())
+    """Return the metrics of all stages; raise ValueError, during tracing, if an algorithm took the name of another metric."""
+    taken = of_policy.keys() & (of_rollout.keys() | of_critic.keys() | {f"training/{name}" for name in OF_LOOP})
     if taken:
         names = ", ".join(sorted(name.removeprefix("training/") for name in taken))
-        raise ValueError(f"metrics of the policy update: got {names}, allowed: other names; the agent reports metrics so named")
+        raise ValueError(f"metrics of the policy update: got {names}, allowed: other names; training reports metrics so named")
     return of_rollout | of_policy | of_critic
 
 

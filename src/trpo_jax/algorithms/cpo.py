@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from trpo_jax.agent.metrics import numbered
 from trpo_jax.agent.policy_update import POLICY_MEANS, Metrics, PolicyFn, PolicyUpdate
@@ -23,8 +23,9 @@ class CPOConfig(CostLimitConfig):
     """Everything that decides how CPO learns."""
 
     margin_gain: float = setting(default=0.03, at_least=0.0)
-    """Costs are kept below their limit by a margin. It grows by this fraction of what the expected cost is above the limit, and
-    shrinks alike below it, down to 0. That makes up for costs that rise by more than steps predict."""
+    """Costs are kept below their limit by a margin, which makes up for costs that rise by more than steps predict. Each update
+    moves it by this fraction of (expected cost - limit), within 0 and the limit. It does not grow while the limits are out of
+    reach of a step."""
 
 
 class CPOState(NamedTuple):
@@ -34,7 +35,7 @@ class CPOState(NamedTuple):
     outcomes: Int[Array, "7"]
     """How many updates have ended in each `ConstrainedOutcome`."""
     recoveries: Int[Array, ""]
-    """How many updates had no step within the trust region that keeps the limits, so that they lowered costs instead."""
+    """How many updates had no step within the trust region that keeps limits and margins, and lowered costs instead."""
     margin: Float[Array, "K"]
     """How far below its limit the next update is to keep each cost."""
 
@@ -73,15 +74,21 @@ def update(
     )
     outcomes, counts = counted(state.outcomes, info.outcome, ConstrainedOutcome)
     recoveries = state.recoveries + ~info.feasible
-    # A limit that no step of this size reaches says nothing about the margin.
-    is_informed = info.feasible & jnp.any(batch.weight > 0)
-    moved = jnp.clip(state.margin + config.margin_gain * excess, 0.0, config.cost_limit)
-    margin = jnp.where(is_informed, moved, state.margin)
+    moved = moved_margin(state.margin, excess, info.feasible, config)
+    margin = jnp.where(jnp.any(batch.weight > 0), moved, state.margin)
     metrics = reported(info, (*FIELDS, "feasible")) | counts
     metrics |= {"num_recoveries": recoveries.astype(jnp.float32), "kl_bound": jnp.asarray(config.trust_region.max_kl)}
     metrics |= cost_metrics(episode_cost, config.cost_limit) | numbered("cost_change", info.cost_change)
     metrics |= numbered("cost_margin", state.margin)
     return params, CPOState(trust_region, outcomes, recoveries, margin), metrics
+
+
+def moved_margin(
+    margin: Float[Array, "K"], excess: Float[Array, "K"], feasible: Bool[Array, ""], config: CPOConfig
+) -> Float[Array, "K"]:
+    """Return the next update's margin."""
+    moved = jnp.clip(margin + config.margin_gain * excess, 0.0, config.cost_limit)
+    return jnp.where(feasible | (excess < 0), moved, margin)  # limits out of reach say nothing about the margin
 
 
 CPO = PolicyUpdate(init, update, limits_costs=True, sample_means=(*POLICY_MEANS, *COST_MEANS, "cost_change"))

@@ -116,9 +116,7 @@ def update(
         "cg_iterations": solved.iterations.astype(jnp.float32),
         "penalty_coefficient": beta,
     }
-    # If no fraction of the step improves, the step is too long, whatever its KL. A zero gradient says nothing about β.
-    is_missed = (options.target_kl > 0) & (max_abs(gradient) > 0)
-    missed = jnp.where(is_missed, jnp.minimum(2.0 * beta, LARGEST), beta)
+    missed = after_a_miss(beta, gradient, options.target_kl)
     beta = jnp.where(search.accepted, adapted(beta, change["kl"], options.target_kl), missed)
     return params, PenaltyState(beta), metrics
 
@@ -144,6 +142,15 @@ def adapted(beta: Float[Array, ""], kl: Float[Array, ""], target_kl: float | Arr
     target = jnp.asarray(target_kl, jnp.float32)
     factor = jnp.where(kl > FAR * target, 2.0, jnp.where(kl < target / FAR, 0.5, 1.0))
     return jnp.where(target > 0, jnp.clip(beta * factor, 1.0 / LARGEST, LARGEST), beta)
+
+
+def after_a_miss(beta: Float[Array, ""], gradient: Any, target_kl: float | Array) -> Float[Array, ""]:
+    """Return β for the next update if no fraction of the step has improved: the step was too long, whatever its KL.
+
+    A zero gradient says nothing about β.
+    """
+    doubles = (jnp.asarray(target_kl) > 0) & (max_abs(gradient) > 0)
+    return jnp.where(doubles, jnp.minimum(2.0 * beta, LARGEST), beta)
 
 
 PENALTY = PolicyUpdate(init, update)

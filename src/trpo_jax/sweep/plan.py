@@ -11,7 +11,7 @@ from trpo_jax.algorithms.registry import DEFAULT, default_config
 from trpo_jax.errors import ConfigError, errors_in
 from trpo_jax.runs.run import resolve
 from trpo_jax.sweep.spec import Sweep, read_sweep
-from trpo_jax.training.fields import fields_of, with_fields
+from trpo_jax.training.fields import fields_of, setting_in_words, with_fields
 from trpo_jax.training.run_config import RunConfig, program_of, starting_config, with_algorithm
 
 ADDED_LATER = {"algorithm": DEFAULT, "sampler": "path", "trust_region.fisher": "analytic"}
@@ -53,19 +53,21 @@ def make_plan(sweep: Sweep) -> tuple[Run, ...]:
     suite = with_fields(RunConfig(), {name: value for name, value in sweep.config.items() if name == "suite"}).suite
     for source in sweep.environments:
         for setting in sweep.settings:
-            fields = sweep.fields(setting)
-            chosen = sweep.config | fields
+            chosen = sweep.config | setting.fields
             algorithm: Any = chosen["algorithm"] if "algorithm" in chosen else starting_config(source, suite).algorithm
             default_config(algorithm)  # raises ConfigError for an unknown name
             if (source, algorithm) not in bases:
                 common = sweep.config | {"algorithm": algorithm} | sweep.of_algorithm.get(algorithm, {})
                 bases[source, algorithm] = resolve(with_fields(starting_config(source, suite, algorithm), common))
-            config = with_fields(bases[source, algorithm], fields)
-            config = resolve(config) if "backend" in fields else config
+            config = with_fields(bases[source, algorithm], setting.fields)
+            config = resolve(config) if "backend" in setting.fields else config
             for seed in sweep.seeds:
-                run = _run(source, setting, dataclasses.replace(config, seed=seed))
+                run = _run(source, setting.swept, dataclasses.replace(config, seed=seed))
                 if run.name in runs:
-                    raise ConfigError("sweep", run.name, "settings that give different configurations")
+                    alike = [setting_in_words(each.swept) or each.source for each in (runs[run.name], run)]
+                    raise ConfigError(
+                        "sweep", f"{' and '.join(alike)}, for {source}", "settings that give different configurations"
+                    )
                 runs[run.name] = run
     return tuple(runs.values())
 
@@ -85,7 +87,7 @@ def cells_of(runs: Sequence[Run]) -> tuple[Cell, ...]:
     return tuple(Cell(tuple(each)) for each in cells.values())
 
 
-def _run(source: str, setting: dict[str, Any], config: RunConfig) -> Run:
+def _run(source: str, swept: dict[str, Any], config: RunConfig) -> Run:
     kinds = fields_of(with_algorithm(RunConfig(), config.algorithm))
     fields = {name: float(value) if isinstance(kinds[name], float) else value for name, value in fields_of(config).items()}
     seed = fields.pop("seed")
@@ -93,4 +95,4 @@ def _run(source: str, setting: dict[str, Any], config: RunConfig) -> Run:
         fields = {name: value for name, value in fields.items() if not name.startswith("vine.")}
     fields = {name: value for name, value in fields.items() if name not in ADDED_LATER or value != ADDED_LATER[name]}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-    return Run(f"{config.environment}-{digest[:12]}-seed{seed}", source, setting, config)
+    return Run(f"{config.environment}-{digest[:12]}-seed{seed}", source, swept, config)

@@ -21,6 +21,15 @@ ELSEWHERE = {"environment": "environments", "seed": "seeds", "num_timesteps": "n
 """Fields that have a key of their own in a sweep file, and that key."""
 
 
+class Setting(NamedTuple):
+    """One setting of a sweep."""
+
+    swept: dict[str, Any]
+    """What tells it from the others: its name under `SETTING`, if the file names settings, and the swept fields' values."""
+    fields: dict[str, Any]
+    """All its values, by dotted field; they override `config` and `of_algorithm`."""
+
+
 class Sweep(NamedTuple):
     """What to train: every environment with every setting and every seed."""
 
@@ -29,19 +38,9 @@ class Sweep(NamedTuple):
     seeds: tuple[int, ...]
     config: dict[str, Any]
     """Values by dotted field; they override each environment's configuration."""
-    settings: tuple[dict[str, Any], ...]
-    """One dict per setting, all with the same keys: dotted fields, whose values override `config`, and, if the file names
-    settings, their name under `SETTING`."""
+    settings: tuple[Setting, ...]
     of_algorithm: dict[str, dict[str, Any]]
     """Values by algorithm and dotted field; they override `config` for that algorithm alone."""
-    named: dict[str, dict[str, Any]]
-    """Values by name of a setting and dotted field; they override the two above."""
-
-    def fields(self, setting: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of a setting by dotted field, those of its name included."""
-        return self.named.get(setting.get(SETTING, ""), {}) | {
-            name: value for name, value in setting.items() if name != SETTING
-        }
 
 
 @config
@@ -99,10 +98,15 @@ def sweep_from_mapping(mapping: Mapping[str, Any]) -> Sweep:
         for of_name in named:
             if name in named[of_name]:
                 raise ConfigError(f"settings.{of_name}", name, "fields that are not under grid or random.fields, too")
-    names: list[dict[str, Any]] = [{SETTING: name} for name in named] or [{}]
-    settings = _distinct([name | point | sample for name, point, sample in itertools.product(names, grid, samples)])
-    _check_traced(_list("traced", mapping["traced"], str) if "traced" in mapping else (), settings[0])
-    return Sweep(environments, _seeds(mapping.get("seeds", 1)), fixed, settings, of_algorithm, named)
+    tables_of_names = [Setting({SETTING: name}, fields) for name, fields in named.items()] or [Setting({}, {})]
+    settings = _distinct(
+        [
+            Setting(table.swept | point | sample, table.fields | point | sample)
+            for table, point, sample in itertools.product(tables_of_names, grid, samples)
+        ]
+    )
+    _check_traced(_list("traced", mapping["traced"], str) if "traced" in mapping else (), settings[0].swept)
+    return Sweep(environments, _seeds(mapping.get("seeds", 1)), fixed, settings, of_algorithm)
 
 
 def _named(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -166,7 +170,7 @@ def _draw(name: str, values: Any, random: RandomSamples) -> list[Any]:
     return [kind(x) for x in np.clip(rounded, interval.low, interval.high)]
 
 
-def _distinct(settings: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+def _distinct(settings: Sequence[Setting]) -> tuple[Setting, ...]:
     """Leave out repeated settings."""
     return tuple(setting for i, setting in enumerate(settings) if setting not in settings[:i])
 

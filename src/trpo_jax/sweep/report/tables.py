@@ -67,8 +67,8 @@ def returns_table(scores: SweepScores) -> Table:
                 estimates = {name: estimate(here, statistic) for name, statistic in STATISTICS.items()}
                 rows.append({"environment": environment, "setting": setting, "runs": len(here[environment])} | estimates)
     about = (
-        "Return of each run's last evaluation: statistics over seeds, with 95 % intervals of the bootstrap if there are "
-        "several seeds."
+        "Return of each run's last evaluation or, without evaluations, of training's latest episodes: statistics over seeds, "
+        "with 95 % intervals of the bootstrap if there are several seeds."
     )
     return Table("returns", "Returns", about, tuple(rows))
 
@@ -85,9 +85,9 @@ def costs_table(scores: SweepScores) -> Table:
             estimates = {"last fifth": estimate({environment: last}, mean), "highest": float(last.max())}
             rows.append(identity | estimates | {"share above limit": float(np.mean([each.share_above for each in of_runs]))})
     about = (
-        "Cost of an episode in the last fifth of training: mean over seeds with its 95 % interval, and the highest seed's. The "
-        "share of training's iterations in which the expected cost was above the limit, averaged over seeds, is NaN for "
-        "algorithms that limit no costs."
+        "Cost of training's episodes, whose actions are sampled, in the last fifth of its iterations: mean over seeds with its "
+        "95 % interval, and the highest of the seeds. Share of iterations whose expected cost was above the limit, averaged "
+        "over seeds; empty for algorithms without a limit."
     )
     return Table("costs", "Costs", about, tuple(rows))
 
@@ -166,6 +166,8 @@ def show(value: Any) -> str:
     if isinstance(value, Estimate):
         interval = "" if math.isnan(value.low) else f" ({number(value.low)} to {number(value.high)})"
         return number(value.value) + interval
+    if isinstance(value, float) and not value.is_integer():
+        return "" if math.isnan(value) else f"{value:.6g}"  # randomly drawn values have no more digits
     return format_value(value)
 
 
