@@ -13,7 +13,7 @@ from trainings import SMALL
 from trpo_jax import Box, ConfigError, CPOConfig, make_agent
 from trpo_jax.agent.estimates import estimate_advantages, estimate_costs
 from trpo_jax.agent.evaluate import make_evaluator, summarize
-from trpo_jax.agent.metrics import without_unknown
+from trpo_jax.agent.metrics import expected_length, forget, init_episode_statistics, record_step, without_unknown
 from trpo_jax.agent.rollout import Transition
 from trpo_jax.algorithms.cpo import moved_margin
 from trpo_jax.algorithms.registry import ALGORITHMS, default_config
@@ -54,6 +54,23 @@ def test_costs_of_episodes_are_sums_whatever_the_algorithm(name):
     np.testing.assert_allclose(metrics["training/episode_length"], lengths.mean())
     np.testing.assert_allclose(metrics["training/episode_cost_0"], lengths.mean())
     np.testing.assert_allclose(metrics["training/episode_cost_1"], (lengths * (lengths + 1) / 2).mean())
+
+
+def test_the_expected_length_hardly_depends_on_where_in_their_episodes_the_environments_are():
+    """All end theirs in the same step, every 50 steps; a rollout is 2 steps."""
+    n, length, unroll = 3, 50, 2
+    statistics = init_episode_statistics(jnp.zeros(n), jnp.zeros(n), jnp.zeros((n, 1)), most_actions=100)
+    expected = []
+    for rollout in range(400):
+        statistics = forget(statistics, unroll)
+        for step in range(rollout * unroll, (rollout + 1) * unroll):
+            done = jnp.full(n, (step + 1) % length == 0)
+            statistics = record_step(statistics, jnp.zeros(n), done, jnp.zeros(n, bool), jnp.zeros(n, bool), jnp.zeros((n, 1)))
+        expected.append(float(expected_length(statistics)))
+    settled = np.array(expected[200:])
+    assert settled.min() > 0.75 * length
+    assert settled.max() < 1.35 * length
+    assert abs(settled.mean() - length) < 0.05 * length
 
 
 def test_an_evaluation_sums_costs_of_whole_episodes():

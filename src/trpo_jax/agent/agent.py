@@ -153,7 +153,7 @@ class Agent:
         self, learner: Learner, rollout: RolloutState, starts: EnvironmentState, key: Key[Array, ""]
     ) -> tuple[RolloutState, Transition, Metrics]:
         """Let the policy act for `unroll_length` steps."""
-        rollout = rollout._replace(episodes=forget(rollout.episodes))
+        rollout = rollout._replace(episodes=forget(rollout.episodes, self.config.unroll_length))
         policy, steps, vine = self.networks.policy, self.config.unroll_length, self.config.vine
         branches = self.config.sampler == "vine"
         collect_fn = functools.partial(

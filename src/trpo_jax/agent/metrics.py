@@ -104,13 +104,17 @@ def break_off(statistics: EpisodeStatistics, which: Bool[Array, "N"]) -> Episode
     )
 
 
-REMEMBERED = 0.9
-"""What a rollout leaves of the counts of steps and episodes before it."""
+MEMORY = 2.0
+"""Time over which counts of steps and episodes decay by a factor of e, in episodes. If it were shorter than an episode, the
+expected length would rise and fall with the number of environments that happen to end theirs."""
 
 
-def forget(statistics: EpisodeStatistics) -> EpisodeStatistics:
-    """Let the counts of recent steps and episodes decay, before a rollout."""
-    steps, ends = jax.tree.map(lambda count: REMEMBERED * count, (statistics.recent_steps, statistics.recent_ends))
+def forget(statistics: EpisodeStatistics, num_steps: int) -> EpisodeStatistics:
+    """Let the counts of recent steps and episodes decay, before a rollout of `num_steps` steps of each environment."""
+    if statistics.recent_steps is None:
+        return statistics
+    kept = jnp.exp(-num_steps / (MEMORY * expected_length(statistics)))
+    steps, ends = jax.tree.map(lambda count: kept * count, (statistics.recent_steps, statistics.recent_ends))
     return statistics._replace(recent_steps=steps, recent_ends=ends)
 
 
