@@ -76,16 +76,14 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
         "ratio": ratio["median"],
         "ratio min": ratio["min"],
         "ratio max": ratio["max"],
-        "shaped ÷ identity": price["median"],
-        "shaped min": price["min"],
-        "shaped max": price["max"],
-        "one cost ÷ none": price_of_limit["median"],
-        "one cost min": price_of_limit["min"],
-        "one cost max": price_of_limit["max"],
-        "as in CPO ÷ none": price_of_cpo["median"],
-        "as in CPO min": price_of_cpo["min"],
-        "as in CPO max": price_of_cpo["max"],
+        "shaped ÷ identity": in_words(price),
+        "one cost ÷ none": in_words(price_of_limit),
+        "as in CPO ÷ none": in_words(price_of_cpo),
     }
+
+
+def in_words(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
 
 
 def make_problem(network, samples: int):
