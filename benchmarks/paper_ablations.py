@@ -12,8 +12,6 @@ holds are not repeated.
 import dataclasses
 import functools
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import tyro
 
 import report
 from ppo_runs import known
+from suite import run_sweep
 from trpo_jax import make_agent
 from trpo_jax.agent.evaluate import make_evaluator
 from trpo_jax.agent.inference import Params
@@ -32,7 +31,7 @@ from trpo_jax.execution.devices import show_cpu_devices
 from trpo_jax.runs.run import run_environment
 from trpo_jax.sweep.plan import Run, plan_file
 from trpo_jax.sweep.report.figures import curves
-from trpo_jax.sweep.report.scores import ScoredRun, SweepScores, gather, read_scores
+from trpo_jax.sweep.report.scores import ScoredRun, SweepScores, gather
 from trpo_jax.sweep.report.statistics import estimate, mean
 from trpo_jax.sweep.report.tables import show
 from trpo_jax.training.fields import SETTING
@@ -62,10 +61,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     folder = Path(arguments.folder)
     (folder / "evolution").mkdir(parents=True, exist_ok=True)
-    subprocess.run(
-        [sys.executable, "-m", "trpo_jax", "sweep", arguments.sweep, "--sweep-dir", str(folder / "sweep")], check=True
-    )
-    ours = read_scores(folder / "sweep").runs
+    ours = run_sweep(arguments.sweep, folder / "sweep")
     first = {(run.config.environment, run.config.seed): run for run in reversed(plan_file(arguments.sweep))}
     theirs = [scored(run, name, folder / "evolution") for run in reversed(first.values()) for name in STRATEGIES]
     scores = gather([*ours, *theirs])

@@ -20,6 +20,8 @@ import report
 import trpo_jax
 from trpo_jax import Batch, GaussianPolicy, TrustRegionConfig, trust_region_step
 from trpo_jax.objective.surrogate import mean_and_max_kl, surrogate_objective
+from trpo_jax.sweep.report.statistics import Estimate
+from trpo_jax.sweep.report.tables import show
 
 OBSERVATION_SIZE, ACTION_SIZE = 17, 6
 
@@ -76,14 +78,10 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
         "ratio": ratio["median"],
         "ratio min": ratio["min"],
         "ratio max": ratio["max"],
-        "shaped ÷ identity": in_words(price),
-        "one cost ÷ none": in_words(price_of_limit),
-        "as in CPO ÷ none": in_words(price_of_cpo),
+        "shaped ÷ identity": show(Estimate(*price.values())),
+        "one cost ÷ none": show(Estimate(*price_of_limit.values())),
+        "as in CPO ÷ none": show(Estimate(*price_of_cpo.values())),
     }
-
-
-def in_words(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
 
 
 def make_problem(network, samples: int):

@@ -125,9 +125,14 @@ def measure_speeds(run: Run, ppo_settings: Settings, num_stretches: int) -> dict
 
 
 def train_ours(sweep: str, folder: Path) -> list[ScoredRun]:
-    """Run a sweep in a process of its own, and return its runs under our name."""
+    """Run a sweep, and return its runs under our name."""
+    return [run._replace(setting=OURS) for run in run_sweep(sweep, folder)]
+
+
+def run_sweep(sweep: str, folder: Path) -> tuple[ScoredRun, ...]:
+    """Run a sweep in a process of its own, and return its runs."""
     subprocess.run([sys.executable, "-m", "trpo_jax", "sweep", sweep, "--sweep-dir", str(folder)], check=True)
-    return [run._replace(setting=OURS) for run in read_scores(folder).runs]
+    return read_scores(folder).runs
 
 
 def ppo_run(run: Run, settings: Settings, speeds: dict[str, float] | None = None) -> PPORun:

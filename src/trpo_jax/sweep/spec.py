@@ -94,10 +94,9 @@ def sweep_from_mapping(mapping: Mapping[str, Any]) -> Sweep:
     samples = _samples(tables["random"]) if "random" in mapping else [{}]
     for name in grid[0].keys() & samples[0].keys():
         raise ConfigError("random.fields", name, "fields that are not under grid, too")
-    for name in grid[0].keys() | samples[0].keys():
-        for of_name in named:
-            if name in named[of_name]:
-                raise ConfigError(f"settings.{of_name}", name, "fields that are not under grid or random.fields, too")
+    for of_name, fields in named.items():
+        for name in fields.keys() & (grid[0].keys() | samples[0].keys()):
+            raise ConfigError(f"settings.{of_name}", name, "fields that are not under grid or random.fields, too")
     tables_of_names = [Setting({SETTING: name}, fields) for name, fields in named.items()] or [Setting({}, {})]
     settings = _distinct(
         [
