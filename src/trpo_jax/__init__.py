@@ -25,7 +25,9 @@ from trpo_jax.execution.compilation_cache import enable_compilation_cache
 from trpo_jax.objective.advantages import generalized_advantage_estimation
 from trpo_jax.objective.constrained_update import (
     ConstrainedInfo,
+    ConstrainedState,
     constrained_trust_region_update,
+    init_constrained_state,
     stateful_constrained_trust_region_update,
 )
 from trpo_jax.objective.improvement_bound import ImprovementBound, improvement_bound
@@ -72,6 +74,7 @@ __all__ = [
     "ConfigError",
     "ConstrainedInfo",
     "ConstrainedOutcome",
+    "ConstrainedState",
     "CriticConfig",
     "DiagonalGaussian",
     "Discrete",
@@ -120,6 +123,7 @@ __all__ = [
     "hessian_vector_product",
     "improvement_bound",
     "inference_params",
+    "init_constrained_state",
     "init_trust_region_state",
     "load_run",
     "make_agent",

@@ -16,8 +16,15 @@ from trpo_jax.objective.trust_region_config import TrustRegionConfig
 class CostLimitConfig(TRPOConfig):
     """TRPO's settings and a limit on costs.
 
-    Steps are shorter than TRPO's: what a batch says about rare costs holds only near the policy that collected it.
+    Steps are shorter than TRPO's: what a batch says about rare costs holds only near the policy that collected it. A batch is
+    as large, but of fewer environments for longer: how much a policy costs shows only after a good part of an episode, and
+    until then the next updates do not know what this one did.
     """
+
+    num_envs: int = setting(default=32, at_least=1)
+    """Environments simulated side by side (N)."""
+    unroll_length: int = setting(default=160, at_least=1)
+    """Environment steps each environment takes in an iteration (T); a batch holds N times T samples."""
 
     trust_region: TrustRegionConfig = dataclasses.replace(TRPOConfig().trust_region, max_kl=0.02)
     cost_limit: float = setting(default=25.0, at_least=0.0)

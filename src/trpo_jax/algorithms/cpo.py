@@ -4,34 +4,41 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from trpo_jax.agent.metrics import numbered
 from trpo_jax.agent.policy_update import POLICY_MEANS, Metrics, PolicyFn, PolicyUpdate
 from trpo_jax.algorithms.cost_limit import COST_MEANS, CostLimitConfig, cost_metrics
 from trpo_jax.algorithms.reported import FIELDS, counted, reported
 from trpo_jax.config import config, setting
-from trpo_jax.objective.constrained_update import stateful_constrained_trust_region_update
+from trpo_jax.objective.constrained_update import (
+    ConstrainedState,
+    init_constrained_state,
+    stateful_constrained_trust_region_update,
+)
 from trpo_jax.objective.rows import in_rows, on_rows
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.solver.outcome import ConstrainedOutcome
-from trpo_jax.solver.step_config import TrustRegionState, init_trust_region_state
 
 
 @config
 class CPOConfig(CostLimitConfig):
     """Everything that decides how CPO learns."""
 
+    cost_gradient_decay: float = setting(default=0.9, at_least=0.0, below=1.0)
+    """Decay per update of the running average of the costs' gradients."""
+    approach: float = setting(default=0.75, above=0.0, at_most=1.0)
+    """Largest fraction of the distance to a limit that an update may go."""
     margin_gain: float = setting(default=0.03, at_least=0.0)
     """Costs are kept below their limit by a margin, which makes up for costs that rise by more than steps predict. Each update
-    moves it by this fraction of (expected cost - limit), within 0 and the limit. It does not grow while the limits are out of
-    reach of a step."""
+    moves it by this fraction of (expected cost - limit), which counts as the limit if it is larger. It stays within 0 and the
+    limit."""
 
 
 class CPOState(NamedTuple):
     """State that each update passes to the next."""
 
-    trust_region: TrustRegionState
+    trust_region: ConstrainedState
     outcomes: Int[Array, "7"]
     """How many updates have ended in each `ConstrainedOutcome`."""
     recoveries: Int[Array, ""]
@@ -43,7 +50,8 @@ class CPOState(NamedTuple):
 def init(params: Any, config: CPOConfig, num_costs: int) -> CPOState:
     """Return the state before the first update."""
     outcomes = jnp.zeros(len(ConstrainedOutcome), jnp.int32)
-    return CPOState(init_trust_region_state(params, config.trust_region), outcomes, jnp.int32(0), jnp.zeros(num_costs))
+    trust_region = init_constrained_state(params, config.trust_region, num_costs)
+    return CPOState(trust_region, outcomes, jnp.int32(0), jnp.zeros(num_costs))
 
 
 def update(
@@ -62,19 +70,20 @@ def update(
     """
     assert batch.weight is not None
     excess = episode_cost - config.cost_limit
+    aimed = excess + state.margin
     params, trust_region, info = stateful_constrained_trust_region_update(
         on_rows(policy_fn),
         params,
         in_rows(batch, config.trust_region.num_microbatches),
-        excess + state.margin,
+        jnp.where(aimed < 0, config.approach * aimed, aimed),
         state.trust_region,
         config.trust_region,
-        held_out=True,
+        cost_gradient_decay=config.cost_gradient_decay,
         key=key,
     )
     outcomes, counts = counted(state.outcomes, info.outcome, ConstrainedOutcome)
     recoveries = state.recoveries + ~info.feasible
-    moved = moved_margin(state.margin, excess, info.feasible, config)
+    moved = moved_margin(state.margin, excess, config)
     margin = jnp.where(jnp.any(batch.weight > 0), moved, state.margin)
     metrics = reported(info, (*FIELDS, "feasible")) | counts
     metrics |= {"num_recoveries": recoveries.astype(jnp.float32), "kl_bound": jnp.asarray(config.trust_region.max_kl)}
@@ -83,12 +92,9 @@ def update(
     return params, CPOState(trust_region, outcomes, recoveries, margin), metrics
 
 
-def moved_margin(
-    margin: Float[Array, "K"], excess: Float[Array, "K"], feasible: Bool[Array, ""], config: CPOConfig
-) -> Float[Array, "K"]:
+def moved_margin(margin: Float[Array, "K"], excess: Float[Array, "K"], config: CPOConfig) -> Float[Array, "K"]:
     """Return the next update's margin."""
-    moved = jnp.clip(margin + config.margin_gain * excess, 0.0, config.cost_limit)
-    return jnp.where(feasible | (excess < 0), moved, margin)  # limits out of reach say nothing about the margin
+    return jnp.clip(margin + config.margin_gain * jnp.minimum(excess, config.cost_limit), 0.0, config.cost_limit)
 
 
 CPO = PolicyUpdate(init, update, limits_costs=True, sample_means=(*POLICY_MEANS, *COST_MEANS, "cost_change"))

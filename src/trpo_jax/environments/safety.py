@@ -9,15 +9,15 @@ from trpo_jax.environments.speed_limit import SpeedLimit
 from trpo_jax.errors import ConfigError
 
 SPEED_LIMITS = {
-    "ant": 2.3,
-    "halfcheetah": 2.8,
-    "hopper": 0.38,
+    "ant": 3.5,
+    "halfcheetah": 2.7,
+    "hopper": 0.9,
     "humanoid": 0.15,
-    "swimmer": 0.035,
-    "walker2d": 0.45,
+    "swimmer": 0.11,
+    "walker2d": 0.43,
 }
 """Limits in metres per second: half of the mean speed, over its episodes, of what TRPO learns without a limit with the settings
-that ship for the robot and a million steps (one seed, acting with the mode)."""
+that ship for the robot and five million steps (one seed, acting with the mode)."""
 
 SUFFIX = "_velocity"
 HAZARDS = "point_hazards"

@@ -32,8 +32,32 @@ from trpo_jax.solver.ball import MOST_LIMITS
 from trpo_jax.solver.constrained_step import LimitedEvaluation, LimitedProblem
 from trpo_jax.solver.step_config import TrustRegionState, check_stateless, init_trust_region_state
 from trpo_jax.solver.trust_region import constrained_step_along_gradients
-from trpo_jax.tree import Params, check_floating, upcast
+from trpo_jax.tree import Params, all_finite, check_floating, structure_and_shapes, upcast
 from trpo_jax.weights import AxisName
+
+
+class ConstrainedState(NamedTuple):
+    """State that is carried from update to update."""
+
+    trust_region: TrustRegionState
+    cost_gradients: Params
+    """Sum of each cost's gradients in the updates so far, which counts the later ones more: a tree like the parameters with a
+    new leading axis `[K]`, in at least float32."""
+    weight: Float[Array, ""]
+    """By how much all of them count, 0 before the first update."""
+
+
+def init_constrained_state(params: Params, config: TrustRegionConfig, num_costs: int) -> ConstrainedState:
+    """Return the state before the first update.
+
+    Args:
+        params: pytree of floating arrays, like the one passed to the updates.
+        config: its `damping_shape` decides what the state holds.
+        num_costs: K.
+    """
+    trust_region = init_trust_region_state(params, config)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((num_costs, *leaf.shape), leaf.dtype), upcast(params))
+    return ConstrainedState(trust_region, nothing, jnp.zeros(()))
 
 
 class ConstrainedInfo(NamedTuple):
@@ -78,7 +102,6 @@ def constrained_trust_region_update(
     cost_excess: Float[Array, "K"],
     config: TrustRegionConfig = TrustRegionConfig(),  # noqa: B008 - frozen
     *,
-    held_out: bool = False,
     key: PRNGKeyArray | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Params, ConstrainedInfo]:
@@ -103,10 +126,6 @@ def constrained_trust_region_update(
         cost_excess: `[K]`, how far the old policy's costs are above their limits, negative below them, in units of the mean of
             `cost_advantage`. For undiscounted costs of an episode that is (cost - limit) / (steps of an episode).
         config: `TrustRegionConfig`; its float fields may be traced.
-        held_out: predict how costs change by the other half of the samples than the one that makes the direction. A step
-            fits the noise of its own samples, so that without this it keeps only part of what it promises about costs, the
-            less the fewer samples there are. The halves are those of the first axis, or if its size is 1 of the last, and
-            should be independent: other environments, or other episodes. The guarantees are the same.
         key: needed and consumed if `curvature_sampling` is "random".
         axis_name: as for `trust_region_update`; `cost_excess` is the same on every device.
 
@@ -123,9 +142,10 @@ def constrained_trust_region_update(
     """
     check_stateless(config)
     check_floating(params, "params")
-    state = init_trust_region_state(params, config)
+    check_batch(batch)
+    state = init_constrained_state(params, config, len(_checked_excess(cost_excess, batch)))
     params, _, info = stateful_constrained_trust_region_update(
-        policy_fn, params, batch, cost_excess, state, config, held_out=held_out, key=key, axis_name=axis_name
+        policy_fn, params, batch, cost_excess, state, config, cost_gradient_decay=0.0, key=key, axis_name=axis_name
     )
     return params, info
 
@@ -135,34 +155,40 @@ def stateful_constrained_trust_region_update(
     params: Params,
     batch: Batch,
     cost_excess: Float[Array, "K"],
-    state: TrustRegionState,
+    state: ConstrainedState,
     config: TrustRegionConfig,
     *,
-    held_out: bool = False,
+    cost_gradient_decay: float | Float[Array, ""] = 0.9,
     key: PRNGKeyArray | None = None,
     axis_name: AxisName | None = None,
-) -> tuple[Params, TrustRegionState, ConstrainedInfo]:
+) -> tuple[Params, ConstrainedState, ConstrainedInfo]:
     """Run `constrained_trust_region_update` with a state that is carried from update to update.
 
-    As in `stateful_trust_region_update`, the state is a running average of the surrogate's squared gradient, which shapes the
-    damping. Returns (params, state, `ConstrainedInfo`).
+    `cost_gradient_decay`, in [0, 1), is the decay per update of a running average of each cost's gradient, which takes the
+    place of the batch's own gradient; 0 takes the batch's own. A step along the gradient of a single batch fits the noise of
+    its samples: where costs are rare it keeps only a small part of what it promises. The line search measures surrogates,
+    costs and KL on this batch alone, so the guarantees are the same. The state holds these averages, and what shapes the
+    damping. Start with `init_constrained_state`. All other arguments are those of `constrained_trust_region_update`. Returns
+    (params, state, `ConstrainedInfo`).
 
     Raises:
-        ValueError: besides what `constrained_trust_region_update` raises, a state of another config or of other parameters.
+        ValueError: besides what `constrained_trust_region_update` raises, a state of another config, of other parameters or of
+            another number of costs.
     """
     check_floating(params, "params")
     check_batch(batch)
     check_policy(policy_fn, params, batch)
     check_config(config, batch, key)
     cost_excess = _checked_excess(cost_excess, batch)
+    _check_cost_gradients(state, params, len(cost_excess))
     key = key if config.curvature_sampling == "random" else None
     with jax.default_matmul_precision("highest"):
         mine = local(params, axis_name)
         batch = mask_unweighted(batch)
         divided = divide(batch, config, axis_name)
         whole = map_parts(lambda part: Samples(part, jax.lax.stop_gradient(policy_fn(mine, part.observation))), divided)
-        differentiated = divide(_with_differences(batch), config, axis_name) if held_out else divided
-        values, gradients = mean_over_parts(lambda part: _surrogates_and_gradients(policy_fn, mine, part), differentiated)
+        values, gradients = mean_over_parts(lambda part: _surrogates_and_gradients(policy_fn, mine, part), divided)
+        state, gradients = _averaged(state, gradients, cost_gradient_decay)
         states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
         problem = LimitedProblem(
             evaluate_fn=_evaluation(policy_fn, whole, config),
@@ -170,8 +196,10 @@ def stateful_constrained_trust_region_update(
             excess=cost_excess,
             curvature_floor_fn=largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
         )
-        params, state, step, report = constrained_step_along_gradients(problem, values, gradients, params, state, config)
-    return params, state, ConstrainedInfo(**fields_of_info(step, report))
+        params, shaping, step, report = constrained_step_along_gradients(
+            problem, values, gradients, params, state.trust_region, config
+        )
+    return params, state._replace(trust_region=shaping), ConstrainedInfo(**fields_of_info(step, report))
 
 
 def _checked_excess(cost_excess: Any, batch: Batch) -> Float[Array, "K"]:
@@ -189,18 +217,29 @@ def _checked_excess(cost_excess: Any, batch: Batch) -> Float[Array, "K"]:
     return excess
 
 
-def _with_differences(batch: Batch) -> Batch:
-    """Return the batch with more costs: objective and costs, with the opposite sign in the second half of the samples.
+def _check_cost_gradients(state: ConstrainedState, params: Params, num_costs: int) -> None:
+    """Raise ValueError if the averages are not those of these parameters and costs."""
+    wanted = jax.eval_shape(lambda params: jax.tree.map(lambda leaf: jnp.zeros((num_costs, *leaf.shape)), params), params)
+    if structure_and_shapes(state.cost_gradients) != structure_and_shapes(wanted):
+        raise ValueError(
+            f"state.cost_gradients: got arrays unlike params, allowed: the structure of params, with a leading axis {num_costs}"
+        )
 
-    The halves are contiguous, since neighbours may belong to the same episode.
+
+def _averaged(state: ConstrainedState, gradients: Params, decay: Any) -> tuple[ConstrainedState, Params]:
+    """Put the costs' gradients into their averages; return the state, and the gradients with averages in place of the costs'.
+
+    Gradients that are not finite leave the averages as they are.
     """
-    assert batch.cost_advantage is not None
-    shape = batch.log_prob.shape
-    axis = 0 if shape[0] > 1 else len(shape) - 1
-    first = jax.lax.broadcasted_iota(jnp.int32, shape, axis) < shape[axis] // 2
-    all_of = jnp.concatenate([batch.advantage[..., None], batch.cost_advantage], axis=-1)
-    signed = jnp.where(first[..., None], all_of, -all_of)
-    return batch._replace(cost_advantage=jnp.concatenate([batch.cost_advantage, signed], axis=-1))
+    decay = jnp.asarray(decay, jnp.float32)
+    sums = jax.tree.map(
+        lambda old, new: (decay * old + (1.0 - decay) * new[1:]).astype(old.dtype), state.cost_gradients, upcast(gradients)
+    )
+    weight = decay * state.weight + (1.0 - decay)
+    averages = jax.tree.map(lambda new, total: jnp.concatenate([new[:1], total / weight]), upcast(gradients), sums)
+    finite = all_finite(sums)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (sums, weight), (state.cost_gradients, state.weight))
+    return state._replace(cost_gradients=kept[0], weight=kept[1]), averages
 
 
 def _surrogates(policy: Distribution, batch: Batch) -> Float[Array, "M"]:

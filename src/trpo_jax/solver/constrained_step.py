@@ -19,15 +19,11 @@ from trpo_jax.weights import power_of_two
 RADII = 3
 """How often the radius of the ball is corrected. The first correction is exact if no limit shapes the step."""
 
-
 CORRECTIONS = 3
 """How often the aim of the step is corrected for the curvature of the costs."""
 
 MARGIN = 1.1
 """The correction is larger than the error by this factor: the next step has an error of its own."""
-
-LEAST_SIGNAL = 0.1
-"""Least share of a cost's slope along its own natural gradient that is taken for signal."""
 
 
 class LimitedEvaluation(NamedTuple):
@@ -62,9 +58,6 @@ class Start(NamedTuple):
     gradient: Float[Array, "P"]
     costs: Float[Array, "K"]
     cost_gradients: Float[Array, "K P"]
-    noise: Float[Array, "M P"] | None = None
-    """Half the difference of the gradients on two independent halves of the samples: as noisy as the gradients, without
-    their signal. Objective first."""
 
 
 class _Trial(NamedTuple):
@@ -162,12 +155,9 @@ def _span(
     curvature = y @ (b - residual).T  # yᵀAy = yᵀ(b - r)
     curvature = 0.5 * (curvature + curvature.T)
     norm = jnp.linalg.norm(b, axis=1)
-    slopes = b @ y.T
-    if start.noise is not None:
-        slopes = _without_noise(slopes, upcast(start.noise) / scale[:, None] * inverse_root[None, :], solve)
     return _Span(
         directions=inverse_root[None, :] * y,
-        slopes=slopes,
+        slopes=b @ y.T,
         scale=scale,
         damped=curvature,
         undamped=curvature - damping * (y @ y.T),
@@ -175,25 +165,6 @@ def _span(
         cg_iterations=jnp.sum(cg.iterations),
         cg_residual=jnp.max(cg.residual_norm / jnp.where(norm > 0, norm, 1.0)),
     )
-
-
-def _without_noise(
-    slopes: Float[Array, "M M"], noise: Float[Array, "M P"], solve: Callable[[Float[Array, "P"]], tuple[Any, Any, Any]]
-) -> Float[Array, "M M"]:
-    """Return the slopes of the costs along the directions as they are outside of the samples.
-
-    A direction is made from the samples' own gradient. Part of a cost's slope along it is the samples' noise, which meets
-    itself: the step would promise more than it keeps. With d half the difference of the gradients on two halves, dᵀA⁻¹d
-    is an unbiased estimate of that part.
-    """
-    z, _, _ = jax.lax.map(solve, noise[1:])
-    met = z @ noise.T
-    corrected = slopes[1:] - met
-    own = jnp.diagonal(slopes)[1:]
-    corrected = jnp.where(
-        jnp.eye(len(own), len(own) + 1, 1, dtype=bool), jnp.maximum(corrected, LEAST_SIGNAL * own[:, None]), corrected
-    )
-    return slopes.at[1:].set(corrected)
 
 
 def _best(span: _Span, problem: LimitedProblem, error: Float[Array, "K"], config: StepConfig) -> BallSolution:

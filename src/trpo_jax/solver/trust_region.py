@@ -125,8 +125,8 @@ def constrained_step_along_gradients(
 
     Args:
         problem: as functions of the parameters.
-        values: `[M]`, the objective and K = M - 1 costs at `params`. Whatever follows is not used.
-        gradients: theirs, a tree like `params` with a new leading axis `[M]`, or `[2M]`, and then also `Start.noise`.
+        values: `[M]`, the objective and K = M - 1 costs at `params`.
+        gradients: theirs, a tree like `params` with a new leading axis `[M]`.
         params: pytree of floating arrays.
         state: of the shaped damping, for which the objective's gradient counts.
         config: how to take the step.
@@ -143,9 +143,7 @@ def constrained_step_along_gradients(
         curvature_floor_fn=_on_directions(problem.curvature_floor_fn, params),
         round_fn=_rounding(params, unravel),
     )
-    size = 1 + len(problem.excess)
-    noise = rows[size:] if len(rows) > size else None
-    start = Start(values[0], rows[0], values[1:size], rows[1:size], noise)
+    start = Start(values[0], rows[0], values[1:], rows[1:])
     state, diagonal = _shaped(state, rows[0], params, config)
     vector, info, report = constrained_step_on_vectors(on_vectors, start, diagonal, vector, config)
     return unravel(vector), state, info, report
