@@ -99,7 +99,9 @@ def update_with_limit(policy_fn, params, batch, config):
 
     @jax.jit
     def update(params, batch, state):
-        return trpo_jax.stateful_constrained_trust_region_update(policy_fn, params, batch, excess, state, config)
+        return trpo_jax.stateful_constrained_trust_region_update(
+            policy_fn, params, batch, excess, state, config, cost_gradient_decay=0.9
+        )
 
     return lambda: update(params, batch, state)
 

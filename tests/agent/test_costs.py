@@ -15,7 +15,7 @@ from trpo_jax.agent.estimates import estimate_advantages, estimate_costs
 from trpo_jax.agent.evaluate import make_evaluator, summarize
 from trpo_jax.agent.metrics import expected_length, forget, init_episode_statistics, record_step, without_unknown
 from trpo_jax.agent.rollout import Transition
-from trpo_jax.algorithms.cpo import moved_margin
+from trpo_jax.algorithms.cpo import aimed_excess, moved_margin
 from trpo_jax.algorithms.registry import ALGORITHMS, default_config
 from trpo_jax.environments.protocol import EnvironmentState
 from trpo_jax.environments.wrappers import EpisodeLimit
@@ -177,6 +177,10 @@ def test_a_cost_above_its_limit_moves_what_keeps_it_and_without_samples_that_sta
     for move in moves:
         assert getattr(before, move) > 0
         np.testing.assert_array_equal(getattr(after, move), getattr(before, move))
+    if name == "cpo":
+        assert 0 < before.trust_region.weight < 1
+        for now, earlier in zip(jax.tree.leaves(after.trust_region[1:]), jax.tree.leaves(before.trust_region[1:]), strict=True):
+            np.testing.assert_array_equal(now, earlier)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +191,12 @@ def test_the_margin_follows_the_distance_to_the_limit(margin, excess, after):
     config = dataclasses.replace(default_config("cpo"), cost_limit=25.0, margin_gain=0.03)
     moved = moved_margin(jnp.asarray([margin, 5.0]), jnp.asarray([excess, 0.0]), config)
     np.testing.assert_allclose(moved, [after, 5.0], rtol=1e-6)
+
+
+def test_a_step_goes_part_of_the_way_to_a_limit_and_all_the_way_back():
+    config = dataclasses.replace(default_config("cpo"), approach=0.5)
+    aimed = aimed_excess(jnp.asarray([-10.0, -10.0, -1.0, 3.0]), jnp.asarray([0.0, 4.0, 4.0, 4.0]), config)
+    np.testing.assert_allclose(aimed, [-5.0, -3.0, 3.0, 7.0])
 
 
 def test_cost_advantages_are_those_of_the_reward_in_units_of_an_episode():

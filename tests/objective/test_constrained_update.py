@@ -132,12 +132,12 @@ def test_microbatches_weights_and_shaped_damping_give_the_same_as_the_whole(x64)
     weighted = batch._replace(weight=jnp.full(B, 3.0))
     config = dataclasses.replace(CONFIG, damping_shape="gradient")
     state = init_constrained_state(params, config, 2)
+    state = state._replace(cost_gradients=jax.tree.map(lambda leaf: leaf + 0.01, state.cost_gradients), weight=jnp.float32(0.5))
 
     def run(batch, config):
-        new, state_after, info = stateful_constrained_trust_region_update(
-            POLICIES["gaussian"], params, batch, excess, state, config
+        return stateful_constrained_trust_region_update(
+            POLICIES["gaussian"], params, batch, excess, state, config, cost_gradient_decay=0.9
         )
-        return new, state_after, info
 
     whole = run(batch, config)
     for other in (run(weighted, config), run(batch, dataclasses.replace(config, num_microbatches=3))):
@@ -272,9 +272,8 @@ def test_a_step_along_averaged_gradients_keeps_more_of_what_it_promises():
         change, accepted = jax.lax.map(lambda key, decay=decay: last_change(key, decay), keys)
         assert np.mean(accepted) > 0.9
         found[decay] = float(np.mean(change))
-    assert found[0.0] > -0.05, "of the samples of one batch, less than half of what is asked for"
-    assert found[0.9] < 2.0 * found[0.0]
-    assert found[0.9] < -0.06
+    assert found[0.0] > -0.05, "of the samples of one batch, less than half of the 0.1 that is asked for"
+    assert -0.2 < found[0.9] < -0.06
 
 
 def test_gradients_of_costs_are_averaged_as_adam_does():
@@ -309,24 +308,54 @@ def _with_gradient(batch, gradient):
     return rows @ np.linalg.solve(rows.T @ rows, gradient)
 
 
-def test_averaged_gradients_keep_the_guarantee(x64):
-    params, batch = with_costs("gaussian", seed=5, number=2)
-    _, other = with_costs("gaussian", seed=6, number=2)
-    for excess in ((0.1, -0.1), (-0.01, -0.01), (1.0, 1.0)):
-        state = init_constrained_state(params, CONFIG, 2)
-        for samples in (other, batch):  # the gradients of other samples are far from this batch's
-            new, state, info = stateful_constrained_trust_region_update(
-                POLICIES["gaussian"], params, samples, jnp.asarray(excess), state, CONFIG
-            )
-        if info.accepted:
-            assert info.kl <= CONFIG.max_kl
-            assert (info.cost_change <= np.maximum(-np.asarray(excess), 0.0)).all()
-        else:
-            assert same_bits(new, params)
+@given(
+    seed=st.integers(0, 2**16),
+    excess=st.lists(st.floats(-0.3, 0.3), min_size=2, max_size=2),
+    decay=st.floats(0.0, 0.99),
+)
+def test_averaged_gradients_keep_the_guarantee(seed, excess, decay):
+    """The average holds the gradients of other samples of the policy, which the batch may contradict."""
+    params, batch = with_costs("gaussian", seed=seed, number=2)
+    other = batch._replace(cost_advantage=jnp.roll(batch.cost_advantage, 1, axis=0))
+    state = init_constrained_state(params, CONFIG, 2)
+    for samples in (other, batch):
+        new, state, info = averaged_update(params, samples, jnp.asarray(excess, jnp.float32), state, decay)
+    if not info.accepted:
+        assert same_bits(new, params)
+        return
+    before, costs_before, old = surrogates("gaussian", params, batch)
+    after, costs, policy = surrogates("gaussian", new, batch)
+    assert float(jnp.mean(old.kl(policy))) <= CONFIG.max_kl * (1 + 1e-4)
+    assert (costs - costs_before <= np.maximum(-np.asarray(excess), 0.0) + 1e-5).all()
+    assert after > before - 1e-6 or max(excess) > 0
 
 
-def test_a_state_of_other_costs_or_parameters_is_refused():
+@jax.jit
+def averaged_update(params, batch, excess, state, decay):
+    return stateful_constrained_trust_region_update(
+        POLICIES["gaussian"], params, batch, excess, state, CONFIG, cost_gradient_decay=decay
+    )
+
+
+def test_a_batch_without_samples_leaves_the_averages_as_they_are():
     params, batch = with_costs("gaussian", number=2)
-    for state in (init_constrained_state(params, CONFIG, 1), init_constrained_state({"other": jnp.zeros(3)}, CONFIG, 2)):
-        with pytest.raises(ValueError, match=r"state.cost_gradients: got arrays unlike params, allowed: .* a leading axis 2"):
-            stateful_constrained_trust_region_update(POLICIES["gaussian"], params, batch, jnp.zeros(2), state, CONFIG)
+    _, state, _ = averaged_update(params, batch, jnp.zeros(2), init_constrained_state(params, CONFIG, 2), 0.9)
+    _, after, _ = averaged_update(params, batch._replace(weight=jnp.zeros(B)), jnp.zeros(2), state, 0.9)
+    for now, before in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(now, before)
+
+
+def test_a_state_of_another_kind_or_of_other_costs_or_parameters_and_a_decay_out_of_range_are_refused():
+    params, batch = with_costs("gaussian", number=2)
+    state = init_constrained_state(params, CONFIG, 2)
+    wide = state._replace(cost_gradients=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.cost_gradients))
+    for other in (init_constrained_state(params, CONFIG, 1), init_constrained_state({"other": jnp.zeros(3)}, CONFIG, 2), wide):
+        with pytest.raises(ValueError, match=r"state.cost_gradients: got arrays unlike .* allowed: the result of init_constr"):
+            averaged_update(params, batch, jnp.zeros(2), other, 0.9)
+    with pytest.raises(TypeError, match="state: got a TrustRegionState, allowed: the result of init_constrained_state"):
+        averaged_update(params, batch, jnp.zeros(2), state.trust_region, 0.9)
+    for decay in (1.0, -0.1):
+        with pytest.raises(ConfigError, match=r"cost_gradient_decay: got .*, allowed: at least 0 and below 1"):
+            stateful_constrained_trust_region_update(
+                POLICIES["gaussian"], params, batch, jnp.zeros(2), state, CONFIG, cost_gradient_decay=decay
+            )

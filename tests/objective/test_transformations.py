@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trpo_jax.objective.constrained_update import constrained_trust_region_update
+from trpo_jax.objective.constrained_update import init_constrained_state, stateful_constrained_trust_region_update
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.objective.trust_region_update import stateful_trust_region_update, trust_region_update
 from trpo_jax.solver.step_config import TrustRegionState, init_trust_region_state
@@ -79,12 +79,16 @@ def test_limited_costs_of_a_split_batch_give_the_update_of_the_whole(x64, mesh):
     rng = np.random.default_rng(1)
     cost = 0.5 * batch.advantage[:, None] + jnp.asarray(rng.normal(size=(*batch.advantage.shape, 2)))
     batch, excess = batch._replace(cost_advantage=cost), jnp.asarray([-1e-3, 1e-3])
+    state = init_constrained_state(params, CONFIG, 2)
+    state = state._replace(cost_gradients=jax.tree.map(lambda leaf: leaf + 0.01, state.cost_gradients), weight=jnp.float32(0.5))
 
     def update_fn(params, batch, axis_name=None):
-        return constrained_trust_region_update(gaussian_fn, params, batch, excess, CONFIG, axis_name=axis_name)
+        return stateful_constrained_trust_region_update(
+            gaussian_fn, params, batch, excess, state, CONFIG, cost_gradient_decay=0.9, axis_name=axis_name
+        )
 
     whole = jax.jit(update_fn, static_argnames="axis_name")(params, batch)
-    assert whole[1].accepted
+    assert whole[2].accepted
     split = functools.partial(update_fn, axis_name="data")
     split = jax.shard_map(split, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
     assert_close(jax.jit(split)(params, batch), whole, rtol=1e-7)

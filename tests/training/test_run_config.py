@@ -11,6 +11,7 @@ from trpo_jax.algorithms.registry import ALGORITHMS, default_config
 from trpo_jax.cli import main
 from trpo_jax.cli.arguments import ArgumentError
 from trpo_jax.cli.train import parse_arguments
+from trpo_jax.environments import safety
 from trpo_jax.errors import FileError
 from trpo_jax.runs.run_folder import MetricsLog, create_run_folder, open_run_folder
 from trpo_jax.training.run_config import (
@@ -226,6 +227,14 @@ def test_a_torn_line_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a"')
     assert log(path, (2, {"a": 2.0})).splitlines() == ['{"step": 1, "a": 1.0}', '{"step": 2, "a": 2.0}']
+
+
+@pytest.mark.parametrize("algorithm", ["cpo", "trpo_lagrangian"])
+def test_limits_on_costs_come_with_long_rollouts_on_an_accelerator_too(algorithm):
+    for environment in safety.environment_names():
+        agent = starting_config(environment, "safety", algorithm, accelerator=True).agent
+        assert agent.unroll_length >= default_config(algorithm).unroll_length
+        assert agent.num_envs > default_config(algorithm).num_envs
 
 
 def test_on_an_accelerator_every_environment_has_the_defaults_with_a_larger_batch():

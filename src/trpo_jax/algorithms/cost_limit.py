@@ -17,8 +17,8 @@ class CostLimitConfig(TRPOConfig):
     """TRPO's settings and a limit on costs.
 
     Steps are shorter than TRPO's: what a batch says about rare costs holds only near the policy that collected it. A batch is
-    as large, but of fewer environments for longer: how much a policy costs shows only after a good part of an episode, and
-    until then the next updates do not know what this one did.
+    as large, but of fewer environments for longer: how much a policy costs shows only after a good part of an episode. With
+    short rollouts several updates pass before the effect of one is measured.
     """
 
     num_envs: int = setting(default=32, at_least=1)

@@ -19,6 +19,7 @@ from trpo_jax.objective.constrained_update import (
 from trpo_jax.objective.rows import in_rows, on_rows
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.solver.outcome import ConstrainedOutcome
+from trpo_jax.tree import where_finite
 
 
 @config
@@ -28,11 +29,10 @@ class CPOConfig(CostLimitConfig):
     cost_gradient_decay: float = setting(default=0.9, at_least=0.0, below=1.0)
     """Decay per update of the running average of the costs' gradients."""
     approach: float = setting(default=0.75, above=0.0, at_most=1.0)
-    """Largest fraction of the distance to a limit that an update may go."""
+    """Largest fraction of the distance to a limit, less the margin, that an update may go."""
     margin_gain: float = setting(default=0.03, at_least=0.0)
     """Costs are kept below their limit by a margin, which makes up for costs that rise by more than steps predict. Each update
-    moves it by this fraction of (expected cost - limit), which counts as the limit if it is larger. It stays within 0 and the
-    limit."""
+    adds this times min(expected cost - limit, limit), then clips the margin to [0, limit]."""
 
 
 class CPOState(NamedTuple):
@@ -70,12 +70,11 @@ def update(
     """
     assert batch.weight is not None
     excess = episode_cost - config.cost_limit
-    aimed = excess + state.margin
     params, trust_region, info = stateful_constrained_trust_region_update(
         on_rows(policy_fn),
         params,
         in_rows(batch, config.trust_region.num_microbatches),
-        jnp.where(aimed < 0, config.approach * aimed, aimed),
+        aimed_excess(excess, state.margin, config),
         state.trust_region,
         config.trust_region,
         cost_gradient_decay=config.cost_gradient_decay,
@@ -83,13 +82,19 @@ def update(
     )
     outcomes, counts = counted(state.outcomes, info.outcome, ConstrainedOutcome)
     recoveries = state.recoveries + ~info.feasible
-    moved = moved_margin(state.margin, excess, config)
+    moved = where_finite(moved_margin(state.margin, excess, config), state.margin)
     margin = jnp.where(jnp.any(batch.weight > 0), moved, state.margin)
     metrics = reported(info, (*FIELDS, "feasible")) | counts
     metrics |= {"num_recoveries": recoveries.astype(jnp.float32), "kl_bound": jnp.asarray(config.trust_region.max_kl)}
     metrics |= cost_metrics(episode_cost, config.cost_limit) | numbered("cost_change", info.cost_change)
     metrics |= numbered("cost_margin", state.margin)
     return params, CPOState(trust_region, outcomes, recoveries, margin), metrics
+
+
+def aimed_excess(excess: Float[Array, "K"], margin: Float[Array, "K"], config: CPOConfig) -> Float[Array, "K"]:
+    """Return the excess to take a step with: costs below their margins are to go part of the way up to them at most."""
+    above = excess + margin
+    return jnp.where(above < 0, config.approach * above, above)
 
 
 def moved_margin(margin: Float[Array, "K"], excess: Float[Array, "K"], config: CPOConfig) -> Float[Array, "K"]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from trpo_jax.errors import ConfigError
 from trpo_jax.objective.partition import (
     Partition,
     local,
@@ -32,7 +33,7 @@ from trpo_jax.solver.ball import MOST_LIMITS
 from trpo_jax.solver.constrained_step import LimitedEvaluation, LimitedProblem
 from trpo_jax.solver.step_config import TrustRegionState, check_stateless, init_trust_region_state
 from trpo_jax.solver.trust_region import constrained_step_along_gradients
-from trpo_jax.tree import Params, all_finite, check_floating, structure_and_shapes, upcast
+from trpo_jax.tree import Params, check_floating, upcast, where_finite
 from trpo_jax.weights import AxisName
 
 
@@ -41,10 +42,10 @@ class ConstrainedState(NamedTuple):
 
     trust_region: TrustRegionState
     cost_gradients: Params
-    """Sum of each cost's gradients in the updates so far, which counts the later ones more: a tree like the parameters with a
-    new leading axis `[K]`, in at least float32."""
+    """Σ (1 - d)·dⁿ⁻ⁱ·gᵢ over the updates i = 1 … n, where gᵢ are the gradients of the costs and d is the decay: a tree like the
+    parameters with a new leading axis `[K]`, in at least float32."""
     weight: Float[Array, ""]
-    """By how much all of them count, 0 before the first update."""
+    """The same sum with 1 for gᵢ, so that the average is `cost_gradients` / `weight`; 0 before the first update."""
 
 
 def init_constrained_state(params: Params, config: TrustRegionConfig, num_costs: int) -> ConstrainedState:
@@ -57,7 +58,7 @@ def init_constrained_state(params: Params, config: TrustRegionConfig, num_costs:
     """
     trust_region = init_trust_region_state(params, config)
     nothing = jax.tree.map(lambda leaf: jnp.zeros((num_costs, *leaf.shape), leaf.dtype), upcast(params))
-    return ConstrainedState(trust_region, nothing, jnp.zeros(()))
+    return ConstrainedState(trust_region, nothing, jnp.float32(0))
 
 
 class ConstrainedInfo(NamedTuple):
@@ -158,7 +159,7 @@ def stateful_constrained_trust_region_update(
     state: ConstrainedState,
     config: TrustRegionConfig,
     *,
-    cost_gradient_decay: float | Float[Array, ""] = 0.9,
+    cost_gradient_decay: float | Float[Array, ""],
     key: PRNGKeyArray | None = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Params, ConstrainedState, ConstrainedInfo]:
@@ -166,21 +167,26 @@ def stateful_constrained_trust_region_update(
 
     `cost_gradient_decay`, in [0, 1), is the decay per update of a running average of each cost's gradient, which takes the
     place of the batch's own gradient; 0 takes the batch's own. A step along the gradient of a single batch fits the noise of
-    its samples: where costs are rare it keeps only a small part of what it promises. The line search measures surrogates,
-    costs and KL on this batch alone, so the guarantees are the same. The state holds these averages, and what shapes the
-    damping. Start with `init_constrained_state`. All other arguments are those of `constrained_trust_region_update`. Returns
-    (params, state, `ConstrainedInfo`).
+    its samples: where costs are rare it keeps only a small part of what it promises. A batch without samples that count, or
+    with gradients that are not finite, leaves the average as it is.
+
+    The line search measures surrogates, costs and KL on this batch alone, so the guarantees are the same. But the batch may
+    contradict the average so much that no fraction of the step is accepted. `info.feasible` and `info.active` are by the
+    averages. The state holds them, and what shapes the damping. Start with `init_constrained_state`. All other arguments are
+    those of `constrained_trust_region_update`. Returns (params, state, `ConstrainedInfo`).
 
     Raises:
-        ValueError: besides what `constrained_trust_region_update` raises, a state of another config, of other parameters or of
-            another number of costs.
+        ConfigError: besides what `constrained_trust_region_update` raises, a decay out of range.
+        TypeError, ValueError: a state of another kind, of another config, of other parameters or of another number of costs.
     """
     check_floating(params, "params")
     check_batch(batch)
     check_policy(policy_fn, params, batch)
     check_config(config, batch, key)
     cost_excess = _checked_excess(cost_excess, batch)
-    _check_cost_gradients(state, params, len(cost_excess))
+    _check_state(state, params, config, len(cost_excess))
+    if not isinstance(cost_gradient_decay, jax.core.Tracer) and not 0.0 <= cost_gradient_decay < 1.0:
+        raise ConfigError("cost_gradient_decay", cost_gradient_decay, "at least 0 and below 1")
     key = key if config.curvature_sampling == "random" else None
     with jax.default_matmul_precision("highest"):
         mine = local(params, axis_name)
@@ -188,7 +194,7 @@ def stateful_constrained_trust_region_update(
         divided = divide(batch, config, axis_name)
         whole = map_parts(lambda part: Samples(part, jax.lax.stop_gradient(policy_fn(mine, part.observation))), divided)
         values, gradients = mean_over_parts(lambda part: _surrogates_and_gradients(policy_fn, mine, part), divided)
-        state, gradients = _averaged(state, gradients, cost_gradient_decay)
+        state, gradients = _averaged(state, gradients, cost_gradient_decay, counts=_has_samples(divided))
         states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
         problem = LimitedProblem(
             evaluate_fn=_evaluation(policy_fn, whole, config),
@@ -217,29 +223,41 @@ def _checked_excess(cost_excess: Any, batch: Batch) -> Float[Array, "K"]:
     return excess
 
 
-def _check_cost_gradients(state: ConstrainedState, params: Params, num_costs: int) -> None:
-    """Raise ValueError if the averages are not those of these parameters and costs."""
-    wanted = jax.eval_shape(lambda params: jax.tree.map(lambda leaf: jnp.zeros((num_costs, *leaf.shape)), params), params)
-    if structure_and_shapes(state.cost_gradients) != structure_and_shapes(wanted):
-        raise ValueError(
-            f"state.cost_gradients: got arrays unlike params, allowed: the structure of params, with a leading axis {num_costs}"
-        )
-
-
-def _averaged(state: ConstrainedState, gradients: Params, decay: Any) -> tuple[ConstrainedState, Params]:
-    """Put the costs' gradients into their averages; return the state, and the gradients with averages in place of the costs'.
-
-    Gradients that are not finite leave the averages as they are.
-    """
-    decay = jnp.asarray(decay, jnp.float32)
-    sums = jax.tree.map(
-        lambda old, new: (decay * old + (1.0 - decay) * new[1:]).astype(old.dtype), state.cost_gradients, upcast(gradients)
+def _check_state(state: ConstrainedState, params: Params, config: TrustRegionConfig, num_costs: int) -> None:
+    """Raise TypeError or ValueError if a state does not fit the parameters and the number of costs."""
+    allowed = "the result of init_constrained_state for these params and costs"
+    if not isinstance(state, ConstrainedState):
+        raise TypeError(f"state: got a {type(state).__name__}, allowed: {allowed}")
+    fitting = jax.eval_shape(lambda params: init_constrained_state(params, config, num_costs).cost_gradients, params)
+    got, wanted = (
+        (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
+        for tree in (state.cost_gradients, fitting)
     )
-    weight = decay * state.weight + (1.0 - decay)
-    averages = jax.tree.map(lambda new, total: jnp.concatenate([new[:1], total / weight]), upcast(gradients), sums)
-    finite = all_finite(sums)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (sums, weight), (state.cost_gradients, state.weight))
-    return state._replace(cost_gradients=kept[0], weight=kept[1]), averages
+    if got != wanted:
+        raise ValueError(f"state.cost_gradients: got arrays unlike those of params and {num_costs} costs, allowed: {allowed}")
+
+
+def _has_samples(divided: Partition) -> Bool[Array, ""]:
+    """Tell whether any sample of the batch has a weight."""
+    if divided.parts.weight is None:
+        return jnp.asarray(True)
+    return mean_over_parts(lambda part: jnp.sum(part.weight), divided) > 0
+
+
+def _averaged(
+    state: ConstrainedState, gradients: Params, decay: float | Float[Array, ""], *, counts: Bool[Array, ""]
+) -> tuple[ConstrainedState, Params]:
+    """Put the costs' gradients into their averages; return the state, and all gradients, with averages for the costs."""
+    decay = jnp.asarray(decay, jnp.float32)
+    old = state.cost_gradients, state.weight
+    sums, weight = jax.tree.map(
+        lambda total, new: (decay * total + (1.0 - decay) * new).astype(total.dtype),
+        old,
+        (jax.tree.map(lambda leaf: leaf[1:], gradients), 1.0),
+    )
+    averages = jax.tree.map(lambda new, total: jnp.concatenate([new[:1], total / weight]), gradients, sums)
+    kept = jax.tree.map(lambda new, old: jnp.where(counts, new, old), where_finite((sums, weight), old), old)
+    return ConstrainedState(state.trust_region, *kept), averages
 
 
 def _surrogates(policy: Distribution, batch: Batch) -> Float[Array, "M"]:
