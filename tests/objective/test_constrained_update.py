@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from trpo_jax.errors import ConfigError
 from trpo_jax.objective.constrained_update import (
+    _check_state,
     constrained_trust_region_update,
     init_constrained_state,
     stateful_constrained_trust_region_update,
@@ -60,6 +61,11 @@ def test_an_accepted_update_keeps_the_bound_and_the_limits(name, seed, number, e
     params, batch = with_costs(name, seed=seed, number=number)
     config, excess = dataclasses.replace(CONFIG, max_kl=max_kl), jnp.asarray(excess[:number], jnp.float32)
     new, info = update(name, params, batch, excess, config)
+    check_guarantee(name, params, new, batch, excess, max_kl, info)
+
+
+def check_guarantee(name, params, new, batch, excess, max_kl, info):
+    """Bound and limits as float64 measures them, or the same parameters."""
     objective, costs, old_policy = surrogates(name, params, batch)
     new_objective, new_costs, new_policy = surrogates(name, new, batch)
     if info.accepted:
@@ -280,7 +286,7 @@ def test_gradients_of_costs_are_averaged_as_adam_does():
     """Two updates of θ = 0 against the mean that is written down here; then one with NaNs, which changes nothing."""
     batches = [noisy_costs(jax.random.key(seed)) for seed in (0, 1)]
     gradients = [np.mean(batch.cost_advantage[:, 0, None] * batch.action * batch.observation, axis=0) for batch in batches]
-    state, config = init_constrained_state(jnp.zeros(50), CONFIG, 1), dataclasses.replace(CONFIG, max_kl=1e-4)
+    state, config = init_constrained_state(jnp.zeros(50), CONFIG, 1), dataclasses.replace(CONFIG, line_search=False)
     for batch in batches:
         params, state, info = stateful_constrained_trust_region_update(
             linear_fn, jnp.zeros(50), batch, jnp.asarray([1.0]), state, config, cost_gradient_decay=0.75
@@ -295,7 +301,7 @@ def test_gradients_of_costs_are_averaged_as_adam_does():
 
     broken = batches[0]._replace(cost_advantage=batches[0].cost_advantage.at[0].set(jnp.nan))
     _, after, info = stateful_constrained_trust_region_update(
-        linear_fn, jnp.zeros(50), broken, jnp.asarray([1.0]), state, config
+        linear_fn, jnp.zeros(50), broken, jnp.asarray([1.0]), state, config, cost_gradient_decay=0.75
     )
     assert info.outcome == ConstrainedOutcome.NOT_FINITE
     for now, before in zip(after[1:], state[1:], strict=True):
@@ -317,17 +323,10 @@ def test_averaged_gradients_keep_the_guarantee(seed, excess, decay):
     """The average holds the gradients of other samples of the policy, which the batch may contradict."""
     params, batch = with_costs("gaussian", seed=seed, number=2)
     other = batch._replace(cost_advantage=jnp.roll(batch.cost_advantage, 1, axis=0))
-    state = init_constrained_state(params, CONFIG, 2)
+    state, excess = init_constrained_state(params, CONFIG, 2), jnp.asarray(excess, jnp.float32)
     for samples in (other, batch):
-        new, state, info = averaged_update(params, samples, jnp.asarray(excess, jnp.float32), state, decay)
-    if not info.accepted:
-        assert same_bits(new, params)
-        return
-    before, costs_before, old = surrogates("gaussian", params, batch)
-    after, costs, policy = surrogates("gaussian", new, batch)
-    assert float(jnp.mean(old.kl(policy))) <= CONFIG.max_kl * (1 + 1e-4)
-    assert (costs - costs_before <= np.maximum(-np.asarray(excess), 0.0) + 1e-5).all()
-    assert after > before - 1e-6 or max(excess) > 0
+        new, state, info = averaged_update(params, samples, excess, state, decay)
+    check_guarantee("gaussian", params, new, batch, excess, CONFIG.max_kl, info)
 
 
 @jax.jit
@@ -353,7 +352,7 @@ def test_a_state_of_another_kind_or_of_other_costs_or_parameters_and_a_decay_out
         with pytest.raises(ValueError, match=r"state.cost_gradients: got arrays unlike .* allowed: the result of init_constr"):
             averaged_update(params, batch, jnp.zeros(2), other, 0.9)
     with pytest.raises(TypeError, match="state: got a TrustRegionState, allowed: the result of init_constrained_state"):
-        averaged_update(params, batch, jnp.zeros(2), state.trust_region, 0.9)
+        _check_state(state.trust_region, params, CONFIG, 2)
     for decay in (1.0, -0.1):
         with pytest.raises(ConfigError, match=r"cost_gradient_decay: got .*, allowed: at least 0 and below 1"):
             stateful_constrained_trust_region_update(

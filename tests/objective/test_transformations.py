@@ -79,13 +79,13 @@ def test_limited_costs_of_a_split_batch_give_the_update_of_the_whole(x64, mesh):
     rng = np.random.default_rng(1)
     cost = 0.5 * batch.advantage[:, None] + jnp.asarray(rng.normal(size=(*batch.advantage.shape, 2)))
     batch, excess = batch._replace(cost_advantage=cost), jnp.asarray([-1e-3, 1e-3])
-    state = init_constrained_state(params, CONFIG, 2)
-    state = state._replace(cost_gradients=jax.tree.map(lambda leaf: leaf + 0.01, state.cost_gradients), weight=jnp.float32(0.5))
 
     def update_fn(params, batch, axis_name=None):
-        return stateful_constrained_trust_region_update(
-            gaussian_fn, params, batch, excess, state, CONFIG, cost_gradient_decay=0.9, axis_name=axis_name
-        )
+        """The second of two updates of the same parameters, whose averages are not those of the batch alone."""
+        state, kwargs = init_constrained_state(params, CONFIG, 2), {"cost_gradient_decay": 0.9, "axis_name": axis_name}
+        other = batch._replace(cost_advantage=batch.cost_advantage + 0.1 * batch.action[:, :1])
+        _, state, _ = stateful_constrained_trust_region_update(gaussian_fn, params, other, excess, state, CONFIG, **kwargs)
+        return stateful_constrained_trust_region_update(gaussian_fn, params, batch, excess, state, CONFIG, **kwargs)
 
     whole = jax.jit(update_fn, static_argnames="axis_name")(params, batch)
     assert whole[2].accepted

@@ -223,7 +223,7 @@ def _checked_excess(cost_excess: Any, batch: Batch) -> Float[Array, "K"]:
     return excess
 
 
-def _check_state(state: ConstrainedState, params: Params, config: TrustRegionConfig, num_costs: int) -> None:
+def _check_state(state: Any, params: Params, config: TrustRegionConfig, num_costs: int) -> None:
     """Raise TypeError or ValueError if a state does not fit the parameters and the number of costs."""
     allowed = "the result of init_constrained_state for these params and costs"
     if not isinstance(state, ConstrainedState):
