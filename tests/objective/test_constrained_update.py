@@ -22,7 +22,7 @@ from trpo_jax.objective.trust_region_config import TrustRegionConfig
 from trpo_jax.objective.trust_region_update import trust_region_update
 from trpo_jax.policy.distributions import DiagonalGaussian
 from trpo_jax.solver.outcome import ConstrainedOutcome
-from update_problems import CONFIG, POLICIES, B, draw, same_bits
+from update_problems import CONFIG, POLICIES, B, draw
 
 
 @functools.partial(jax.jit, static_argnames="name")
