@@ -184,19 +184,30 @@ def test_a_cost_above_its_limit_moves_what_keeps_it_and_without_samples_that_sta
 
 
 @pytest.mark.parametrize(
-    ("margin", "excess", "after"),
-    [(1.0, 10.0, 1.3), (1.0, 1000.0, 1.75), (1.0, -10.0, 0.7), (0.1, -10.0, 0.0), (24.9, 10.0, 25.0)],
+    ("margin", "excess", "active", "after"),
+    [
+        (1.0, 10.0, True, 1.0 + 0.03 * 11.25),  # the aim is 1.25 below the limit
+        (1.0, 1000.0, True, 1.0 + 0.03 * 25.0),
+        (1.0, -11.25, False, 0.7),
+        (24.9, 10.0, True, 25.0),
+        (0.1, -11.25, True, -0.2),
+        (0.1, -11.25, False, 0.0),
+        (-1.0, -11.25, False, -1.0),
+        (-1.0, 8.75, False, -0.7),
+        (-12.4, -21.25, True, -12.5),
+    ],
 )
-def test_the_margin_follows_the_distance_to_the_limit(margin, excess, after):
+def test_the_margin_follows_the_distance_to_the_limit(margin, excess, active, after):
     config = dataclasses.replace(default_config("cpo"), cost_limit=25.0, margin_gain=0.03)
-    moved = moved_margin(jnp.asarray([margin, 5.0]), jnp.asarray([excess, 0.0]), config)
+    moved = moved_margin(
+        *(jnp.asarray([each, other]) for each, other in ((margin, 5.0), (excess, -1.25), (active, True))), config
+    )
     np.testing.assert_allclose(moved, [after, 5.0], rtol=1e-6)
 
 
-def test_a_step_goes_part_of_the_way_to_a_limit_and_all_the_way_back():
-    config = dataclasses.replace(default_config("cpo"), approach=0.5)
-    aimed = aimed_excess(jnp.asarray([-10.0, -10.0, -1.0, 3.0]), jnp.asarray([0.0, 4.0, 4.0, 4.0]), config)
-    np.testing.assert_allclose(aimed, [-5.0, -3.0, 3.0, 7.0])
+def test_a_negative_margin_is_for_costs_below_their_limits_only():
+    aimed = aimed_excess(jnp.asarray([-10.0, -10.0, -1.0, 3.0, 3.0]), jnp.asarray([-4.0, 4.0, 4.0, 4.0, -4.0]))
+    np.testing.assert_allclose(aimed, [-14.0, -6.0, 3.0, 7.0, 3.0])
 
 
 def test_cost_advantages_are_those_of_the_reward_in_units_of_an_episode():

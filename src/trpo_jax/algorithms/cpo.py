@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from trpo_jax.agent.metrics import numbered
 from trpo_jax.agent.policy_update import POLICY_MEANS, Metrics, PolicyFn, PolicyUpdate
@@ -21,6 +21,9 @@ from trpo_jax.objective.surrogate import Batch
 from trpo_jax.solver.outcome import ConstrainedOutcome
 from trpo_jax.tree import where_finite
 
+AIM = 0.95
+"""Fraction of the limit at which the expected cost is to settle: it is uncertain, and swings."""
+
 
 @config
 class CPOConfig(CostLimitConfig):
@@ -28,11 +31,10 @@ class CPOConfig(CostLimitConfig):
 
     cost_gradient_decay: float = setting(default=0.9, at_least=0.0, below=1.0)
     """Decay per update of the running average of the costs' gradients."""
-    approach: float = setting(default=0.75, above=0.0, at_most=1.0)
-    """Largest fraction of the distance to a limit, less the margin, that an update may go."""
     margin_gain: float = setting(default=0.03, at_least=0.0)
-    """Costs are kept below their limit by a margin, which makes up for costs that rise by more than steps predict. Each update
-    adds this times min(expected cost - limit, limit), then clips the margin to [0, limit]."""
+    """Costs are kept below their limit by a margin, which makes up for what steps predict wrongly. Each update adds this times
+    min(expected cost - `AIM`·limit, limit), then clips the margin to [-limit/2, limit]. It falls below 0 only while the limit
+    shapes the steps: then costs rise by less than predicted."""
 
 
 class CPOState(NamedTuple):
@@ -44,7 +46,7 @@ class CPOState(NamedTuple):
     recoveries: Int[Array, ""]
     """How many updates had no step within the trust region that keeps limits and margins, and lowered costs instead."""
     margin: Float[Array, "K"]
-    """How far below its limit the next update is to keep each cost."""
+    """How far below its limit the next update is to keep each cost; negative where it may predict costs above it."""
 
 
 def init(params: Any, config: CPOConfig, num_costs: int) -> CPOState:
@@ -74,7 +76,7 @@ def update(
         on_rows(policy_fn),
         params,
         in_rows(batch, config.trust_region.num_microbatches),
-        aimed_excess(excess, state.margin, config),
+        aimed_excess(excess, state.margin),
         state.trust_region,
         config.trust_region,
         cost_gradient_decay=config.cost_gradient_decay,
@@ -82,7 +84,7 @@ def update(
     )
     outcomes, counts = counted(state.outcomes, info.outcome, ConstrainedOutcome)
     recoveries = state.recoveries + ~info.feasible
-    moved = where_finite(moved_margin(state.margin, excess, config), state.margin)
+    moved = where_finite(moved_margin(state.margin, excess, info.active, config), state.margin)
     margin = jnp.where(jnp.any(batch.weight > 0), moved, state.margin)
     metrics = reported(info, (*FIELDS, "feasible")) | counts
     metrics |= {"num_recoveries": recoveries.astype(jnp.float32), "kl_bound": jnp.asarray(config.trust_region.max_kl)}
@@ -91,15 +93,19 @@ def update(
     return params, CPOState(trust_region, outcomes, recoveries, margin), metrics
 
 
-def aimed_excess(excess: Float[Array, "K"], margin: Float[Array, "K"], config: CPOConfig) -> Float[Array, "K"]:
-    """Return the excess to take a step with: costs below their margins are to go part of the way up to them at most."""
-    above = excess + margin
-    return jnp.where(above < 0, config.approach * above, above)
+def aimed_excess(excess: Float[Array, "K"], margin: Float[Array, "K"]) -> Float[Array, "K"]:
+    """Return the excess to take a step with. A negative margin is for costs below their limits only."""
+    return excess + jnp.where(excess < 0, margin, jnp.maximum(margin, 0.0))
 
 
-def moved_margin(margin: Float[Array, "K"], excess: Float[Array, "K"], config: CPOConfig) -> Float[Array, "K"]:
+def moved_margin(
+    margin: Float[Array, "K"], excess: Float[Array, "K"], active: Bool[Array, "K"], config: CPOConfig
+) -> Float[Array, "K"]:
     """Return the next update's margin."""
-    return jnp.clip(margin + config.margin_gain * jnp.minimum(excess, config.cost_limit), 0.0, config.cost_limit)
+    limit = jnp.asarray(config.cost_limit, jnp.float32)
+    moved = margin + config.margin_gain * jnp.minimum(excess + (1.0 - AIM) * limit, limit)
+    least = jnp.where(active, -0.5 * limit, jnp.minimum(margin, 0.0))
+    return jnp.clip(moved, least, limit)
 
 
 CPO = PolicyUpdate(init, update, limits_costs=True, sample_means=(*POLICY_MEANS, *COST_MEANS, "cost_change"))
