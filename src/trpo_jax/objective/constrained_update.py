@@ -33,7 +33,7 @@ from trpo_jax.solver.ball import MOST_LIMITS
 from trpo_jax.solver.constrained_step import LimitedEvaluation, LimitedProblem
 from trpo_jax.solver.step_config import TrustRegionState, check_stateless, init_trust_region_state
 from trpo_jax.solver.trust_region import constrained_step_along_gradients
-from trpo_jax.tree import Params, check_floating, upcast, vdot, where_finite
+from trpo_jax.tree import Params, check_floating, upcast, where_finite
 from trpo_jax.weights import AxisName
 
 
@@ -170,10 +170,10 @@ def stateful_constrained_trust_region_update(
     its samples: where costs are rare it keeps only a small part of what it promises. A batch without samples that count, or
     with gradients that are not finite, leaves the average as it is.
 
-    The guarantees are the same, but for costs those of a tilted surrogate, C(θ) + (ḡ - g)·(θ - θ₀) with the average ḡ in place
-    of the batch's own gradient g; `info.cost_change` is its change. The state holds the averages, and what shapes the damping.
-    Start with `init_constrained_state`. All other arguments are those of `constrained_trust_region_update`. Returns (params,
-    state, `ConstrainedInfo`).
+    The line search measures surrogates, costs and KL on this batch alone, so the guarantees are the same. But the batch may
+    contradict the average so much that no fraction of the step is accepted. `info.feasible` and `info.active` are by the
+    averages. The state holds them, and what shapes the damping. Start with `init_constrained_state`. All other arguments are
+    those of `constrained_trust_region_update`. Returns (params, state, `ConstrainedInfo`).
 
     Raises:
         ConfigError: besides what `constrained_trust_region_update` raises, a decay out of range.
@@ -194,17 +194,16 @@ def stateful_constrained_trust_region_update(
         divided = divide(batch, config, axis_name)
         whole = map_parts(lambda part: Samples(part, jax.lax.stop_gradient(policy_fn(mine, part.observation))), divided)
         values, gradients = mean_over_parts(lambda part: _surrogates_and_gradients(policy_fn, mine, part), divided)
-        state, averaged = _averaged(state, gradients, cost_gradient_decay, counts=_has_samples(divided))
-        tilt = jax.tree.map(lambda average, own: average[1:] - own[1:], averaged, gradients)
+        state, gradients = _averaged(state, gradients, cost_gradient_decay, counts=_has_samples(divided))
         states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
         problem = LimitedProblem(
-            evaluate_fn=_evaluation(policy_fn, whole, params, tilt, config),
+            evaluate_fn=_evaluation(policy_fn, whole, config),
             matvec=fisher(policy_fn, mine, divided if states is batch else divide(states, config, axis_name), config),
             excess=cost_excess,
             curvature_floor_fn=largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
         )
         params, shaping, step, report = constrained_step_along_gradients(
-            problem, values, averaged, params, state.trust_region, config
+            problem, values, gradients, params, state.trust_region, config
         )
     return params, state._replace(trust_region=shaping), ConstrainedInfo(**fields_of_info(step, report))
 
@@ -274,24 +273,12 @@ def _surrogates_and_gradients(policy_fn: PolicyFn, params: Params, batch: Batch)
     return values, jax.vmap(lambda row: pullback(row)[0])(jnp.eye(len(values), dtype=values.dtype))
 
 
-def _evaluation(
-    policy_fn: PolicyFn, whole: Partition, old: Params, tilt: Params, config: TrustRegionConfig
-) -> Callable[[Params], LimitedEvaluation]:
-    """Return the map from parameters to surrogates, KL and entropy.
-
-    Args:
-        policy_fn: the policy.
-        whole: the batch, with the old policy.
-        old: the old policy's parameters.
-        tilt: added to the gradients of the costs' surrogates, a tree like the parameters with a new leading axis `[K]`.
-        config: chooses the KL that is bounded.
-    """
+def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig) -> Callable[[Params], LimitedEvaluation]:
+    """Return the map from parameters to surrogates, KL and entropy."""
     evaluate_batch = evaluation_of_batch(policy_fn, whole, _surrogates)
 
     def evaluate(params: Params) -> LimitedEvaluation:
         surrogates, report = evaluate_batch(params)
-        change = jax.tree.map(lambda new, before: upcast(new) - upcast(before), params, old)
-        tilted = surrogates[1:] + jax.vmap(lambda gradient: vdot(gradient, change))(tilt)
-        return LimitedEvaluation(surrogates[0], report.constraint(config), tilted, report)
+        return LimitedEvaluation(surrogates[0], report.constraint(config), surrogates[1:], report)
 
     return evaluate
