@@ -17,8 +17,8 @@ SPEED_LIMITS = {
     "walker2d": 0.43,
 }
 """Limits in metres per second: half of the mean speed, over its episodes, of what TRPO learns without a limit with the settings
-that ship for the robot and five million steps (one seed, acting with the mode): benchmarks/speed_limits.py. Humanoid's is after one
-million."""
+that ship for the robot and five million steps (one seed, acting with the mode): benchmarks/speed_limits.py. Humanoid's
+is after one million."""
 
 SUFFIX = "_velocity"
 HAZARDS = "point_hazards"
