@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trpo_jax.errors import ConfigError
 from trpo_jax.objective.constrained_update import (
-    _check_state,
+    _num_averages,
     constrained_trust_region_update,
     init_constrained_state,
     stateful_constrained_trust_region_update,
@@ -256,7 +256,7 @@ def linear_fn(params, state):
     return DiagonalGaussian(mean, jnp.zeros_like(mean))
 
 
-def test_a_step_along_averaged_gradients_keeps_more_of_what_it_promises():
+def test_a_step_that_averaged_gradients_allow_keeps_more_of_what_it_promises():
     """The true change of the mean cost is the first element of Δθ, here of states N(0, I)."""
     config = TrustRegionConfig(max_kl=0.2, damping=0.0, cg_iterations=20)
 
@@ -282,7 +282,7 @@ def test_a_step_along_averaged_gradients_keeps_more_of_what_it_promises():
     assert -0.2 < found[0.9] < -0.06
 
 
-def test_gradients_of_costs_are_averaged_as_adam_does():
+def test_gradients_of_costs_are_averaged_as_adam_does_and_each_limit_is_kept_by_both():
     """Two updates of θ = 0 against the mean that is written down here; then one with NaNs, which changes nothing."""
     batches = [noisy_costs(jax.random.key(seed)) for seed in (0, 1)]
     gradients = [np.mean(batch.cost_advantage[:, 0, None] * batch.action * batch.observation, axis=0) for batch in batches]
@@ -294,8 +294,9 @@ def test_gradients_of_costs_are_averaged_as_adam_does():
     expected = (0.75 * gradients[0] + gradients[1]) / 1.75
     np.testing.assert_allclose(state.cost_gradients[0] / state.weight, expected, rtol=1e-4, atol=1e-6)
 
-    alone = batches[1]._replace(cost_advantage=jnp.asarray(_with_gradient(batches[1], expected), "float32")[:, None])
-    same, _ = constrained_trust_region_update(linear_fn, jnp.zeros(50), alone, jnp.asarray([1.0]), config)
+    by_average = jnp.asarray(_with_gradient(batches[1], expected), "float32")[:, None]
+    both = batches[1]._replace(cost_advantage=jnp.concatenate([batches[1].cost_advantage, by_average], axis=1))
+    same, _ = constrained_trust_region_update(linear_fn, jnp.zeros(50), both, jnp.ones(2), config)
     assert info.accepted
     np.testing.assert_allclose(params, same, rtol=1e-2, atol=1e-5)
 
@@ -348,11 +349,16 @@ def test_a_state_of_another_kind_or_of_other_costs_or_parameters_and_a_decay_out
     params, batch = with_costs("gaussian", number=2)
     state = init_constrained_state(params, CONFIG, 2)
     wide = state._replace(cost_gradients=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.cost_gradients))
-    for other in (init_constrained_state(params, CONFIG, 1), init_constrained_state({"other": jnp.zeros(3)}, CONFIG, 2), wide):
+    for other in (init_constrained_state({"other": jnp.zeros(3)}, CONFIG, 2), wide):
         with pytest.raises(ValueError, match=r"state.cost_gradients: got arrays unlike .* allowed: the result of init_constr"):
             averaged_update(params, batch, jnp.zeros(2), other, 0.9)
     with pytest.raises(TypeError, match="state: got a TrustRegionState, allowed: the result of init_constrained_state"):
-        _check_state(state.trust_region, params, CONFIG, 2)
+        _num_averages(state.trust_region, params, CONFIG)
+    with pytest.raises(ValueError, match="state.cost_gradients: got averages of 1 costs, allowed: of 2, as the batch has"):
+        averaged_update(params, batch, jnp.zeros(2), init_constrained_state(params, CONFIG, 1), 0.9)
+    many = batch._replace(cost_advantage=jnp.ones((B, 4)))
+    with pytest.raises(ValueError, match=r"batch.cost_advantage: got 4 costs, allowed: 1 to 3"):
+        averaged_update(params, many, jnp.zeros(4), init_constrained_state(params, CONFIG, 4), 0.9)
     for decay in (1.0, -0.1):
         with pytest.raises(ConfigError, match=r"cost_gradient_decay: got .*, allowed: at least 0 and below 1"):
             stateful_constrained_trust_region_update(

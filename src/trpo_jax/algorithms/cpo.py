@@ -29,9 +29,9 @@ AIM = 0.95
 class CPOConfig(CostLimitConfig):
     """Everything that decides how CPO learns."""
 
-    cost_gradient_decay: float = setting(default=0.8, at_least=0.0, below=1.0)
-    """Decay per update of the running average of the costs' gradients. The longer the average, the less noise it has, but the
-    more it lags behind gradients that change."""
+    cost_gradient_decay: float = setting(default=0.9, at_least=0.0, below=1.0)
+    """Decay per update of the running average of the costs' gradients. Steps keep the limits both by it and by the batch's own
+    gradients."""
     margin_gain: float = setting(default=0.03, at_least=0.0)
     """Costs are kept below their limit by a margin, which makes up for what steps predict wrongly. Each update adds this times
     min(expected cost - `AIM`·limit, limit), then clips the margin to [-limit/2, limit]. It falls below 0 only while the limit

@@ -19,6 +19,7 @@ from trpo_jax.objective.surrogate import Batch, check_batch, mask_unweighted, su
 from trpo_jax.objective.trust_region_config import TrustRegionConfig
 from trpo_jax.objective.trust_region_update import (
     PolicyFn,
+    Report,
     Samples,
     check_config,
     check_policy,
@@ -31,6 +32,7 @@ from trpo_jax.objective.trust_region_update import (
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.solver.ball import MOST_LIMITS
 from trpo_jax.solver.constrained_step import LimitedEvaluation, LimitedProblem
+from trpo_jax.solver.outcome import ConstrainedStepInfo
 from trpo_jax.solver.step_config import TrustRegionState, check_stateless, init_trust_region_state
 from trpo_jax.solver.trust_region import constrained_step_along_gradients
 from trpo_jax.tree import Params, check_floating, upcast, where_finite
@@ -43,7 +45,7 @@ class ConstrainedState(NamedTuple):
     trust_region: TrustRegionState
     cost_gradients: Params
     """Σ (1 - d)·dⁿ⁻ⁱ·gᵢ over the updates i = 1 … n, where gᵢ are the gradients of the costs and d is the decay: a tree like the
-    parameters with a new leading axis `[K]`, in at least float32."""
+    parameters with a new leading axis `[K]`, in at least float32. `[0]` if no averages are kept."""
     weight: Float[Array, ""]
     """The same sum with 1 for gᵢ, so that the average is `cost_gradients` / `weight`; 0 before the first update."""
 
@@ -54,7 +56,7 @@ def init_constrained_state(params: Params, config: TrustRegionConfig, num_costs:
     Args:
         params: pytree of floating arrays, like the one passed to the updates.
         config: its `damping_shape` decides what the state holds.
-        num_costs: K.
+        num_costs: K; 0 keeps no averages, so that each limit counts by the gradient of one batch alone.
     """
     trust_region = init_trust_region_state(params, config)
     nothing = jax.tree.map(lambda leaf: jnp.zeros((num_costs, *leaf.shape), leaf.dtype), upcast(params))
@@ -89,7 +91,7 @@ class ConstrainedInfo(NamedTuple):
     backtracks: Int[Array, ""]
     """How often the line search shrank the step."""
     cg_iterations: Int[Array, ""]
-    """Conjugate-gradient iterations done, over all K + 1 solves."""
+    """Conjugate-gradient iterations done, over all solves: 1 + K, or 1 + 2K with averages."""
     cg_residual: Float[Array, ""]
     """Largest relative residual of the solves."""
     step_norm: Float[Array, ""]
@@ -143,8 +145,7 @@ def constrained_trust_region_update(
     """
     check_stateless(config)
     check_floating(params, "params")
-    check_batch(batch)
-    state = init_constrained_state(params, config, len(_checked_excess(cost_excess, batch)))
+    state = init_constrained_state(params, config, num_costs=0)
     params, _, info = stateful_constrained_trust_region_update(
         policy_fn, params, batch, cost_excess, state, config, cost_gradient_decay=0.0, key=key, axis_name=axis_name
     )
@@ -165,26 +166,28 @@ def stateful_constrained_trust_region_update(
 ) -> tuple[Params, ConstrainedState, ConstrainedInfo]:
     """Run `constrained_trust_region_update` with a state that is carried from update to update.
 
-    `cost_gradient_decay`, in [0, 1), is the decay per update of a running average of each cost's gradient, which takes the
-    place of the batch's own gradient; 0 takes the batch's own. A step along the gradient of a single batch fits the noise of
-    its samples: where costs are rare it keeps only a small part of what it promises. A batch without samples that count, or
-    with gradients that are not finite, leaves the average as it is.
+    The gradient of a single batch fits the noise of its samples: where costs are rare, a step that keeps the limits by this
+    gradient keeps only a small part of what it promises. So the step must keep each limit twice, to first order: by the
+    batch's gradient, and by a running average of all batches' gradients, whose decay per update is `cost_gradient_decay`, in
+    [0, 1). That takes one more solve for each cost. A batch without samples that count, or with gradients that are not finite,
+    leaves the average as it is.
 
-    The line search measures surrogates, costs and KL on this batch alone, so the guarantees are the same. But the batch may
-    contradict the average so much that no fraction of the step is accepted. `info.feasible` and `info.active` are by the
-    averages. The state holds them, and what shapes the damping. Start with `init_constrained_state`. All other arguments are
-    those of `constrained_trust_region_update`. Returns (params, state, `ConstrainedInfo`).
+    The guarantees are the same: the line search measures surrogates, costs and KL on this batch. `info.feasible` and
+    `info.active` are by both gradients. The state holds the averages, and what shapes the damping. Start with
+    `init_constrained_state`. All other arguments are those of `constrained_trust_region_update`. Returns (params, state,
+    `ConstrainedInfo`).
 
     Raises:
         ConfigError: besides what `constrained_trust_region_update` raises, a decay out of range.
-        TypeError, ValueError: a state of another kind, of another config, of other parameters or of another number of costs.
+        TypeError, ValueError: a state of another kind, of another config, of other parameters or of another number of costs;
+            with averages, more than `MOST_LIMITS` / 2 costs.
     """
     check_floating(params, "params")
     check_batch(batch)
     check_policy(policy_fn, params, batch)
     check_config(config, batch, key)
-    cost_excess = _checked_excess(cost_excess, batch)
-    _check_state(state, params, config, len(cost_excess))
+    averaged = _num_averages(state, params, config)
+    cost_excess = _checked_excess(cost_excess, batch, averaged)
     if not isinstance(cost_gradient_decay, jax.core.Tracer) and not 0.0 <= cost_gradient_decay < 1.0:
         raise ConfigError("cost_gradient_decay", cost_gradient_decay, "at least 0 and below 1")
     key = key if config.curvature_sampling == "random" else None
@@ -194,25 +197,30 @@ def stateful_constrained_trust_region_update(
         divided = divide(batch, config, axis_name)
         whole = map_parts(lambda part: Samples(part, jax.lax.stop_gradient(policy_fn(mine, part.observation))), divided)
         values, gradients = mean_over_parts(lambda part: _surrogates_and_gradients(policy_fn, mine, part), divided)
-        state, gradients = _averaged(state, gradients, cost_gradient_decay, counts=_has_samples(divided))
+        state, averages = _averaged(state, gradients, cost_gradient_decay, counts=_has_samples(divided))
         states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
         problem = LimitedProblem(
-            evaluate_fn=_evaluation(policy_fn, whole, config),
+            evaluate_fn=_with_linear_costs(_evaluation(policy_fn, whole, config), params, averages),
             matvec=fisher(policy_fn, mine, divided if states is batch else divide(states, config, axis_name), config),
-            excess=cost_excess,
+            excess=jnp.concatenate([cost_excess, cost_excess[:averaged]]),
             curvature_floor_fn=largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
         )
+        values = jnp.concatenate([values, jnp.zeros(averaged, values.dtype)])
+        gradients = jax.tree.map(lambda new, average: jnp.concatenate([new, average]), gradients, averages)
         params, shaping, step, report = constrained_step_along_gradients(
             problem, values, gradients, params, state.trust_region, config
         )
-    return params, state._replace(trust_region=shaping), ConstrainedInfo(**fields_of_info(step, report))
+    return params, state._replace(trust_region=shaping), _info(step, report, len(cost_excess))
 
 
-def _checked_excess(cost_excess: Any, batch: Batch) -> Float[Array, "K"]:
-    """Return the excess as an array; raise ValueError if the batch has no costs, too many, or others."""
+def _checked_excess(cost_excess: Any, batch: Batch, averaged: int) -> Float[Array, "K"]:
+    """Return the excess as an array; raise ValueError if the batch has no costs, too many, or others than the averages."""
     shape = jnp.shape(batch.cost_advantage) if batch.cost_advantage is not None else (0,)
-    if not 1 <= shape[-1] <= MOST_LIMITS:
-        raise ValueError(f"batch.cost_advantage: got {shape[-1]} costs, allowed: 1 to {MOST_LIMITS}, along the last axis")
+    most = MOST_LIMITS // 2 if averaged else MOST_LIMITS
+    if not 1 <= shape[-1] <= most:
+        raise ValueError(f"batch.cost_advantage: got {shape[-1]} costs, allowed: 1 to {most}, along the last axis")
+    if averaged not in (0, shape[-1]):
+        raise ValueError(f"state.cost_gradients: got averages of {averaged} costs, allowed: of {shape[-1]}, as the batch has")
     excess = upcast(jnp.asarray(cost_excess))
     if not jnp.issubdtype(excess.dtype, jnp.floating):
         raise TypeError(f"cost_excess: got dtype {excess.dtype}, allowed: a floating dtype")
@@ -223,18 +231,21 @@ def _checked_excess(cost_excess: Any, batch: Batch) -> Float[Array, "K"]:
     return excess
 
 
-def _check_state(state: Any, params: Params, config: TrustRegionConfig, num_costs: int) -> None:
-    """Raise TypeError or ValueError if a state does not fit the parameters and the number of costs."""
+def _num_averages(state: Any, params: Params, config: TrustRegionConfig) -> int:
+    """Return for how many costs a state keeps averages; raise TypeError or ValueError if it does not fit the parameters."""
     allowed = "the result of init_constrained_state for these params and costs"
     if not isinstance(state, ConstrainedState):
         raise TypeError(f"state: got a {type(state).__name__}, allowed: {allowed}")
-    fitting = jax.eval_shape(lambda params: init_constrained_state(params, config, num_costs).cost_gradients, params)
+    leaves = jax.tree.leaves(state.cost_gradients)
+    number = len(leaves[0]) if leaves and jnp.ndim(leaves[0]) else 0
+    fitting = jax.eval_shape(lambda params: init_constrained_state(params, config, number).cost_gradients, params)
     got, wanted = (
         (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
         for tree in (state.cost_gradients, fitting)
     )
     if got != wanted:
-        raise ValueError(f"state.cost_gradients: got arrays unlike those of params and {num_costs} costs, allowed: {allowed}")
+        raise ValueError(f"state.cost_gradients: got arrays unlike those of params and {number} costs, allowed: {allowed}")
+    return number
 
 
 def _has_samples(divided: Partition) -> Bool[Array, ""]:
@@ -247,15 +258,14 @@ def _has_samples(divided: Partition) -> Bool[Array, ""]:
 def _averaged(
     state: ConstrainedState, gradients: Params, decay: float | Float[Array, ""], *, counts: Bool[Array, ""]
 ) -> tuple[ConstrainedState, Params]:
-    """Put the costs' gradients into their averages; return the state, and all gradients, with averages for the costs."""
+    """Put the gradients of the costs, all rows but the first, into their averages; return the state and the averages."""
     decay = jnp.asarray(decay, jnp.float32)
+    of_costs = jax.tree.map(lambda total, leaf: leaf[1 : 1 + len(total)], state.cost_gradients, gradients)
     old = state.cost_gradients, state.weight
     sums, weight = jax.tree.map(
-        lambda total, new: (decay * total + (1.0 - decay) * new).astype(total.dtype),
-        old,
-        (jax.tree.map(lambda leaf: leaf[1:], gradients), 1.0),
+        lambda total, new: (decay * total + (1.0 - decay) * new).astype(total.dtype), old, (of_costs, 1.0)
     )
-    averages = jax.tree.map(lambda new, total: jnp.concatenate([new[:1], total / weight]), gradients, sums)
+    averages = jax.tree.map(lambda total: total / weight, sums)
     kept = jax.tree.map(lambda new, old: jnp.where(counts, new, old), where_finite((sums, weight), old), old)
     return ConstrainedState(state.trust_region, *kept), averages
 
@@ -282,3 +292,24 @@ def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig
         return LimitedEvaluation(surrogates[0], report.constraint(config), surrogates[1:], report)
 
     return evaluate
+
+
+def _with_linear_costs(
+    evaluate: Callable[[Params], LimitedEvaluation], old: Params, slopes: Params
+) -> Callable[[Params], LimitedEvaluation]:
+    """Return an evaluation with more costs, which change by slopes · (params - old)."""
+
+    def evaluate_all(params: Params) -> LimitedEvaluation:
+        evaluation, step = evaluate(params), jax.tree.map(jnp.subtract, upcast(params), upcast(old))
+        products = jax.tree.map(lambda slope, change: jnp.tensordot(slope, change, change.ndim), slopes, step)
+        linear = jax.tree.reduce(jnp.add, products)
+        return evaluation._replace(costs=jnp.concatenate([evaluation.costs, linear.astype(evaluation.costs.dtype)]))
+
+    return evaluate_all
+
+
+def _info(step: ConstrainedStepInfo, report: Report, num_costs: int) -> ConstrainedInfo:
+    """Return the info of an update whose step had each limit once, or twice."""
+    active = jnp.any(step.active.reshape(-1, num_costs), axis=0)
+    told = fields_of_info(step._replace(cost_change=step.cost_change[:num_costs], active=active), report)
+    return ConstrainedInfo(**told)

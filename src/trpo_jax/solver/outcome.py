@@ -89,7 +89,7 @@ class ConstrainedStepInfo(NamedTuple):
     backtracks: Int[Array, ""]
     """How often the line search shrank the step."""
     cg_iterations: Int[Array, ""]
-    """Conjugate-gradient iterations done, over all K + 1 solves."""
+    """Conjugate-gradient iterations done, over all 1 + K solves."""
     cg_residual: Float[Array, ""]
     """Largest relative residual of the solves; see `StepInfo`."""
     step_norm: Float[Array, ""]
