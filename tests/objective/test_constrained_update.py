@@ -354,7 +354,7 @@ def test_a_state_of_another_kind_or_of_other_costs_or_parameters_and_a_decay_out
             averaged_update(params, batch, jnp.zeros(2), other, 0.9)
     with pytest.raises(TypeError, match="state: got a TrustRegionState, allowed: the result of init_constrained_state"):
         _num_averages(state.trust_region, params, CONFIG)
-    with pytest.raises(ValueError, match="state.cost_gradients: got averages of 1 costs, allowed: of 2, as the batch has"):
+    with pytest.raises(ValueError, match=r"state.cost_gradients: got averages of 1 costs, allowed: of 2, as the batch has"):
         averaged_update(params, batch, jnp.zeros(2), init_constrained_state(params, CONFIG, 1), 0.9)
     many = batch._replace(cost_advantage=jnp.ones((B, 4)))
     with pytest.raises(ValueError, match=r"batch.cost_advantage: got 4 costs, allowed: 1 to 3"):
