@@ -4,9 +4,10 @@
 
 The two competitors are the whole of `trust_region_update` (gradient, conjugate gradients, line search) on the same batch
 and weights; they differ in the product with the Fisher matrix alone: Gauss-Newton, linearized once and transposed,
-against jvp of the gradient of the mean KL. A third is the first with shaped damping, in its second update. A fourth is
-`stateful_constrained_trust_region_update` with one cost, near its limit, as CPO takes it. Observation 17, action 6,
-10 conjugate-gradient iterations a solve; they take turns.
+against jvp of the gradient of the mean KL. A third is the first with shaped damping, in its second update. Two more have one
+cost, near its limit: `constrained_trust_region_update`, with a second solve, and the stateful one that CPO trains with, with a
+third; the latter is compared as it trains, with Fisher products from a tenth of the samples. Observation 17, action 6, 10
+conjugate-gradient iterations a solve; they take turns.
 """
 
 import dataclasses
@@ -57,8 +58,12 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
         lambda params, batch, state: trpo_jax.stateful_trust_region_update(network.apply, params, batch, state, shaped_config)
     )
     _, state, _ = shaped(params, batch, trpo_jax.init_trust_region_state(params, shaped_config))
+    tenth = dataclasses.replace(config, curvature_fraction=0.1)
+    of_tenth = jax.jit(lambda params, batch: trpo_jax.trust_region_update(network.apply, params, batch, tenth))
     competitors = {
-        "limited": update_with_limit(network.apply, params, batch, config),
+        "limited": update_with_limit(network.apply, params, batch, config, num_averages=0),
+        "trained": update_with_limit(network.apply, params, batch, tenth, num_averages=1),
+        "of tenth": lambda: of_tenth(params, batch),
         "ours": lambda: ours(params, batch),
         "twice": lambda: twice(params, batch),
         "shaped": lambda: shaped(params, batch, state),
@@ -68,6 +73,7 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
     ratio = report.ratio(seconds["ours"], seconds["twice"])
     price = report.ratio(seconds["shaped"], seconds["ours"])
     price_of_limit = report.ratio(seconds["limited"], seconds["ours"])
+    as_trained = report.ratio(seconds["trained"], seconds["of tenth"])
     return {
         "samples": samples,
         "network": f"{hidden_size}-{hidden_size}",
@@ -78,6 +84,7 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
         "ratio max": ratio["max"],
         "shaped ÷ identity": show(Estimate(*price.values())),
         "one cost ÷ none": show(Estimate(*price_of_limit.values())),
+        "as CPO trains": show(Estimate(*as_trained.values())),
     }
 
 
@@ -91,11 +98,11 @@ def make_problem(network, samples: int):
     return params, Batch(observation, action, distribution.log_prob(action), advantage)
 
 
-def update_with_limit(policy_fn, params, batch, config):
-    """Return the update with one cost, near its limit, as a function without arguments."""
+def update_with_limit(policy_fn, params, batch, config, *, num_averages):
+    """Return the update with one cost, near its limit, as a function without arguments; 0 averages the stateless one."""
     cost = jax.random.normal(jax.random.key(4), batch.advantage.shape) + 0.5 * batch.advantage
     batch, excess = batch._replace(cost_advantage=cost[:, None]), jnp.asarray([-1e-3])
-    state = trpo_jax.init_constrained_state(params, config, 1)
+    state = trpo_jax.init_constrained_state(params, config, num_averages)
 
     @jax.jit
     def update(params, batch, state):
