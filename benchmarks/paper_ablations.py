@@ -1,6 +1,6 @@
 """The comparison of Schulman et al. 2015 (figures 3 and 4): forms of the update, samplers, and evolution strategies.
 
-    python benchmarks/paper_ablations.py [--folder runs/paper_ablations] [--json FILE] [--figure FILE.svg]
+    python benchmarks/paper_ablations.py [--folder runs/paper_ablations] [--json FILE] [--figures FOLDER]
 
 The updates and samplers are configs/sweeps/paper_ablations.toml. The evolution strategies are evosax's SimpleES, which is the
 cross-entropy method but for the spread, taken about the old mean, and Sep_CMA_ES (the full covariance of thousands of weights
@@ -54,8 +54,8 @@ class Arguments:
     """For the sweep and for the curves of evolution strategies."""
     json: str | None = None
     """Where to write the result."""
-    figure: str | None = None
-    """Where to write the learning curves, as SVG or PNG."""
+    figures: str | None = None
+    """Folder for the learning curves, one file for each of `FIGURES`."""
 
 
 def main(arguments: Arguments) -> None:
@@ -66,8 +66,18 @@ def main(arguments: Arguments) -> None:
     theirs = [scored(run, name, folder / "evolution") for run in reversed(first.values()) for name in STRATEGIES]
     scores = gather([*ours, *theirs])
     report.publish("forms of the update", rows_of(scores), arguments.json)
-    if arguments.figure:
-        curves(scores).savefig(arguments.figure)
+    if arguments.figures:
+        for name, settings in FIGURES.items():
+            shown = gather([run for run in scores.runs if run.setting in settings])
+            curves(shown).savefig(Path(arguments.figures) / f"paper_{name}.svg")
+
+
+FIGURES = {
+    "samplers": ("single path", "vine"),
+    "updates": ("single path", "bound on the largest KL", "empirical Fisher", "natural gradient", "fixed penalty"),
+    "evolution": ("single path", "elite Gaussian", "CMA-ES"),
+}
+"""Figures, and the settings whose curves they show: few, so that each can be told from the others."""
 
 
 def elite(candidate: Any) -> tuple[Any, Any]:
