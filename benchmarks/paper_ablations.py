@@ -42,6 +42,12 @@ POPULATION = 64
 """Candidates in a generation."""
 ELITE = 0.1
 """Share of a generation that the elite strategy fits its Gaussian to."""
+FIGURES = {
+    "samplers": ("single path", "vine"),
+    "updates": ("single path", "bound on the largest KL", "empirical Fisher", "natural gradient", "fixed penalty"),
+    "evolution": ("single path", "elite Gaussian", "CMA-ES"),
+}
+"""Figures, and the settings whose curves they show: few, so that each can be told from the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +76,6 @@ def main(arguments: Arguments) -> None:
         for name, settings in FIGURES.items():
             shown = gather([run for run in scores.runs if run.setting in settings])
             curves(shown).savefig(Path(arguments.figures) / f"paper_{name}.svg")
-
-
-FIGURES = {
-    "samplers": ("single path", "vine"),
-    "updates": ("single path", "bound on the largest KL", "empirical Fisher", "natural gradient", "fixed penalty"),
-    "evolution": ("single path", "elite Gaussian", "CMA-ES"),
-}
-"""Figures, and the settings whose curves they show: few, so that each can be told from the others."""
 
 
 def elite(candidate: Any) -> tuple[Any, Any]:
