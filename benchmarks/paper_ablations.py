@@ -73,6 +73,7 @@ def main(arguments: Arguments) -> None:
     scores = gather([*ours, *theirs])
     report.publish("forms of the update", rows_of(scores), arguments.json)
     if arguments.figures:
+        Path(arguments.figures).mkdir(parents=True, exist_ok=True)
         for name, settings in FIGURES.items():
             shown = gather([run for run in scores.runs if run.setting in settings])
             curves(shown).savefig(Path(arguments.figures) / f"paper_{name}.svg")

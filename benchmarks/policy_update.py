@@ -19,7 +19,7 @@ import tyro
 
 import report
 import trpo_jax
-from trpo_jax import Batch, GaussianPolicy, TrustRegionConfig, trust_region_step
+from trpo_jax import Batch, CPOConfig, GaussianPolicy, TrustRegionConfig, trust_region_step
 from trpo_jax.objective.surrogate import mean_and_max_kl, surrogate_objective
 from trpo_jax.sweep.report.statistics import Estimate
 from trpo_jax.sweep.report.tables import show
@@ -58,12 +58,14 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
         lambda params, batch, state: trpo_jax.stateful_trust_region_update(network.apply, params, batch, state, shaped_config)
     )
     _, state, _ = shaped(params, batch, trpo_jax.init_trust_region_state(params, shaped_config))
-    tenth = dataclasses.replace(config, curvature_fraction=0.1)
-    of_tenth = jax.jit(lambda params, batch: trpo_jax.trust_region_update(network.apply, params, batch, tenth))
+    of_cpo = CPOConfig().trust_region
+    without = jax.jit(
+        lambda params, batch, state: trpo_jax.stateful_trust_region_update(network.apply, params, batch, state, of_cpo)
+    )
     competitors = {
         "limited": update_with_limit(network.apply, params, batch, config, num_averages=0),
-        "trained": update_with_limit(network.apply, params, batch, tenth, num_averages=1),
-        "of tenth": lambda: of_tenth(params, batch),
+        "trained": update_with_limit(network.apply, params, batch, of_cpo, num_averages=1),
+        "without": lambda: without(params, batch, state),
         "ours": lambda: ours(params, batch),
         "twice": lambda: twice(params, batch),
         "shaped": lambda: shaped(params, batch, state),
@@ -73,7 +75,7 @@ def measure(samples: int, hidden_size: int, rounds: int) -> dict:
     ratio = report.ratio(seconds["ours"], seconds["twice"])
     price = report.ratio(seconds["shaped"], seconds["ours"])
     price_of_limit = report.ratio(seconds["limited"], seconds["ours"])
-    as_trained = report.ratio(seconds["trained"], seconds["of tenth"])
+    as_trained = report.ratio(seconds["trained"], seconds["without"])
     return {
         "samples": samples,
         "network": f"{hidden_size}-{hidden_size}",
@@ -100,9 +102,8 @@ def make_problem(network, samples: int):
 
 def update_with_limit(policy_fn, params, batch, config, *, num_averages):
     """Return the update with one cost, near its limit, as a function without arguments; 0 averages the stateless one."""
-    cost = jax.random.normal(jax.random.key(4), batch.advantage.shape) + 0.5 * batch.advantage
-    batch, excess = batch._replace(cost_advantage=cost[:, None]), jnp.asarray([-1e-3])
-    state = trpo_jax.init_constrained_state(params, config, num_averages)
+    noise, excess = jax.random.normal(jax.random.key(4), (2, *batch.advantage.shape)), jnp.asarray([-1e-3])
+    earlier, batch = (batch._replace(cost_advantage=(each + 0.5 * batch.advantage)[:, None]) for each in noise)
 
     @jax.jit
     def update(params, batch, state):
@@ -110,6 +111,7 @@ def update_with_limit(policy_fn, params, batch, config, *, num_averages):
             policy_fn, params, batch, excess, state, config, cost_gradient_decay=0.9
         )
 
+    _, state, _ = update(params, earlier, trpo_jax.init_constrained_state(params, config, num_averages))
     return lambda: update(params, batch, state)
 
 

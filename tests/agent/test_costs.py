@@ -292,6 +292,24 @@ def test_an_environment_without_costs_is_refused_in_one_sentence(name):
         make_agent(Target(), small(name, num_envs=4, unroll_length=4))
 
 
+def test_more_costs_than_cpo_can_limit_are_refused_before_training():
+    make_agent(ManyCosts(3), small("cpo", num_envs=4, unroll_length=4))
+    with pytest.raises(ConfigError, match=r"environment: got 'ManyCosts', allowed: one with at most 3 costs, which .* has 4"):
+        make_agent(ManyCosts(4), small("cpo", num_envs=4, unroll_length=4))
+
+
+class ManyCosts(Target):
+    """A target whose every step has several costs."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def reset(self, keys):
+        state = super().reset(keys)
+        return state._replace(cost=jnp.zeros((*state.reward.shape, self.number)))
+
+
 def test_a_negative_limit_is_refused():
     with pytest.raises(ConfigError, match=r"cost_limit: got -1\.0, allowed: a number >= 0"):
         CPOConfig(cost_limit=-1.0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from trpo_jax.errors import ConfigError
 from trpo_jax.objective.constrained_update import (
+    MOST_AVERAGED_COSTS,
     _num_averages,
     constrained_trust_region_update,
     init_constrained_state,
@@ -309,6 +310,23 @@ def test_gradients_of_costs_are_averaged_as_adam_does_and_each_limit_is_kept_by_
         np.testing.assert_array_equal(now, before)
 
 
+@pytest.mark.parametrize("room", [0.0, 0.03])
+def test_rounding_in_a_limit_that_nothing_measures_shrinks_no_step(room):
+    """The step goes as far as the average allows, which no line search may tell from a little farther."""
+    config = TrustRegionConfig(max_kl=0.02, damping=0.0, cg_iterations=20)
+
+    def step(state, key):
+        _, state, info = stateful_constrained_trust_region_update(
+            linear_fn, jnp.zeros(50), noisy_costs(key), jnp.asarray([-room]), state, config, cost_gradient_decay=0.9
+        )
+        return state, (info.step_fraction, info.active[0])
+
+    start = init_constrained_state(jnp.zeros(50), config, 1)
+    fraction, active = jax.lax.scan(step, start, jax.random.split(jax.random.key(0), 100))[1]
+    assert np.mean(active) > 0.3
+    assert np.min(fraction) == 1.0
+
+
 def _with_gradient(batch, gradient):
     """Advantages in a cost, the smallest that have this gradient at θ = 0."""
     rows = np.asarray(batch.action * batch.observation, np.float64) / len(batch.action)
@@ -317,14 +335,15 @@ def _with_gradient(batch, gradient):
 
 @given(
     seed=st.integers(0, 2**16),
-    excess=st.lists(st.floats(-0.3, 0.3), min_size=2, max_size=2),
+    number=st.sampled_from([1, MOST_AVERAGED_COSTS]),
+    excess=st.lists(st.floats(-0.3, 0.3), min_size=3, max_size=3),
     decay=st.floats(0.0, 0.99),
 )
-def test_averaged_gradients_keep_the_guarantee(seed, excess, decay):
+def test_averaged_gradients_keep_the_guarantee(seed, number, excess, decay):
     """The average holds the gradients of other samples of the policy, which the batch may contradict."""
-    params, batch = with_costs("gaussian", seed=seed, number=2)
+    params, batch = with_costs("gaussian", seed=seed, number=number)
     other = batch._replace(cost_advantage=jnp.roll(batch.cost_advantage, 1, axis=0))
-    state, excess = init_constrained_state(params, CONFIG, 2), jnp.asarray(excess, jnp.float32)
+    state, excess = init_constrained_state(params, CONFIG, number), jnp.asarray(excess[:number], jnp.float32)
     for samples in (other, batch):
         new, state, info = averaged_update(params, samples, excess, state, decay)
     check_guarantee("gaussian", params, new, batch, excess, CONFIG.max_kl, info)
@@ -337,11 +356,14 @@ def averaged_update(params, batch, excess, state, decay):
     )
 
 
-def test_a_batch_without_samples_leaves_the_averages_as_they_are():
+@pytest.mark.parametrize("excess", [-0.1, 0.0, 0.1])
+def test_a_batch_without_samples_changes_neither_policy_nor_averages(excess):
     params, batch = with_costs("gaussian", number=2)
-    _, state, _ = averaged_update(params, batch, jnp.zeros(2), init_constrained_state(params, CONFIG, 2), 0.9)
-    _, after, _ = averaged_update(params, batch._replace(weight=jnp.zeros(B)), jnp.zeros(2), state, 0.9)
-    for now, before in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+    excess = jnp.full(2, excess)
+    _, state, _ = averaged_update(params, batch, excess, init_constrained_state(params, CONFIG, 2), 0.9)
+    new, after, info = averaged_update(params, batch._replace(weight=jnp.zeros(B)), excess, state, 0.9)
+    assert not info.accepted
+    for now, before in zip(jax.tree.leaves((new, after)), jax.tree.leaves((params, state)), strict=True):
         np.testing.assert_array_equal(now, before)
 
 

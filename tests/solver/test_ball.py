@@ -38,7 +38,7 @@ def draw(seed, number):
     return gradient, slopes, rng.uniform(-1.3, 1.2, number) * reach, curvature, radius
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, MOST_LIMITS])
 def test_the_solution_is_that_of_a_convex_solver(x64, number):
     solve = jax.jit(maximize_in_ball)
     kinds = set()

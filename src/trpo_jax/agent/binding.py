@@ -26,8 +26,8 @@ def bind(policy_update: PolicyUpdate, environment: Any, config: AgentConfig, net
         networks: policy and critic; None makes the multilayer perceptrons that the config describes.
 
     Raises:
-        ConfigError: an unknown environment, one without costs for an algorithm that limits costs, or a batch of a size that
-            the config cannot use.
+        ConfigError: an unknown environment, one without costs or with too many for an algorithm that limits costs, or a batch
+            of a size that the config cannot use.
         TypeError: an environment of another kind.
     """
     config.check_batch()
@@ -37,10 +37,14 @@ def bind(policy_update: PolicyUpdate, environment: Any, config: AgentConfig, net
         _check_vine(policy_update, environment)
     if policy_update.limits_costs:
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.num_envs))
-        if jax.eval_shape(environment.reset, keys).cost is None:
+        cost, most = jax.eval_shape(environment.reset, keys).cost, policy_update.most_costs
+        if cost is None:
             raise ConfigError(
                 "environment", name, 'one with costs, because the algorithm limits them; the suite "safety" has some'
             )
+        if most is not None and cost.shape[-1] > most:
+            allowed = f"one with at most {most} costs, which the algorithm can limit; this one has {cost.shape[-1]}"
+            raise ConfigError("environment", name, allowed)
     return Agent(environment, networks or make_networks(environment.action_space, config), config, policy_update)
 
 

@@ -40,6 +40,8 @@ class PolicyUpdate(NamedTuple):
     """Whether the algorithm limits costs. If so, the environment must have some, `batch.cost_advantage` `[T, N, K]` holds their
     advantages (see `CostEstimates`), and two functions take a last argument: `init` the number of costs, `update` the
     `episode_cost` `[K]`, the expected cost of an episode."""
+    most_costs: int | None = None
+    """How many costs the algorithm can limit; None for any number."""
     takes_vines: bool = False
     """Whether `update` keeps samples of a batch together that follow each other along its first axis, as `in_rows` does; the
     sampler "vine" needs that."""

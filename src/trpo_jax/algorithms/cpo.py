@@ -12,6 +12,7 @@ from trpo_jax.algorithms.cost_limit import COST_MEANS, CostLimitConfig, cost_met
 from trpo_jax.algorithms.reported import FIELDS, counted, reported
 from trpo_jax.config import config, setting
 from trpo_jax.objective.constrained_update import (
+    MOST_AVERAGED_COSTS,
     ConstrainedState,
     init_constrained_state,
     stateful_constrained_trust_region_update,
@@ -30,8 +31,8 @@ class CPOConfig(CostLimitConfig):
     """Everything that decides how CPO learns."""
 
     cost_gradient_decay: float = setting(default=0.9, at_least=0.0, below=1.0)
-    """Decay per update of the running average of the costs' gradients. Steps keep the limits both by it and by the batch's own
-    gradients."""
+    """Decay per update of the running average of the costs' gradients. Steps keep the limits both by it and by the batch's
+    gradients, which are the average at 0."""
     margin_gain: float = setting(default=0.03, at_least=0.0)
     """Costs are kept below their limit by a margin, which makes up for what steps predict wrongly. Each update adds this times
     min(expected cost - `AIM`·limit, limit), then clips the margin to [-limit/2, limit]. It falls below 0 only while the limit
@@ -109,4 +110,10 @@ def moved_margin(
     return jnp.clip(moved, least, limit)
 
 
-CPO = PolicyUpdate(init, update, limits_costs=True, sample_means=(*POLICY_MEANS, *COST_MEANS, "cost_change"))
+CPO = PolicyUpdate(
+    init,
+    update,
+    limits_costs=True,
+    most_costs=MOST_AVERAGED_COSTS,
+    sample_means=(*POLICY_MEANS, *COST_MEANS, "cost_change"),
+)

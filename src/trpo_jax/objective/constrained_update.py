@@ -38,6 +38,9 @@ from trpo_jax.solver.trust_region import constrained_step_along_gradients
 from trpo_jax.tree import Params, check_floating, upcast, where_finite
 from trpo_jax.weights import AxisName
 
+MOST_AVERAGED_COSTS = MOST_LIMITS // 2
+"""With averages each cost has two limits."""
+
 
 class ConstrainedState(NamedTuple):
     """State that is carried from update to update."""
@@ -167,10 +170,10 @@ def stateful_constrained_trust_region_update(
     """Run `constrained_trust_region_update` with a state that is carried from update to update.
 
     The gradient of a single batch fits the noise of its samples: where costs are rare, a step that keeps the limits by this
-    gradient keeps only a small part of what it promises. So the step must keep each limit twice, to first order: by the
-    batch's gradient, and by a running average of all batches' gradients, whose decay per update is `cost_gradient_decay`, in
-    [0, 1). That takes one more solve for each cost. A batch without samples that count, or with gradients that are not finite,
-    leaves the average as it is.
+    gradient keeps only a small part of what it promises. So each limit is imposed twice, to first order: by the batch's
+    gradient, and by a running average of all batches' gradients, whose decay per update is `cost_gradient_decay`, in [0, 1).
+    That takes one more solve for each cost, at a decay of 0 too. A batch without samples that count, or with gradients that
+    are not finite, leaves the average as it is.
 
     The guarantees are the same: the line search measures surrogates, costs and KL on this batch. `info.feasible` and
     `info.active` are by both gradients. The state holds the averages, and what shapes the damping. Start with
@@ -180,14 +183,14 @@ def stateful_constrained_trust_region_update(
     Raises:
         ConfigError: besides what `constrained_trust_region_update` raises, a decay out of range.
         TypeError, ValueError: a state of another kind, of another config, of other parameters or of another number of costs;
-            with averages, more than `MOST_LIMITS` / 2 costs.
+            with averages, more than `MOST_AVERAGED_COSTS` costs.
     """
     check_floating(params, "params")
     check_batch(batch)
     check_policy(policy_fn, params, batch)
     check_config(config, batch, key)
-    averaged = _num_averages(state, params, config)
-    cost_excess = _checked_excess(cost_excess, batch, averaged)
+    num_averages = _num_averages(state, params, config)
+    cost_excess = _checked_excess(cost_excess, batch, num_averages)
     if not isinstance(cost_gradient_decay, jax.core.Tracer) and not 0.0 <= cost_gradient_decay < 1.0:
         raise ConfigError("cost_gradient_decay", cost_gradient_decay, "at least 0 and below 1")
     key = key if config.curvature_sampling == "random" else None
@@ -200,12 +203,11 @@ def stateful_constrained_trust_region_update(
         state, averages = _averaged(state, gradients, cost_gradient_decay, counts=_has_samples(divided))
         states = samples_for_curvature(batch, config.curvature_fraction, num_parts=config.num_microbatches, key=key)
         problem = LimitedProblem(
-            evaluate_fn=_with_linear_costs(_evaluation(policy_fn, whole, config), params, averages),
+            evaluate_fn=_evaluation(policy_fn, whole, config),
             matvec=fisher(policy_fn, mine, divided if states is batch else divide(states, config, axis_name), config),
-            excess=jnp.concatenate([cost_excess, cost_excess[:averaged]]),
+            excess=jnp.concatenate([cost_excess, cost_excess[:num_averages]]),
             curvature_floor_fn=largest_curvature(policy_fn, mine, divided) if config.kl_constraint == "max" else None,
         )
-        values = jnp.concatenate([values, jnp.zeros(averaged, values.dtype)])
         gradients = jax.tree.map(lambda new, average: jnp.concatenate([new, average]), gradients, averages)
         params, shaping, step, report = constrained_step_along_gradients(
             problem, values, gradients, params, state.trust_region, config
@@ -213,14 +215,15 @@ def stateful_constrained_trust_region_update(
     return params, state._replace(trust_region=shaping), _info(step, report, len(cost_excess))
 
 
-def _checked_excess(cost_excess: Any, batch: Batch, averaged: int) -> Float[Array, "K"]:
+def _checked_excess(cost_excess: Any, batch: Batch, num_averages: int) -> Float[Array, "K"]:
     """Return the excess as an array; raise ValueError if the batch has no costs, too many, or others than the averages."""
     shape = jnp.shape(batch.cost_advantage) if batch.cost_advantage is not None else (0,)
-    most = MOST_LIMITS // 2 if averaged else MOST_LIMITS
+    most = MOST_AVERAGED_COSTS if num_averages else MOST_LIMITS
     if not 1 <= shape[-1] <= most:
         raise ValueError(f"batch.cost_advantage: got {shape[-1]} costs, allowed: 1 to {most}, along the last axis")
-    if averaged not in (0, shape[-1]):
-        raise ValueError(f"state.cost_gradients: got averages of {averaged} costs, allowed: of {shape[-1]}, as the batch has")
+    if num_averages not in (0, shape[-1]):
+        got = f"averages of {num_averages} costs"
+        raise ValueError(f"state.cost_gradients: got {got}, allowed: of {shape[-1]}, as the batch has")
     excess = upcast(jnp.asarray(cost_excess))
     if not jnp.issubdtype(excess.dtype, jnp.floating):
         raise TypeError(f"cost_excess: got dtype {excess.dtype}, allowed: a floating dtype")
@@ -294,22 +297,8 @@ def _evaluation(policy_fn: PolicyFn, whole: Partition, config: TrustRegionConfig
     return evaluate
 
 
-def _with_linear_costs(
-    evaluate: Callable[[Params], LimitedEvaluation], old: Params, slopes: Params
-) -> Callable[[Params], LimitedEvaluation]:
-    """Return an evaluation with more costs, which change by slopes · (params - old)."""
-
-    def evaluate_all(params: Params) -> LimitedEvaluation:
-        evaluation, step = evaluate(params), jax.tree.map(jnp.subtract, upcast(params), upcast(old))
-        products = jax.tree.map(lambda slope, change: jnp.tensordot(slope, change, change.ndim), slopes, step)
-        linear = jax.tree.reduce(jnp.add, products)
-        return evaluation._replace(costs=jnp.concatenate([evaluation.costs, linear.astype(evaluation.costs.dtype)]))
-
-    return evaluate_all
-
-
 def _info(step: ConstrainedStepInfo, report: Report, num_costs: int) -> ConstrainedInfo:
     """Return the info of an update whose step had each limit once, or twice."""
     active = jnp.any(step.active.reshape(-1, num_costs), axis=0)
-    told = fields_of_info(step._replace(cost_change=step.cost_change[:num_costs], active=active), report)
+    told = fields_of_info(step._replace(active=active), report)
     return ConstrainedInfo(**told)

@@ -27,7 +27,7 @@ MARGIN = 1.1
 
 
 class LimitedEvaluation(NamedTuple):
-    """Objective, constraint, costs, and the caller's report for some parameters."""
+    """Objective, constraint, K costs, and the caller's report for some parameters."""
 
     objective: Float[Array, ""]
     constraint: Float[Array, ""]
@@ -43,8 +43,9 @@ class LimitedProblem(NamedTuple):
     evaluate_fn: Callable[[Params], LimitedEvaluation]
     matvec: MatVec
     """v -> F v, undamped."""
-    excess: Float[Array, "K"]
-    """How far each cost is above its limit at the given parameters; negative below it."""
+    excess: Float[Array, "L"]
+    """How far L >= K quantities are above their limits at the given parameters; negative below them. The first K are the costs
+    of `evaluate_fn`. Of the others only the gradients count: nothing measures them."""
     curvature_floor_fn: Callable[[Params], Float[Array, ""]] | None = None
     """x -> lower bound on the curvature along x that sets the step's length; None for no bound."""
     round_fn: Callable[[Params], Params] = lambda params: params
@@ -57,7 +58,8 @@ class Start(NamedTuple):
     objective: Float[Array, ""]
     gradient: Float[Array, "P"]
     costs: Float[Array, "K"]
-    cost_gradients: Float[Array, "K P"]
+    limited_gradients: Float[Array, "L P"]
+    """Of the quantities that have limits, the costs first."""
 
 
 class _Trial(NamedTuple):
@@ -73,7 +75,7 @@ class _Span(NamedTuple):
 
     directions: Float[Array, "M P"]
     slopes: Float[Array, "M M"]
-    """Slopes of the objective (first row) and of the costs along each direction, divided by `scale`."""
+    """Slopes of the objective (first row) and of what is limited along each direction, divided by `scale`."""
     scale: Float[Array, "M"]
     damped: Float[Array, "M M"]
     """x_iᵀ(F + damping·D)x_j."""
@@ -134,11 +136,11 @@ def constrained_step_on_vectors(
 def _span(
     problem: LimitedProblem, start: Start, diagonal: Float[Array, "P"] | None, params: Float[Array, "P"], config: StepConfig
 ) -> _Span:
-    """Solve for x_i ≈ (F + damping·D)⁻¹ g_i, of the objective's gradient and of each cost's.
+    """Solve for x_i ≈ (F + damping·D)⁻¹ g_i, of the objective's gradient and of what is limited.
 
     Conjugate gradients solve for y = D^½ x, since the damping is a multiple of the identity in these coordinates.
     """
-    gradients = upcast(jnp.concatenate([start.gradient[None], start.cost_gradients]))
+    gradients = upcast(jnp.concatenate([start.gradient[None], start.limited_gradients]))
     inverse_root = jnp.ones_like(gradients[0]) if diagonal is None else jax.lax.rsqrt(diagonal)
     damping = jnp.asarray(config.damping, gradients.dtype)
     scale = power_of_two(jnp.max(jnp.abs(gradients), axis=1))  # so that squared norms stay in range
@@ -167,7 +169,7 @@ def _span(
     )
 
 
-def _best(span: _Span, problem: LimitedProblem, error: Float[Array, "K"], config: StepConfig) -> BallSolution:
+def _best(span: _Span, problem: LimitedProblem, error: Float[Array, "L"], config: StepConfig) -> BallSolution:
     """Return the best step of the span in the ball of the damped curvature, within the limits less an error.
 
     With a line search the radius of the ball is chosen so that the step's undamped curvature (bounded below) is the one that
@@ -198,8 +200,8 @@ def _best(span: _Span, problem: LimitedProblem, error: Float[Array, "K"], config
 
 class _Correction(NamedTuple):
     solution: BallSolution
-    error: Float[Array, "K"]
-    """By how much more than their linear models the costs have risen, at most."""
+    error: Float[Array, "L"]
+    """By how much more than their linear models the costs have risen, at most; 0 for what nothing measures."""
     exceeds: Bool[Array, ""]
     """Whether the whole step takes a cost above its limit."""
     attempts: Int[Array, ""]
@@ -218,14 +220,15 @@ def _corrected(
     Otherwise the line search would have to shrink the step until the curvature of the costs does not count: near a limit that
     is almost to nothing. If no step of the ball reaches the new aim, the old solution stays.
     """
-    dtype = span.damped.dtype
-    room = jnp.maximum(-jnp.asarray(problem.excess, dtype), 0.0)
+    dtype, num_costs = span.damped.dtype, len(start.costs)
+    room = jnp.maximum(-jnp.asarray(problem.excess[:num_costs], dtype), 0.0)
 
-    def looked_at(solution: BallSolution, error: Float[Array, "K"], attempts: Int[Array, ""]) -> _Correction:
+    def looked_at(solution: BallSolution, error: Float[Array, "L"], attempts: Int[Array, ""]) -> _Correction:
         step = solution.point @ span.directions
         costs = problem.evaluate_fn(problem.round_fn(cast_like(add_scaled(upcast(params), jnp.float32(1), step), params))).costs
         change = jnp.asarray(costs - start.costs, dtype)
-        error = jnp.maximum(error, change - span.scale[1:] * (span.slopes[1:] @ solution.point))
+        predicted = (span.scale[1:] * (span.slopes[1:] @ solution.point))[:num_costs]
+        error = error.at[:num_costs].max(change - predicted)
         return _Correction(solution, error, jnp.any(change > room), attempts)
 
     def correct(last: _Correction) -> _Correction:
@@ -235,7 +238,7 @@ def _corrected(
         looked = looked_at(better, last.error, last.attempts + 1)
         return looked._replace(exceeds=looked.exceeds & usable)
 
-    first = looked_at(solution, jnp.zeros_like(room), jnp.int32(0))
+    first = looked_at(solution, jnp.zeros_like(span.scale[1:]), jnp.int32(0))
     return jax.lax.while_loop(lambda last: last.exceeds & (last.attempts < CORRECTIONS), correct, first).solution
 
 
@@ -252,8 +255,8 @@ def _search(
     A cost below its limit may rise up to it, and one above must not rise. The objective must improve if all costs start
     within their limits; otherwise it may have to fall, if a cost falls.
     """
-    room = jnp.maximum(-problem.excess, 0.0)
-    must_improve = jnp.all(problem.excess <= 0)
+    excess = problem.excess[: len(start.costs)]
+    room, must_improve = jnp.maximum(-excess, 0.0), jnp.all(excess <= 0)
 
     def trial_fn(fraction: Float[Array, ""]) -> tuple[Bool[Array, ""], _Trial]:
         candidate = problem.round_fn(cast_like(add_scaled(upcast(params), fraction, step), params))

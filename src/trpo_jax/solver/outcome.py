@@ -52,7 +52,8 @@ class ConstrainedOutcome(enum.IntEnum):
 
     ACCEPTED = 0
     NO_IMPROVEMENT = 1
-    """The smallest step fraction tried still did not improve the objective (enough), though all costs were within limits."""
+    """The smallest step fraction tried still did not improve the objective (enough). If a cost was above its limit, it improved
+    neither the objective nor any cost."""
     KL_TOO_LARGE = 2
     """The smallest step fraction tried still left the trust region."""
     NOT_FINITE = 3
@@ -82,14 +83,14 @@ class ConstrainedStepInfo(NamedTuple):
     feasible: Bool[Array, ""]
     """Whether some step within the trust region keeps all limits, to first order. If none does, the step is a recovery step:
     it lowers the costs that are above their limits."""
-    active: Bool[Array, "K"]
-    """Costs whose limits shape the step."""
+    active: Bool[Array, "L"]
+    """Limits that shape the step: those of the costs, then those of quantities that nothing measures."""
     step_fraction: Float[Array, ""]
     """Fraction of the step that was taken."""
     backtracks: Int[Array, ""]
     """How often the line search shrank the step."""
     cg_iterations: Int[Array, ""]
-    """Conjugate-gradient iterations done, over all 1 + K solves."""
+    """Conjugate-gradient iterations done, over all 1 + L solves."""
     cg_residual: Float[Array, ""]
     """Largest relative residual of the solves; see `StepInfo`."""
     step_norm: Float[Array, ""]

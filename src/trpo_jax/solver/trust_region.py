@@ -121,12 +121,12 @@ def constrained_step_along_gradients(
     state: TrustRegionState,
     config: StepConfig,
 ) -> tuple[Params, TrustRegionState, ConstrainedStepInfo, Any]:
-    """Take a step with limited costs, given the values of objective and costs and their gradients.
+    """Take a step with limited costs, given the values of objective and costs and the gradients.
 
     Args:
         problem: as functions of the parameters.
-        values: `[M]`, the objective and K = M - 1 costs at `params`.
-        gradients: theirs, a tree like `params` with a new leading axis `[M]`.
+        values: `[1 + K]`, the objective and the K costs at `params`.
+        gradients: of the objective and of what is limited, a tree like `params` with a new leading axis `[1 + L]`.
         params: pytree of floating arrays.
         state: of the shaped damping, for which the objective's gradient counts.
         config: how to take the step.
