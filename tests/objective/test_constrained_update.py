@@ -310,14 +310,13 @@ def test_gradients_of_costs_are_averaged_as_adam_does_and_each_limit_is_kept_by_
         np.testing.assert_array_equal(now, before)
 
 
-@pytest.mark.parametrize("room", [0.0, 0.03])
-def test_rounding_in_a_limit_that_nothing_measures_shrinks_no_step(room):
+def test_rounding_in_a_limit_that_nothing_measures_shrinks_no_step():
     """The step goes as far as the average allows, which no line search may tell from a little farther."""
     config = TrustRegionConfig(max_kl=0.02, damping=0.0, cg_iterations=20)
 
     def step(state, key):
         _, state, info = stateful_constrained_trust_region_update(
-            linear_fn, jnp.zeros(50), noisy_costs(key), jnp.asarray([-room]), state, config, cost_gradient_decay=0.9
+            linear_fn, jnp.zeros(50), noisy_costs(key), jnp.zeros(1), state, config, cost_gradient_decay=0.9
         )
         return state, (info.step_fraction, info.active[0])
 
