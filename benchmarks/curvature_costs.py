@@ -20,7 +20,7 @@ import tyro
 import report
 import trpo_jax
 from policy_update import ACTION_SIZE, OBSERVATION_SIZE, make_problem
-from trpo_jax import GaussianPolicy, TrustRegionConfig, fisher_vector_product
+from trpo_jax import Box, PolicyNetwork, TrustRegionConfig, fisher_vector_product
 
 PRODUCTS = 10
 MULTIPLICATIONS = 10
@@ -51,7 +51,7 @@ def main(arguments: Arguments) -> None:
 
 def measure(hidden_size: int, arguments: Arguments) -> dict[str, Any]:
     samples = arguments.samples
-    network = GaussianPolicy(ACTION_SIZE, (hidden_size, hidden_size))
+    network = PolicyNetwork(Box(ACTION_SIZE), (hidden_size, hidden_size))
     params, batch = make_problem(network, samples)
     layer = jax.random.normal(jax.random.key(0), (samples, hidden_size))
     square = jax.random.normal(jax.random.key(1), (hidden_size, hidden_size)) / hidden_size**0.5
@@ -90,7 +90,7 @@ def multiply(layer: jax.Array, square: jax.Array, number: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("network", "number"))
-def products(network: GaussianPolicy, params: Any, observation: jax.Array, number: int) -> Any:
+def products(network: PolicyNetwork, params: Any, observation: jax.Array, number: int) -> Any:
     """Multiply `number` times, each product normalized and fed to the next."""
     matvec = fisher_vector_product(lambda params: network.apply(params, observation), params)
 
@@ -101,7 +101,7 @@ def products(network: GaussianPolicy, params: Any, observation: jax.Array, numbe
     return jax.lax.scan(step, params, length=number)[0]
 
 
-def memory_of_an_update(network: GaussianPolicy, samples: int, num_microbatches: int) -> int:
+def memory_of_an_update(network: PolicyNetwork, samples: int, num_microbatches: int) -> int:
     """Return the bytes of arguments, results and everything between, without running the update."""
     config = TrustRegionConfig(cg_tolerance=0.0, num_microbatches=num_microbatches)
     problem = jax.eval_shape(lambda: make_problem(network, samples))

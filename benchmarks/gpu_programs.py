@@ -31,7 +31,7 @@ import report
 import trpo_jax
 from brax_ppo import PUBLISHED, train_ppo
 from throughput import random_unroll
-from trpo_jax import GaussianPolicy, TrustRegionConfig, make_trpo
+from trpo_jax import Box, PolicyNetwork, TrustRegionConfig, make_trpo
 from trpo_jax.agent.evaluate import make_evaluator
 from trpo_jax.agent.state import inference_params
 from trpo_jax.environments.brax import load_environment
@@ -126,7 +126,7 @@ def simulator(arguments: Arguments, device: jax.Device) -> Iterator[Row]:
 def update(arguments: Arguments, device: jax.Device) -> Iterator[Row]:
     for samples in arguments.samples:
         for size, fraction, parts in ((64, 1.0, 1), (256, 1.0, 1), (256, 0.1, 1), (256, 1.0, 16)):
-            network = GaussianPolicy(policy_update.ACTION_SIZE, (size, size))
+            network = PolicyNetwork(Box(policy_update.ACTION_SIZE), (size, size))
             config = TrustRegionConfig(cg_tolerance=0.0, curvature_fraction=fraction, num_microbatches=parts)
             problem = jax.eval_shape(functools.partial(policy_update.make_problem, network, samples))
             function = jax.jit(functools.partial(trpo_jax.trust_region_update, network.apply, config=config))

@@ -19,7 +19,7 @@ import tyro
 
 import report
 import trpo_jax
-from trpo_jax import Batch, CPOConfig, GaussianPolicy, TrustRegionConfig, trust_region_step
+from trpo_jax import Batch, Box, CPOConfig, PolicyNetwork, TrustRegionConfig, trust_region_step
 from trpo_jax.objective.surrogate import mean_and_max_kl, surrogate_objective
 from trpo_jax.sweep.report.statistics import Estimate
 from trpo_jax.sweep.report.tables import show
@@ -47,7 +47,7 @@ def main(arguments: Arguments) -> None:
 
 
 def measure(samples: int, hidden_size: int, rounds: int) -> dict:
-    network = GaussianPolicy(ACTION_SIZE, (hidden_size, hidden_size))
+    network = PolicyNetwork(Box(ACTION_SIZE), (hidden_size, hidden_size))
     params, batch = make_problem(network, samples)
     config = TrustRegionConfig(cg_tolerance=0.0)
     ours = jax.jit(lambda params, batch: trpo_jax.trust_region_update(network.apply, params, batch, config))

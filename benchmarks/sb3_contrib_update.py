@@ -24,7 +24,7 @@ from stable_baselines3.common.logger import configure
 import report
 import trpo_jax
 from policy_update import ACTION_SIZE, OBSERVATION_SIZE, make_problem
-from trpo_jax import GaussianPolicy, TrustRegionConfig
+from trpo_jax import Box, PolicyNetwork, TrustRegionConfig
 
 CONFIG = TrustRegionConfig(max_kl=0.01, damping=0.1, cg_iterations=10, cg_tolerance=0.0)
 
@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> None:
 
 
 def measure(samples: int, hidden_size: int, arguments: Arguments) -> list[dict[str, Any]]:
-    network = GaussianPolicy(ACTION_SIZE, (hidden_size, hidden_size))
+    network = PolicyNetwork(Box(ACTION_SIZE), (hidden_size, hidden_size))
     params, batch = make_problem(network, samples)
     peer = Peer(params, batch, hidden_size)
     competitors = {"sb3-contrib": peer.update}

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from trpo_jax.environments.protocol import Box, Discrete, EnvironmentState
+from trpo_jax.environments.protocol import EnvironmentState
+from trpo_jax.spaces import Box, Discrete
 
 
 def _flags(n, terminated=False):

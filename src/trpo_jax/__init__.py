@@ -19,7 +19,7 @@ from trpo_jax.algorithms.ppo import PPOConfig
 from trpo_jax.algorithms.registry import make_agent, make_trpo, register_algorithm
 from trpo_jax.algorithms.trpo import TRPOConfig, TRPOScheduleConfig
 from trpo_jax.algorithms.trpo_lagrangian import TRPOLagrangianConfig
-from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
+from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.errors import CheckpointError, ConfigError, FileError, MissingPackageError
 from trpo_jax.execution.compilation_cache import enable_compilation_cache
 from trpo_jax.objective.advantages import generalized_advantage_estimation
@@ -44,7 +44,8 @@ from trpo_jax.policy.distributions import (
     MultivariateGaussian,
     TanhGaussian,
 )
-from trpo_jax.policy.networks import CategoricalPolicy, GaussianPolicy, Networks, PolicyConfig, ValueNetwork
+from trpo_jax.policy.memory import Recurrent, Sequence
+from trpo_jax.policy.networks import Networks, PolicyConfig, PolicyNetwork, ValueNetwork
 from trpo_jax.runs.run import LoadedRun, load_run
 from trpo_jax.solver.conjugate_gradient import CGInfo, conjugate_gradient
 from trpo_jax.solver.curvature import fisher_vector_product, hessian_vector_product
@@ -53,6 +54,7 @@ from trpo_jax.solver.optax import trust_region
 from trpo_jax.solver.outcome import ConstrainedOutcome, StepInfo, StepOutcome
 from trpo_jax.solver.step_config import StepConfig, TrustRegionState, init_trust_region_state
 from trpo_jax.solver.trust_region import stateful_trust_region_step, trust_region_step
+from trpo_jax.spaces import Box, Composite, Discrete, MultiBinary, MultiDiscrete
 from trpo_jax.training.run_config import RunConfig, shipped_config
 from trpo_jax.training.train import train
 from trpo_jax.tree import MatVec
@@ -69,8 +71,8 @@ __all__ = [
     "CGInfo",
     "CPOConfig",
     "Categorical",
-    "CategoricalPolicy",
     "CheckpointError",
+    "Composite",
     "ConfigError",
     "ConstrainedInfo",
     "ConstrainedOutcome",
@@ -82,14 +84,15 @@ __all__ = [
     "Environment",
     "EnvironmentState",
     "FileError",
-    "GaussianPolicy",
     "ImprovementBound",
     "Joint",
     "LineSearchResult",
     "LoadedRun",
     "MatVec",
     "MissingPackageError",
+    "MultiBinary",
     "MultiCategorical",
+    "MultiDiscrete",
     "MultivariateGaussian",
     "NaturalGradientConfig",
     "Networks",
@@ -99,9 +102,12 @@ __all__ = [
     "PenaltyConfig",
     "PolicyConfig",
     "PolicyGradientConfig",
+    "PolicyNetwork",
     "PolicyUpdate",
+    "Recurrent",
     "RunConfig",
     "ScheduleConfig",
+    "Sequence",
     "StepConfig",
     "StepInfo",
     "StepOutcome",

@@ -39,6 +39,10 @@ class FileError(OSError):
         return cls(f"{path} cannot be written: {error.strerror or error}")
 
 
+class SimulatorError(RuntimeError):
+    """Report, in one sentence, an environment on the host that failed."""
+
+
 class CheckpointError(Exception):
     """Report a checkpoint that is missing, damaged, cannot be written, or was made for something else."""
 

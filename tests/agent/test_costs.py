@@ -18,7 +18,7 @@ from trpo_jax.agent.rollout import Transition
 from trpo_jax.algorithms.cpo import aimed_excess, moved_margin
 from trpo_jax.algorithms.registry import ALGORITHMS, default_config
 from trpo_jax.environments.protocol import EnvironmentState
-from trpo_jax.environments.wrappers import EpisodeLimit
+from trpo_jax.environments.wrappers import ActionRepeat, EpisodeLimit
 
 LIMITING = ("cpo", "trpo_lagrangian")
 
@@ -85,7 +85,7 @@ def test_an_evaluation_sums_costs_of_whole_episodes():
 
 
 def test_costs_of_repeated_actions_are_summed():
-    environment = EpisodeLimit(Clock(), 100, action_repeat=3)
+    environment = EpisodeLimit(ActionRepeat(Clock(), 3), 100)
     state = environment.reset(jax.random.split(jax.random.key(0), 2))
     state = environment.step(state, jnp.zeros((2, 1)))
     np.testing.assert_allclose(state.cost, [[2, 1 + 2], [3, 1 + 2 + 3]])  # the first has ended after two
@@ -325,6 +325,5 @@ def test_costs_of_another_shape_or_kind_are_refused(cost):
         def reset(self, keys):
             return super().reset(keys)._replace(cost=cost)
 
-    agent = make_agent(Wrong(), small("trpo", num_envs=4, unroll_length=4))
     with pytest.raises(TypeError, match=r"environment: got .* for cost from reset of Wrong, allowed: numbers of a floating"):
-        agent.init(jax.random.key(0))
+        make_agent(Wrong(), small("trpo", num_envs=4, unroll_length=4))

@@ -1,11 +1,13 @@
 import chex
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from trpo_jax import CriticConfig, ValueNetwork
-from trpo_jax.agent.critic import Regression, cost_values, explained_variance, fit_critic, init_critic
+from trpo_jax.agent.critic import Regression, cost_values, explained_variance, fit_critic, init_critic, rescaled
 from trpo_jax.agent.minibatches import minibatches
 
 CONFIG = CriticConfig(hidden_sizes=(32,), num_epochs=20, num_minibatches=4, learning_rate=0.01)
@@ -52,6 +54,20 @@ def test_costs_are_fitted_beside_the_reward_which_does_not_notice():
     chex.assert_trees_all_close(beside.critic.params, alone.critic.params, rtol=2e-2, atol=1e-3)
     predicted = cost_values(network, beside.critic.cost_params, observation)
     assert explained_variance(cost_target - predicted, cost_target) > 0.98
+
+
+@hypothesis.given(st.floats(1e-3, 1e4), st.floats(-5, 5), st.sampled_from([1.0, 0.1]))
+def test_targets_are_measured_in_units_of_the_spread_of_all_so_far(spread, mean, reward_scaling):
+    network = ValueNetwork((2,))
+    state = init_critic(network, jax.random.key(1), jnp.zeros(2), reward_scaling, normalize_rewards=True)
+    batches = spread * (mean + jax.random.normal(jax.random.key(0), (3, 64, 4)))
+    weight = jnp.ones((64, 4)).at[:8].set(0.0)
+    for i, batch in enumerate(batches):
+        regression = Regression(jnp.zeros((64, 4, 2)), batch * state.critic.reward_scaling, weight)
+        state, regression = rescaled(state, regression, reward_scaling)
+        std = np.sqrt(np.var(np.asarray(batches[: i + 1, 8:], np.float64)) + 1e-6)
+        np.testing.assert_allclose(state.critic.reward_scaling, reward_scaling / std, rtol=1e-3)
+        np.testing.assert_allclose(regression.target, batch * reward_scaling / std, rtol=2e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(("num_steps", "num_envs", "count"), [(8, 4, 4), (4, 8, 16), (6, 4, 4), (6, 3, 4)])

@@ -221,13 +221,14 @@ def test_a_discrete_policy_learns_the_best_arm():
     assert "training/policy_std" not in metrics
 
 
-@pytest.mark.parametrize("reward_scaling", [1.0, 0.1])
-def test_the_critic_learns_through_a_time_limit(reward_scaling):
+@pytest.mark.parametrize(("reward_scaling", "normalize_rewards"), [(1.0, False), (0.1, False), (1.0, True), (2.0, True)])
+def test_the_critic_learns_through_a_time_limit(reward_scaling, normalize_rewards):
     """Truncation is no termination: the value of a constant reward is r/(1 - γ), not that of the 5 steps of an episode."""
     config = dataclasses.replace(
         SMALL,
         discounting=0.8,
         reward_scaling=reward_scaling,
+        normalize_rewards=normalize_rewards,
         critic=CriticConfig(hidden_sizes=(16,), num_minibatches=4, num_epochs=4, learning_rate=0.01),
     )
     trpo = make_trpo(ConstantReward(), config)

@@ -111,3 +111,17 @@ def test_the_peer_takes_the_same_step(tmp_path):
     assert whole["cosine"] > 0.9999
     assert abs(whole["length"]) < 1e-3
     assert tenth["curvature_fraction"] == 0.1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the peer's advice on devices
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what the peer imports
+def test_whole_trainings_are_timed_with_the_same_settings(tmp_path):
+    pytest.importorskip("sb3_contrib", reason='needs the extra "bench"')
+    import sb3_contrib_training
+
+    path = tmp_path / "result.json"
+    arguments = sb3_contrib_training.Arguments(environments=("InvertedPendulum-v5",), steps=4096, json=str(path))
+    sb3_contrib_training.main(arguments)
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["ratio"] == row["trpo_jax, seconds"] / row["sb3-contrib, seconds"] > 0
+    assert row["trpo_jax, return"] > 0 < row["sb3-contrib, return"]

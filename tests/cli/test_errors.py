@@ -194,7 +194,7 @@ def test_the_help_of_train_explains_every_option(capsys):
         "--trust-region.max-kl FLOAT": "in nats",
         "--num-timesteps INT": "Environment steps",
         "--critic.learning-rate FLOAT": "Adam",
-        "--backend {auto,spring,positional,generalized,mjx,jax,warp}": "Physics",
+        "--backend {auto,spring,positional,generalized,mjx,jax,warp,envpool,async,sync}": "Who simulates",
         "--policy.activation {tanh,relu,elu,swish}": "Nonlinearity",
     }.items():
         assert option in text

@@ -169,7 +169,12 @@ def test_an_environment_that_is_wrapped_already_is_checked_too():
         (trpo_jax.Box(2, np.full(2, -1.0), 1.0), "allowed: one low and one high"),
         (trpo_jax.Discrete(0), "allowed: an integer >= 1 for num_actions"),
         (trpo_jax.Discrete(2.0), "allowed: an integer >= 1 for num_actions"),
-        (3, "allowed: a trpo_jax.Box or a trpo_jax.Discrete"),
+        (trpo_jax.MultiDiscrete(()), "allowed: a tuple of integers >= 1 for sizes, at least one"),
+        (trpo_jax.MultiDiscrete((2, 0)), "allowed: an integer >= 1 for each of sizes"),
+        (trpo_jax.MultiBinary(0), "allowed: an integer >= 1 for size"),
+        (trpo_jax.Composite({}), "allowed: a dict or tuple of action spaces for parts"),
+        (trpo_jax.Composite({"a": trpo_jax.Discrete(0)}), "allowed: an integer >= 1 for num_actions"),
+        (3, "allowed: a trpo_jax.Box, Discrete, MultiDiscrete, MultiBinary or Composite"),
     ],
 )
 def test_a_space_without_actions_is_refused(space, message):

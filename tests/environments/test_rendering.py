@@ -21,7 +21,7 @@ from trpo_jax.environments.protocol import EnvironmentState
 from trpo_jax.environments.randomization import Randomized
 from trpo_jax.environments.registry import as_environment
 from trpo_jax.environments.rendering import DrawingError, Pose, Scene, make_scene
-from trpo_jax.environments.wrappers import EpisodeLimit, _TimedSimulator
+from trpo_jax.environments.wrappers import ActionRepeat, EpisodeLimit, _TimedSimulator
 
 SLIDER = """<mujoco><asset><material name="red" rgba="1 0 0 1"/></asset><worldbody>
 <light pos="0 -1 3"/>{cameras}<geom name="rail" type="box" size="2 .05 .05" rgba="0 0 1 1"/>
@@ -135,9 +135,9 @@ def state_of(simulator):
 
 
 def test_a_brax_environment_is_drawn_through_time_limit_action_repeat_and_randomization():
-    environment = EpisodeLimit(as_environment("inverted_pendulum"), 100, action_repeat=3)
+    environment = EpisodeLimit(ActionRepeat(as_environment("inverted_pendulum"), 3), 100)
     scene = make_scene(environment)
-    assert scene.seconds_per_step == pytest.approx(3 * environment.environment.environment.dt)
+    assert scene.seconds_per_step == pytest.approx(3 * environment.environment.environment.environment.dt)
     q = jnp.asarray([[0.5, 0.1]])
     simulator = SimpleNamespace(pipeline_state=SimpleNamespace(q=q))
     for carried in (simulator, Randomized((jnp.ones(1),), simulator)):

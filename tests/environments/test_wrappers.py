@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from probes import Counter
-from trpo_jax.environments.wrappers import EpisodeLimit, FreshAutoReset
+from trpo_jax.environments.wrappers import ActionRepeat, EpisodeLimit, FreshAutoReset
 
 N = 4
 
@@ -44,7 +44,7 @@ def test_a_termination_at_the_limit_is_a_termination():
 
 
 def test_a_repeated_action_adds_up_rewards_and_stands_still_after_a_termination():
-    environment = EpisodeLimit(Counter(lifetime=5), episode_length=100, action_repeat=3)
+    environment = EpisodeLimit(ActionRepeat(Counter(lifetime=5), 3), episode_length=100)
     state = environment.reset(keys(0))
     state = environment.step(state, jnp.zeros((N, 2)))
     np.testing.assert_array_equal(state.reward, 1 + 2 + 3)
@@ -66,13 +66,13 @@ def test_rewards_add_up_in_float32_whatever_they_come_in(dtype, action_repeat):
         def step(self, state, action):
             return super().step(state, action)._replace(reward=jnp.full(N, 10_000.0, dtype))
 
-    environment = EpisodeLimit(Coarse(), episode_length=100, action_repeat=action_repeat)
+    environment = EpisodeLimit(ActionRepeat(Coarse(), action_repeat), episode_length=100)
     state = environment.step(environment.reset(keys(0)), jnp.zeros((N, 2)))
     np.testing.assert_allclose(state.reward, action_repeat * float(jnp.asarray(10_000.0, dtype)), rtol=1e-6)
 
 
 def test_the_limit_counts_simulator_steps():
-    environment = EpisodeLimit(Counter(), episode_length=6, action_repeat=3)
+    environment = EpisodeLimit(ActionRepeat(Counter(), 3), episode_length=6)
     state = environment.reset(keys(0))
     state = environment.step(state, jnp.zeros((N, 2)))
     assert not state.truncated.any()
@@ -81,7 +81,7 @@ def test_the_limit_counts_simulator_steps():
 
 @pytest.mark.parametrize(("num_envs", "episode_length", "action_repeat"), [(128, 1000, 1), (37, 100, 3), (4, 5, 1), (3, 1, 1)])
 def test_out_of_step_the_limits_of_all_environments_come_evenly_one_after_another(num_envs, episode_length, action_repeat):
-    environment = EpisodeLimit(Counter(), episode_length, action_repeat)
+    environment = EpisodeLimit(ActionRepeat(Counter(), action_repeat), episode_length)
     state, age = environment.out_of_step(environment.reset(jax.random.split(jax.random.key(0), num_envs)))
     num_actions = -(-episode_length // action_repeat)
     action = jnp.zeros((num_envs, 2))

@@ -1,7 +1,6 @@
 """Each example runs on a tiny budget and keeps what it shows."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import gymnasium_mujoco
 import own_loop_equinox
 import vmap_population
 from probes import Target
@@ -27,7 +25,7 @@ SMALL = TRPOConfig(
 )
 
 
-@pytest.mark.parametrize("module", [own_loop_equinox, vmap_population, gymnasium_mujoco], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [own_loop_equinox, vmap_population], ids=lambda module: module.__name__)
 def test_an_example_explains_its_options(module):
     done = subprocess.run([sys.executable, module.__file__, "--help"], capture_output=True, text=True, check=True)
     for field in dataclasses.fields(module.Arguments):
@@ -80,43 +78,3 @@ class TestPopulation:
                 np.testing.assert_allclose(metrics[name][iteration, 3], value, rtol=1e-2, atol=2e-3, err_msg=name)
         member = jax.tree.map(lambda leaf: leaf[3], inference_params(state))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), member, inference_params(alone))
-
-
-class TestGymnasium:
-    ARGUMENTS = gymnasium_mujoco.Arguments(
-        environments=("InvertedPendulum-v5",),
-        steps=2 * 4 * 32,
-        seeds=(0, 1),
-        num_envs=4,
-        unroll_length=32,
-        critic=CriticConfig(hidden_sizes=(8,), num_minibatches=2),
-        evaluation_episodes=2,
-    )
-
-    def test_it_trains_evaluates_and_ends_in_a_table(self, tmp_path, capsys):
-        path = tmp_path / "result.json"
-        results = gymnasium_mujoco.main(dataclasses.replace(self.ARGUMENTS, json=str(path)))
-        assert json.loads(path.read_text()) == results
-        assert [(run["environment"], run["seed"]) for run in results] == [
-            ("InvertedPendulum-v5", 0),
-            ("InvertedPendulum-v5", 1),
-        ]
-        assert all(1 <= run["return"] <= 1000 for run in results)
-        out = capsys.readouterr().out
-        assert out.count("accepted") == 4
-        assert "std over seeds" in out
-
-    def test_an_environment_that_ends_keeps_its_last_observation_and_starts_afresh(self):
-        environments = gymnasium_mujoco.HostEnvironments("InvertedPendulum-v5", 2, seed=0, discounting=0.5)
-        push = np.asarray([[3.0], [0.0]], np.float32)
-        steps = [environments.step(push)]
-        while not steps[-1].done[0]:
-            steps.append(environments.step(push))
-        last, after = steps[-1], environments.step(push)
-        assert last.terminated[0]
-        assert abs(last.next_observation[0, 1]) > 0.2  # the angle at which the pole counts as fallen
-        assert abs(after.observation[0, 1]) < 0.02
-        np.testing.assert_array_equal(after.observation[1], last.next_observation[1])
-        assert environments.returns[0] == len(steps) - 1  # nothing is paid for the step in which it falls
-        np.testing.assert_allclose(steps[1].discounted_return, [1.5, 1.5])
-        np.testing.assert_allclose(after.discounted_return[0], 1.0)

@@ -11,8 +11,9 @@ from jax.flatten_util import ravel_pytree
 
 from trpo_jax.objective.trust_region_update import trust_region_update
 from trpo_jax.policy.distributions import DiagonalGaussian
-from trpo_jax.policy.networks import GaussianPolicy
+from trpo_jax.policy.networks import PolicyNetwork
 from trpo_jax.solver.vector_step import AIM, LONGEST, SLACK
+from trpo_jax.spaces import Box
 from update_problems import (
     CONFIG,
     NAMES,
@@ -108,7 +109,7 @@ def test_subsampling_thins_the_curvature_but_neither_the_gradient_nor_the_line_s
 
 
 def test_log_std_is_among_the_optimized_parameters_bug_7():
-    network = GaussianPolicy(A, (4,))
+    network = PolicyNetwork(Box(A), (4,))
     params, batch = draw("gaussian", "float32")
     params = jax.jit(network.init)(jax.random.key(0), batch.observation)
     # Reward actions far from the mean: the standard deviation has to grow.

@@ -1,5 +1,6 @@
 """`trpo_jax.train` in place of `brax.training.agents.ppo.train`."""
 
+import dataclasses
 import functools
 import inspect
 import warnings
@@ -178,9 +179,8 @@ def test_a_privileged_critic_sees_what_the_policy_does_not():
 
 def test_an_entry_that_is_not_there_is_named():
     critic = trpo_jax.CriticConfig(observation_key="hidden", num_minibatches=1)
-    trpo = make_trpo(TwoViews(), TRPOConfig(num_envs=4, unroll_length=4, critic=critic))
     with pytest.raises(ConfigError, match=r"critic.observation_key: got 'hidden', allowed: .*: privileged_state, state"):
-        trpo.init(jax.random.key(0))
+        make_trpo(TwoViews(), TRPOConfig(num_envs=4, unroll_length=4, critic=critic))
 
 
 def test_tanh_policies_act_inside_the_box_and_clipped_ones_on_its_sides():
@@ -213,6 +213,16 @@ def test_a_value_function_of_another_reward_scale_is_refused():
     _, restored, _ = one_device_train(Target(), 0, **options, restore_value_fn=False)
     jax.tree.map(np.testing.assert_array_equal, restored.policy, params.policy)
     assert restored.value.reward_scaling == 2.0
+
+
+def test_a_value_function_is_restored_in_its_units_where_rewards_are_normalized():
+    config = dataclasses.replace(SMALL, normalize_rewards=True)
+    _, params, _ = one_device_train(Target(), 16, config=config, num_eval_envs=0)
+    assert params.value.reward_scaling not in (0.0, 1.0)
+    _, restored, _ = one_device_train(Target(), 0, config=config, num_eval_envs=0, restore_params=params)
+    assert restored.value.reward_scaling == params.value.reward_scaling
+    with pytest.raises(ConfigError, match=r"reward_scaling: got 1\.0, allowed: 0\."):
+        one_device_train(Target(), 0, config=SMALL, num_eval_envs=0, restore_params=params)
 
 
 def test_a_suite_and_a_backend_are_taken_by_keyword():

@@ -24,7 +24,10 @@ from trpo_jax.training.run_config import (
 )
 
 CONFIGS = sorted(
-    path for suite in ("brax", "safety") for path in (Path(__file__).parents[2] / "configs" / suite).glob("*.toml")
+    path
+    for suite in ("brax", "safety", "gymnasium", "gymnax")
+    for path in (Path(__file__).parents[2] / "configs" / suite).glob("*.toml")
+    if path.stem != "default"
 )
 
 
@@ -43,7 +46,8 @@ def test_what_ships_for_an_environment_can_be_used_by_each_algorithm(algorithm, 
         suite = path.parent.name
         config = starting_config(path.stem, suite, algorithm, accelerator=accelerator)
         assert (config.environment, config.suite, config.algorithm) == (path.stem, suite, algorithm)
-        assert config.num_timesteps == (50_000_000 if accelerator else read_toml(path, "file")["num_timesteps"])
+        own = read_toml(path, "file").get("num_timesteps", starting_config("another", suite).num_timesteps)
+        assert config.num_timesteps == (50_000_000 if accelerator and suite != "gymnasium" else own)
 
 
 MIXED = """
@@ -268,6 +272,24 @@ def test_on_an_accelerator_the_common_settings_go_over_an_environments_and_its_o
     assert (accelerated.trust_region.max_kl, accelerated.trust_region.damping) == (0.05, 0.5)
     assert accelerated.episode_length == on_cpu.episode_length == 500
     assert starting_config("walker2d", accelerator=True).agent.unroll_length == 16  # has no file
+
+
+def test_a_suites_own_settings_lie_below_those_of_an_environment(shipped):
+    (shipped / "gymnasium").mkdir()
+    text = "num_envs = 16\nunroll_length = 128\n[accelerator]\nepisode_length = 7\n"
+    (shipped / "gymnasium" / "default.toml").write_text(text)
+    (shipped / "gymnasium" / "Swimmer-v5.toml").write_text('environment = "Swimmer-v5"\nunroll_length = 64\n')
+    swimmer, other = (starting_config(name, "gymnasium") for name in ("Swimmer-v5", "Ant-v5"))
+    assert (swimmer.agent.num_envs, swimmer.agent.unroll_length) == (16, 64)
+    assert (other.environment, other.agent.num_envs, other.agent.unroll_length) == ("Ant-v5", 16, 128)
+    assert starting_config("Ant-v5", "gymnasium", "ppo").agent.num_envs == 16
+    accelerated = starting_config("Ant-v5", "gymnasium", accelerator=True).agent  # stepped on the host all the same
+    assert (accelerated.num_envs, accelerated.episode_length, accelerated.trust_region.max_kl) == (16, 7, 0.1)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name != "brax"], ids=lambda path: path.stem)
+def test_a_shipped_file_means_the_same_by_its_path_and_by_its_environments_name(path):
+    assert starting_config(str(path)) == starting_config(path.stem, path.parent.name)
 
 
 def test_a_file_of_ones_own_is_changed_by_its_own_table_only(shipped):

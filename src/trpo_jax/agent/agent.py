@@ -18,6 +18,7 @@ from trpo_jax.agent.critic import (
     explained_variance,
     fit_critic,
     init_critic,
+    rescaled,
 )
 from trpo_jax.agent.estimates import CostEstimates, estimate_advantages, estimate_costs
 from trpo_jax.agent.inference import PolicyMaker
@@ -44,7 +45,8 @@ from trpo_jax.errors import ConfigError
 from trpo_jax.objective.improvement_bound import improvement_bound
 from trpo_jax.objective.surrogate import Batch, mean_and_max_kl
 from trpo_jax.policy.distributions import Distribution
-from trpo_jax.policy.networks import Networks, policy_distribution
+from trpo_jax.policy.memory import Memory, RecurrentNetwork, Sequence, initial_carry, policy_distribution
+from trpo_jax.policy.networks import Networks
 from trpo_jax.policy.normalization import NormalizerState, init_normalizer, normalize, update_normalizer
 from trpo_jax.weights import average, unit_weight, variance
 
@@ -69,6 +71,11 @@ class Agent:
     def steps_per_iteration(self) -> int:
         """Simulator steps of one iteration: each repeat of an action counts."""
         return self.config.actions_per_iteration * self.config.action_repeat
+
+    @property
+    def most_actions(self) -> int:
+        """Number of actions after which an episode is over, if the environment tells; else what the configuration says."""
+        return getattr(self.environment, "most_actions", self.config.most_actions)
 
     @functools.cached_property
     def make_policy(self) -> PolicyMaker:
@@ -133,7 +140,13 @@ class Agent:
                 normalizer=init_normalizer(observation) if self.config.normalize_observations else None,
             ),
             critic=init_critic(
-                self.networks.critic, critic_key, observation, hyperparameters.reward_scaling, num_costs=num_costs
+                self.networks.critic,
+                critic_key,
+                observation,
+                hyperparameters.reward_scaling,
+                num_envs=self.config.num_envs,
+                num_costs=num_costs,
+                normalize_rewards=self.config.normalize_rewards,
             ),
             rollout=rollout,
             hyperparameters=hyperparameters,
@@ -146,8 +159,8 @@ class Agent:
     def restart(self, starts: EnvironmentState) -> RolloutState:
         """Put environments in the first of their initial states, with staggered time limits."""
         environments, age = self._resetting.out_of_step(jax.tree.map(lambda leaf: leaf[0], starts))
-        episodes = init_episode_statistics(environments.reward, age, environments.cost, most_actions=self.config.most_actions)
-        return strong(RolloutState(environments, episodes))
+        episodes = init_episode_statistics(environments.reward, age, environments.cost, most_actions=self.most_actions)
+        return strong(RolloutState(environments, episodes, self._no_memory()))
 
     def collect(
         self, learner: Learner, rollout: RolloutState, starts: EnvironmentState, key: Key[Array, ""]
@@ -170,12 +183,16 @@ class Agent:
             rollout, transition = collect_vine(collect_fn, grow_fn, rollout, starts, key, num_states=vine.num_states)
         else:
             rollout, transition = collect_fn(rollout, starts, key)
+        return self.summarized(rollout, transition)
+
+    def summarized(self, rollout: RolloutState, transition: Transition) -> tuple[RolloutState, Transition, Metrics]:
+        """Return the results of `collect`: add the expected length of an episode, if there are costs, and metrics."""
         if transition.cost is not None:
-            length = jnp.minimum(expected_length(rollout.episodes), self.config.most_actions)
+            length = jnp.minimum(expected_length(rollout.episodes), self.most_actions)
             transition = transition._replace(episode_length=jnp.broadcast_to(length, (1, self.config.num_envs)))
         metrics = episode_metrics(rollout.episodes, self.config.action_repeat)
         metrics["num_faults"] = jnp.sum(transition.fault, dtype=jnp.float32)
-        if branches:
+        if transition.branches is not None:
             metrics["num_lost_states"] = jnp.sum(transition.branches.fault, dtype=jnp.float32)
         return rollout, transition, _named(metrics)
 
@@ -191,17 +208,18 @@ class Agent:
         """Estimate advantages, take the policy step, then update the normalizer."""
         config = hyperparameters.at(progress)
         observation = normalize(learner.normalizer, transition.observation)
+        for_policy, for_critic = self._seen(observation, transition.memory, critic)
         weight = self._weight(transition)
         unit = unit_weight(weight)
-        value = self.networks.critic.apply(critic.critic.params, observation)
-        value_fn = functools.partial(self._value, critic.critic.params, learner.normalizer)
-        reward = transition.reward * config.reward_scaling
-        advantage = estimate_advantages(value_fn, transition, reward, value, weight=weight, hyperparameters=config)
+        value, value_fn, remembered = self._values(critic.critic.params, learner.normalizer, for_critic, transition)
+        scaling = critic.critic.reward_scaling
+        reward = transition.reward * scaling
+        advantage = estimate_advantages(value_fn, remembered, reward, value, weight=weight, hyperparameters=config)
         costs = self._estimate_costs(learner, critic.critic, transition, observation, weight, config)
-        batch = Batch(observation, transition.action, transition.log_prob, advantage, weight)
+        batch = Batch(for_policy, transition.action, transition.log_prob, advantage, weight)
         policy_fn: PolicyFn = functools.partial(policy_distribution, self.networks.policy)
         if transition.branches is not None:
-            policy_fn, batch = self._vine(policy_fn, value_fn, learner.normalizer, transition.branches, config)
+            policy_fn, batch = self._vine(policy_fn, value_fn, learner.normalizer, transition.branches, config, scaling)
         step = functools.partial(self.policy_update.update, policy_fn, learner.policy, learner.update)
         assert batch.weight is not None
         of_batch = unit if transition.branches is None else unit_weight(batch.weight)
@@ -217,14 +235,14 @@ class Agent:
         target = value + advantage
         own = {
             "explained_variance": explained_variance(advantage, target, unit),
-            "mean_value": average(value, unit) / config.reward_scaling,
-            "mean_return": average(target, unit) / config.reward_scaling,
+            "mean_value": average(value, unit) / scaling,
+            "mean_return": average(target, unit) / scaling,
         }
-        own |= self._policy_metrics(policy, normalizer, observation, transition.observation, weight)
-        own |= self._bound_metrics(metrics, batch.advantage, of_batch, config)
+        own |= self._policy_metrics(policy, normalizer, for_policy, transition.observation, weight)
+        own |= self._bound_metrics(metrics, batch.advantage, of_batch, config.discounting, scaling)
         _check_metrics(metrics, own)
         metrics = metrics | own
-        regression = Regression(observation, target, weight, None if costs is None else costs.target)
+        regression = Regression(for_critic, target, weight, None if costs is None else costs.target)
         return Learner(policy, update, normalizer), regression, _named(metrics)
 
     def fit(
@@ -237,12 +255,49 @@ class Agent:
     ) -> tuple[CriticState, Metrics]:
         """Regress values on λ-returns."""
         config = hyperparameters.at(progress).critic
+        if self.config.normalize_rewards:
+            critic, regression = rescaled(critic, regression, hyperparameters.reward_scaling)
         critic, metrics = fit_critic(self.networks.critic, critic, regression, key, config)
         return critic, _named(metrics | {"critic_learning_rate": jnp.asarray(config.learning_rate)})
 
     @functools.cached_property
     def _resetting(self) -> FreshAutoReset:
         return FreshAutoReset(self.environment)
+
+    def _no_memory(self) -> Memory | None:
+        """Return what a rollout remembers before the first step."""
+        shape = (self.config.num_envs,)
+        if not any(isinstance(network, RecurrentNetwork) for network in self.networks):
+            return None
+        return Memory(initial_carry(self.networks.policy, shape), jnp.ones(shape, bool))
+
+    def _seen(self, observation: Any, memory: Memory | None, critic: CriticState) -> tuple[Any, Any]:
+        """Return a rollout's normalized observations as policy and critic see them: `Sequence`s for networks with memory."""
+        for_policy = for_critic = observation
+        if memory is not None:
+            if memory.carry is not None:
+                for_policy = Sequence(observation, memory.begins, memory.carry)
+            if critic.carry is not None:
+                shape = memory.begins.shape[:1]
+                every = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*shape, *leaf.shape)), critic.carry)
+                for_critic = Sequence(observation, memory.begins, every)
+        return for_policy, for_critic
+
+    def _values(
+        self, params: Any, normalizer: NormalizerState | None, for_critic: Any, transition: Transition
+    ) -> tuple[Float[Array, "T N"], Callable[[Any], Array], Transition]:
+        """Return the critic's values, a function to value next observations, and a transition with these as it takes them."""
+        critic: Any = self.networks.critic
+        if not isinstance(for_critic, Sequence):
+            value_fn = functools.partial(self._value, params, normalizer)
+            return critic.apply(params, for_critic), value_fn, transition
+        after, value = critic.unroll(params, for_critic)
+
+        def value_after(remembered: tuple[Any, Any]) -> Array:
+            observation, carry = remembered
+            return critic.step(params, carry, normalize(normalizer, observation))[1]
+
+        return value, value_after, transition._replace(next_observation=(transition.next_observation, after))
 
     def _value(self, params: Any, normalizer: NormalizerState | None, observation: Any) -> Float[Array, "..."]:
         """Return the critic's value of unnormalized observations."""
@@ -255,10 +310,10 @@ class Agent:
         normalizer: NormalizerState | None,
         branches: Branches,
         config: AgentConfig,
+        scaling: Float[Array, ""],
     ) -> tuple[PolicyFn, Batch]:
         """Return the policy and the batch of the sampler "vine"."""
-        scaling, discounting = config.reward_scaling, config.discounting
-        value = branch_values(value_fn, branches, reward_scaling=scaling, discounting=discounting)
+        value = branch_values(value_fn, branches, reward_scaling=scaling, discounting=config.discounting)
         every_action = tries_every_action(self.environment.action_space, self.config.vine)
         advantage = branch_advantages(branches, value, every_action=every_action)
         return vine_batch(policy_fn, normalizer, branches, advantage)
@@ -298,17 +353,17 @@ class Agent:
         return (advantage - average(advantage, weight)) / (spread + 1e-8)
 
     def _bound_metrics(
-        self, metrics: Metrics, advantage: Float[Array, "T N"], unit: Float[Array, "T N"], config: AgentConfig
+        self, metrics: Metrics, advantage: Float[Array, "T N"], unit: Float[Array, "T N"], discounting: Any, scaling: Any
     ) -> Metrics:
         """Report `improvement_bound` as the batch estimates it, if the algorithm reports how the surrogate has changed."""
         if "surrogate_improvement" not in metrics:
             return {}
         spread = jnp.sqrt(variance(advantage, unit)) if self.config.normalize_advantages else 1.0
         bound = improvement_bound(
-            metrics["surrogate_improvement"] * spread / config.reward_scaling,
-            jnp.max(jnp.where(unit > 0, jnp.abs(advantage), 0.0)) / config.reward_scaling,
+            metrics["surrogate_improvement"] * spread / scaling,
+            jnp.max(jnp.where(unit > 0, jnp.abs(advantage), 0.0)) / scaling,
             metrics["max_kl"],
-            discounting=config.discounting,
+            discounting=discounting,
         )
         return {f"bound_{name}": value for name, value in bound._asdict().items()}
 
@@ -319,13 +374,17 @@ class Agent:
 
         A sample of the rollout's steps is enough.
         """
-        every = slice(None, None, max(1, weight.shape[0] // METRIC_STEPS))
+        of_sequences = isinstance(normalized, Sequence)
+        few = max(1, weight.shape[0] // METRIC_STEPS)
+        every = (slice(None), slice(None, None, min(few, weight.shape[1]))) if of_sequences else slice(None, None, few)
         normalized, observation, weight = jax.tree.map(lambda leaf: leaf[every], (normalized, observation, weight))
         before = policy_distribution(self.networks.policy, params, normalized)
         log_std = getattr(before, "log_std", None)
         metrics = {} if log_std is None else {"policy_std": jnp.mean(jnp.exp(log_std))}
         if normalizer is not None:
-            after = policy_distribution(self.networks.policy, params, normalize(normalizer, observation))
+            anew = normalize(normalizer, observation)
+            anew = normalized._replace(observation=anew) if of_sequences else anew
+            after = policy_distribution(self.networks.policy, params, anew)
             metrics["normalizer_kl"] = mean_and_max_kl(before, after, unit_weight(weight))[0]
         return metrics
 

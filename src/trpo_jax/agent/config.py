@@ -30,12 +30,18 @@ class AgentConfig:
     """Time limit of an episode, in simulator steps (before action repeat)."""
     action_repeat: int = setting(default=1, at_least=1, at_most=2**30)
     """Simulator steps for which each action is held."""
+    frame_stack: int = setting(default=1, at_least=1)
+    """Observations that are put side by side: the present one and those of the steps before."""
+    observe_last_step: bool = setting(default=False)
+    """Add the last action and reward to the observation."""
     discounting: float = setting(default=0.995, at_least=0.0, at_most=1.0)
     """Discount factor per step (γ)."""
     gae_lambda: float = setting(default=0.99, at_least=0.0, at_most=1.0)
     """Decay of generalized advantage estimation (λ): 0 trusts the critic, 1 the returns."""
     reward_scaling: float = setting(default=1.0, above=0.0)
     """Rewards are multiplied by this before learning; reported returns are not."""
+    normalize_rewards: bool = setting(default=False)
+    """Divide rewards before learning by the running standard deviation of λ-returns, from the second iteration on."""
     normalize_observations: bool = setting(default=True)
     """Subtract the running mean from observations and divide by their running standard deviation."""
     normalize_advantages: bool = setting(default=True)

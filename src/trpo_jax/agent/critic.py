@@ -12,7 +12,10 @@ from jaxtyping import Array, Float, Key
 from trpo_jax.agent.descent import Passes, descend, init_adam
 from trpo_jax.agent.policy_update import Metrics
 from trpo_jax.config import config, setting
-from trpo_jax.policy.networks import Activation, Network
+from trpo_jax.policy.layers import Activation
+from trpo_jax.policy.memory import RecurrentNetwork, initial_carry
+from trpo_jax.policy.networks import ImageConfig, Network, NetworkKind
+from trpo_jax.policy.normalization import NormalizerState, init_normalizer, update_normalizer
 from trpo_jax.weights import variance
 
 
@@ -20,10 +23,13 @@ from trpo_jax.weights import variance
 class CriticConfig:
     """The value network and its regression on λ-returns, by Adam over minibatches."""
 
+    network: NetworkKind = setting(default="mlp")
+    """As `policy.network`."""
     hidden_sizes: tuple[int, ...] = setting(default=(64, 64), at_least=1)
     """Units of each hidden layer."""
     activation: Activation = setting(default="tanh")
     """Nonlinearity between layers."""
+    image: ImageConfig = ImageConfig()
     learning_rate: float = setting(default=3e-3, above=0.0)
     """Adam's step size."""
     num_epochs: int = setting(default=4, at_least=1)
@@ -31,7 +37,8 @@ class CriticConfig:
     num_minibatches: int = setting(default=32, at_least=1)
     """Gradient steps per pass; at most num_envs times unroll_length, ideally a power of two."""
     observation_key: str = setting(default="state")
-    """Entry that the critic sees if observations are a dict; it may hold information that is hidden from the policy."""
+    """Entry that the critic sees if observations are a dict, or several, as for the policy. It may hold information that is
+    hidden from the policy."""
 
 
 class CriticParams(NamedTuple):
@@ -48,6 +55,10 @@ class CriticState(NamedTuple):
     critic: CriticParams
     optimizer: optax.OptState
     """Adam's state, for all parameters as one vector."""
+    carry: Any = None
+    """A recurrent critic's memory after the last step, `[N, *]`, before any new episode."""
+    returns: NormalizerState | None = None
+    """Statistics of all λ-returns so far, in units of the reward. None if the scale of rewards is fixed."""
 
 
 def init_critic(
@@ -56,15 +67,22 @@ def init_critic(
     observation: Any,
     reward_scaling: float | Float[Array, ""],
     *,
+    num_envs: int = 0,
     num_costs: int = 0,
+    normalize_rewards: bool = False,
 ) -> CriticState:
-    """Draw a critic's parameters; `observation` is one observation, or zeros like it. 0 costs: none is predicted."""
+    """Draw a critic's parameters; `observation` is one observation, or zeros like it. 0 costs: none is predicted.
+
+    A critic with memory begins with that of `num_envs` environments. `normalize_rewards` is for `rescaled`.
+    """
     params, cost_params = network.init(key, observation), None
     if num_costs:
         keys = jax.random.split(jax.random.fold_in(key, 1), num_costs)
         cost_params = jax.vmap(network.init, in_axes=(0, None))(keys, observation)
     critic = CriticParams(params, jnp.asarray(reward_scaling, jnp.float32), cost_params)
-    return CriticState(critic, init_adam(ravel_pytree((params, cost_params))[0]))
+    carry = initial_carry(network, (num_envs,))
+    returns = init_normalizer(jnp.zeros(())) if normalize_rewards else None
+    return CriticState(critic, init_adam(ravel_pytree((params, cost_params))[0]), carry, returns)
 
 
 def cost_values(network: Network, cost_params: Any, observation: Any) -> Float[Array, "... K"]:
@@ -76,13 +94,35 @@ class Regression(NamedTuple):
     """The data that the critic is fitted to: T steps of N environments."""
 
     observation: Any
-    """Pytree of `[T, N, *]`, normalized; finite, even if the weight is zero."""
+    """Pytree of `[T, N, *]`, normalized; finite, even if the weight is zero. A `Sequence` for a recurrent critic."""
     target: Float[Array, "T N"]
     """λ-returns in units of the scaled reward; finite."""
     weight: Float[Array, "T N"]
     """Weight of each sample's squared error."""
     cost_target: Float[Array, "T N K"] | None = None
     """λ-returns of the costs, if they are predicted."""
+
+
+def rescaled(
+    state: CriticState, regression: Regression, reward_scaling: float | Float[Array, ""]
+) -> tuple[CriticState, Regression]:
+    """Measure λ-returns in units of their running standard deviation, which this batch's are added to.
+
+    Args:
+        state: a critic that has statistics of returns; its network is left alone, so that its predictions change until it is
+            fitted again.
+        regression: the data that it will be fitted to, in units of `state.critic.reward_scaling`.
+        reward_scaling: the standard deviation becomes this instead of 1.
+
+    Returns:
+        The critic with new statistics and a new scale, and the data in units of it.
+    """
+    assert state.returns is not None
+    in_rewards = regression.target / state.critic.reward_scaling
+    returns = update_normalizer(state.returns, in_rewards, regression.weight)
+    scaling = reward_scaling / returns.std
+    critic = state.critic._replace(reward_scaling=scaling)
+    return state._replace(critic=critic, returns=returns), regression._replace(target=in_rewards * scaling)
 
 
 def fit_critic(
@@ -123,7 +163,11 @@ def fit_critic(
         Passes(config.learning_rate, num_epochs=config.num_epochs, num_minibatches=config.num_minibatches),
     )
     params, cost_params = unravel(fitted.vector)
-    return CriticState(state.critic._replace(params=params, cost_params=cost_params), fitted.optimizer), fitted.values
+    carry = state.carry
+    if isinstance(network, RecurrentNetwork):
+        carry = jax.tree.map(lambda leaf: leaf[-1], network.unroll(params, regression.observation)[0])
+    critic = state.critic._replace(params=params, cost_params=cost_params)
+    return state._replace(critic=critic, optimizer=fitted.optimizer, carry=carry), fitted.values
 
 
 def _squares(error: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, ""]:

@@ -16,6 +16,11 @@ from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.wrappers import is_faulty
 
 
+def initial_carry_of(make_policy: Any, batch_shape: tuple[int, ...]) -> Any:
+    """Return the memory that policies of a maker begin with; None if they have none, or if the maker is a mere function."""
+    return make_policy.initial_carry(batch_shape) if hasattr(make_policy, "initial_carry") else None
+
+
 class Episodes(NamedTuple):
     """The return (sum of unscaled rewards), length (environment steps) and sums of K costs of each of E episodes."""
 
@@ -27,6 +32,7 @@ class Episodes(NamedTuple):
 
 class _Progress(NamedTuple):
     state: EnvironmentState
+    carry: Any
     key: Key[Array, ""]
     active: Bool[Array, "E"]
     episodes: Episodes
@@ -45,7 +51,7 @@ def make_evaluator(
 
     Args:
         environment: has a time limit and no automatic resets, like `Agent.environment`; every episode must end.
-        make_policy: (params, deterministic) -> policy(observation, key) -> (action, extras).
+        make_policy: (params, deterministic) -> policy(observation, key) -> (action, extras), or a `PolicyMaker`.
         num_episodes: E, static.
         deterministic: act with the distribution's mode instead of a sample.
 
@@ -56,11 +62,11 @@ def make_evaluator(
         raise ValueError(f"num_episodes: got {num_episodes}, allowed: an integer >= 1")
 
     def evaluate(params: Any, key: Any) -> Episodes:
-        policy = make_policy(params, deterministic)
+        policy, carry = make_policy(params, deterministic), initial_carry_of(make_policy, (num_episodes,))
 
         def play(progress: _Progress) -> _Progress:
             key, action_key = jax.random.split(progress.key)
-            action, _ = policy(progress.state.observation, action_key)
+            action, extras = policy(progress.state.observation, action_key, *(() if carry is None else (progress.carry,)))
             state = checked_step(environment, progress.state, action)
             counted = progress.active & ~is_faulty(state)
             episodes = Episodes(
@@ -72,13 +78,14 @@ def make_evaluator(
                     state.cost,
                 ),
             )
-            return _Progress(state, key, counted & ~(state.terminated | state.truncated), episodes)
+            active = counted & ~(state.terminated | state.truncated)
+            return _Progress(state, extras.get("carry"), key, active, episodes)
 
         reset_key, key = jax.random.split(as_typed_key(key))
         state = checked_reset(environment, jax.random.split(reset_key, num_episodes))
         no_cost = jax.tree.map(jnp.zeros_like, state.cost)
         nothing = Episodes(jnp.zeros_like(state.reward), jnp.zeros(num_episodes, jnp.int32), no_cost)
-        start = _Progress(state, key, jnp.ones(num_episodes, bool), nothing)
+        start = _Progress(state, carry, key, jnp.ones(num_episodes, bool), nothing)
         return jax.lax.while_loop(lambda progress: jnp.any(progress.active), play, start).episodes
 
     return jax.jit(evaluate)

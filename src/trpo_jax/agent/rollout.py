@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from trpo_jax.agent.metrics import EpisodeStatistics, break_off, record_step
-from trpo_jax.environments.protocol import Box, Discrete, EnvironmentState
+from trpo_jax.environments.protocol import EnvironmentState
 from trpo_jax.environments.wrappers import FreshAutoReset, has_nan, is_finite, select
-from trpo_jax.policy.distributions import Distribution, TanhGaussian
-from trpo_jax.policy.networks import Network, policy_distribution
+from trpo_jax.policy.distributions import TanhGaussian
+from trpo_jax.policy.memory import Memory, policy_step
+from trpo_jax.policy.networks import Network
 from trpo_jax.policy.normalization import NormalizerState, normalize
+from trpo_jax.spaces import ActionSpace, Box, Composite, parts_of, with_parts
 
 STEPS_PER_START = 8
 """Rollout steps per fresh initial state of an environment. Episodes that begin within these steps share it. With 32, double
@@ -38,6 +40,8 @@ class Transition(NamedTuple):
     """Mean length of an episode, in actions, the same for all environments; None without costs, or before it is estimated."""
     branches: Any = None
     """`vine.Branches`, `[M, N, ...]`, of the sampler "vine"."""
+    memory: Memory | None = None
+    """Before the step, if the policy or the critic has a memory."""
 
 
 class _Stored(NamedTuple):
@@ -51,14 +55,15 @@ class _Stored(NamedTuple):
     def of(cls, transition: Transition) -> "_Stored":
         numbers = jnp.stack([transition.log_prob, transition.reward], axis=-1)
         flags = jnp.stack([transition.terminated, transition.truncated, transition.fault], axis=-1)
-        arrays = transition.observation, transition.action, transition.next_observation, transition.cost
+        arrays = transition.observation, transition.action, transition.next_observation, transition.cost, transition.memory
         return cls(arrays, numbers, flags)
 
     def transition(self) -> Transition:
-        observation, action, next_observation, cost = self.arrays
+        observation, action, next_observation, cost, memory = self.arrays
         log_prob, reward = (self.numbers[..., i] for i in range(2))
         terminated, truncated, fault = (self.flags[..., i] for i in range(3))
-        return Transition(observation, action, log_prob, reward, next_observation, terminated, truncated, fault, cost)
+        fields = observation, action, log_prob, reward, next_observation, terminated, truncated, fault, cost
+        return Transition(*fields, memory=memory)
 
 
 class RolloutState(NamedTuple):
@@ -67,10 +72,16 @@ class RolloutState(NamedTuple):
     environments: EnvironmentState
     """Finished environments have already been reset."""
     episodes: EpisodeStatistics
+    memory: Memory | None = None
+    """For the next step, if the policy or the critic has a memory."""
 
 
-def to_environment_action(action_space: Box | Discrete, distribution: Distribution, action: Any) -> Any:
+def to_environment_action(action_space: ActionSpace, distribution: Any, action: Any) -> Any:
     """Bring a continuous action into the action box, by tanh for `TanhGaussian`, else by clipping; discrete ones pass."""
+    if isinstance(action_space, Composite):
+        parts = parts_of(action_space)
+        inside = {key: to_environment_action(part, distribution.parts[key], action[key]) for key, part in parts.items()}
+        return with_parts(action_space, inside)
     if not isinstance(action_space, Box):
         return action
     if isinstance(distribution, TanhGaussian):
@@ -117,7 +128,7 @@ def collect(
     def step(state: RolloutState, now: tuple[Key[Array, ""], Int[Array, ""]]) -> tuple[RolloutState, _Stored]:
         key, time = now
         observation = state.environments.observation
-        distribution = policy_distribution(policy, params, normalize(normalizer, observation))
+        carry, distribution = policy_step(policy, params, state.memory, normalize(normalizer, observation))
         action = distribution.sample(key)
         environments, final, fault = environment.step(
             state.environments,
@@ -138,15 +149,19 @@ def collect(
             final.truncated,
             fault,
             cost,
+            memory=state.memory,
         )
-        return RolloutState(environments, episodes), _Stored.of(transition)
+        ended = final.terminated | final.truncated | fault
+        memory = None if state.memory is None else Memory(carry, ended)
+        return RolloutState(environments, episodes, memory), _Stored.of(transition)
 
     steps = jax.random.split(key, unroll_length), jnp.arange(unroll_length)
     state, stored = jax.lax.scan(step, state, steps)
     transition = stored.transition()
     lost = has_nan(state.environments.simulator)
     fresh = jax.tree.map(lambda leaf: leaf[-1], starts)
-    state = RolloutState(select(lost, fresh, state.environments), break_off(state.episodes, lost))
+    memory = None if state.memory is None else state.memory._replace(begins=state.memory.begins | lost)
+    state = RolloutState(select(lost, fresh, state.environments), break_off(state.episodes, lost), memory)
     fault = transition.fault | ~jax.vmap(is_finite)(transition.observation) | lost
     nothing = jax.tree.map(jnp.zeros_like, transition)
     return state, select(fault, nothing, transition)._replace(fault=fault)

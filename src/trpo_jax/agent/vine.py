@@ -12,12 +12,13 @@ from trpo_jax.agent.policy_update import PolicyFn
 from trpo_jax.agent.rollout import RolloutState, Transition, num_starts, to_environment_action
 from trpo_jax.config import config, setting
 from trpo_jax.environments.checked import checked_step
-from trpo_jax.environments.protocol import Box, Discrete, EnvironmentState
+from trpo_jax.environments.protocol import EnvironmentState
 from trpo_jax.environments.wrappers import FreshAutoReset, is_faulty, select
 from trpo_jax.objective.self_normalized import SelfNormalized
 from trpo_jax.objective.surrogate import Batch
 from trpo_jax.policy.distributions import Distribution
 from trpo_jax.policy.normalization import NormalizerState, normalize
+from trpo_jax.spaces import ActionSpace, Discrete
 
 
 @config
@@ -214,7 +215,7 @@ def branch_values(
     return reward_scaling * jnp.sum(branches.reward * powers, axis=-1) + discounting**branches.length * tail
 
 
-def tries_every_action(action_space: Box | Discrete, vine: VineConfig) -> bool:
+def tries_every_action(action_space: ActionSpace, vine: VineConfig) -> bool:
     """Tell whether each action is tried once, instead of actions drawn from the policy."""
     return isinstance(action_space, Discrete) and action_space.num_actions == vine.num_branches
 

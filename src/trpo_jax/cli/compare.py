@@ -3,13 +3,14 @@
 import dataclasses
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from trpo_jax.cli.arguments import parse
 from trpo_jax.cli.console import say
 from trpo_jax.cli.sweep import ProgramOptions, train_planned
+from trpo_jax.environments.suites import Suite
 from trpo_jax.errors import MissingPackageError
 
 DESCRIPTION = (
@@ -30,7 +31,7 @@ class CompareArguments:
     """Number of seeds."""
     num_timesteps: int | None = None
     """Environment steps to train for; by default the number in each environment's settings."""
-    suite: Literal["brax", "playground", "safety"] = "brax"
+    suite: Suite = "brax"
     """Suite of the environments that are given by name."""
     sweep_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for runs and report: a new one, or one to resume; by default sweeps/compare-ENV-…-ALGORITHM-…"""

@@ -143,6 +143,6 @@ def _device_trouble(error: Exception) -> str | None:
 
 def _bad_input() -> tuple[type[Exception], ...]:
     from trpo_jax.cli.arguments import ArgumentError
-    from trpo_jax.errors import CheckpointError, ConfigError, FileError, MissingPackageError
+    from trpo_jax.errors import CheckpointError, ConfigError, FileError, MissingPackageError, SimulatorError
 
-    return ConfigError, MissingPackageError, ArgumentError, CheckpointError, FileError
+    return ConfigError, MissingPackageError, ArgumentError, CheckpointError, FileError, SimulatorError

@@ -16,7 +16,7 @@ from trpo_jax.errors import ConfigError
 DESCRIPTION = (
     "Play one episode with the newest policy of a run folder, acting with the policy's mean, and write RUN/render.html (open "
     "it in a browser, which fetches the viewer's scripts from the network) and RUN/render.gif. Works for environments of "
-    "Brax and MuJoCo Playground."
+    "Brax and MuJoCo Playground. Gymnasium's draw themselves: of those there is RUN/render.gif only."
 )
 
 

@@ -35,6 +35,9 @@ brax.fluid.jp = _NumpyWithOldClip()
 class BraxEnvironment(VectorizedEnvironment):
     """N copies of a Brax environment; randomization_fn receives its `sys`."""
 
+    observes_vectors = True
+    """Never images, so that networks can be made without a trace of the simulator."""
+
     def __init__(self, environment: brax.envs.Env, randomization_fn: RandomizationFn | None = None):
         super().__init__(environment, "sys", randomization_fn)
 

@@ -1,6 +1,5 @@
 """Reset and step an environment, and report each violation of the protocol in one sentence."""
 
-import math
 from typing import Any
 
 import jax
@@ -8,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
+from trpo_jax.environments.host import AnyEnvironment
+from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.tree import upcast
 
 
-def checked_reset(environment: Environment, keys: Key[Array, "N"]) -> EnvironmentState:
+def checked_reset(environment: AnyEnvironment, keys: Key[Array, "N"]) -> EnvironmentState:
     """Draw N initial states. Rewards and costs become at least float32, because they are summed.
 
     Raises:
@@ -23,7 +23,7 @@ def checked_reset(environment: Environment, keys: Key[Array, "N"]) -> Environmen
     return strong(state._replace(reward=upcast(state.reward), cost=upcast(state.cost)))
 
 
-def checked_step(environment: Environment, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
+def checked_step(environment: Environment, state: EnvironmentState, action: Any) -> EnvironmentState:
     """Advance N environments. The result has the dtypes of `state`, which may be wider than those that the step returns.
 
     Raises:
@@ -60,37 +60,12 @@ def _like_the_last(new: EnvironmentState, old: EnvironmentState, name: str) -> E
     return jax.tree.map(lambda x, before: jax.lax.convert_element_type(x, before.dtype), new, old)
 
 
-def check_action_space(space: Any) -> None:
-    """Raise TypeError for anything but an action space, and ValueError for one with an invalid size or invalid bounds."""
-    if isinstance(space, Discrete):
-        if not _is_count(space.num_actions):
-            raise ValueError(f"action_space: got {space}, allowed: an integer >= 1 for num_actions")
-    elif isinstance(space, Box):
-        if not _is_count(space.size):
-            raise ValueError(f"action_space: got {space}, allowed: an integer >= 1 for size")
-        if np.ndim(space.low) or np.ndim(space.high):
-            raise ValueError(f"action_space: got {space}, allowed: one low and one high for all components")
-        if not space.low < space.high:
-            raise ValueError(f"action_space: got {space}, allowed: low < high")
-    else:
-        raise TypeError(f"action_space: got {space!r}, allowed: a trpo_jax.Box or a trpo_jax.Discrete")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
-
-
-def is_bounded(space: Box) -> bool:
-    """Tell whether both ends of the action box are finite."""
-    return math.isfinite(space.low) and math.isfinite(space.high)
-
-
 def strong(tree: Any) -> Any:
     """Strip weak types, which would make the first state differ from later ones and cost a second compilation."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), tree)
 
 
-def _check_state(state: Any, environment: Environment, method: str, num_envs: int) -> None:
+def _check_state(state: Any, environment: Any, method: str, num_envs: int) -> None:
     """Raise a TypeError that names the field if this is not a state of `num_envs` environments."""
     source = f"{method} of {type(environment).__name__}"
     if not isinstance(state, EnvironmentState):

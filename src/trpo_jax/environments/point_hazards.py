@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from trpo_jax.environments.protocol import Box, EnvironmentState
+from trpo_jax.environments.protocol import EnvironmentState
+from trpo_jax.spaces import Box
 
 GOAL_RADIUS = 0.2
 ARENA = 1.5

@@ -2,22 +2,9 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 from jaxtyping import Array, Bool, Float, Key
 
-
-class Box(NamedTuple):
-    """Continuous actions: a vector of `size` components, each meant to lie in [low, high]."""
-
-    size: int
-    low: float = -1.0
-    high: float = 1.0
-
-
-class Discrete(NamedTuple):
-    """Discrete actions: each is one of the integers 0 … num_actions-1."""
-
-    num_actions: int
+from trpo_jax.spaces import ActionSpace
 
 
 class EnvironmentState(NamedTuple):
@@ -46,14 +33,17 @@ class Environment(Protocol):
     """
 
     @property
-    def action_space(self) -> Box | Discrete: ...
+    def action_space(self) -> ActionSpace: ...
 
     def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
         """Draw N initial states, one per key."""
         ...
 
-    def step(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
-        """Advance all N environments by one action each. Actions are `[N, A]`, or `[N]` if they are discrete."""
+    def step(self, state: EnvironmentState, action: Any) -> EnvironmentState:
+        """Advance all N environments by one action each.
+
+        Actions are `[N, A]`, `[N]` for `Discrete`, or a dict or tuple of these for `Composite`.
+        """
         ...
 
 

@@ -1,18 +1,18 @@
 """Load environments by name, and adapt environment objects to the protocol."""
 
+import importlib
 import sys
 from types import ModuleType
 from typing import Any
 
-from trpo_jax.environments.checked import check_action_space
+from trpo_jax.environments.host import HostEnvironment
 from trpo_jax.environments.protocol import Environment
 from trpo_jax.environments.randomization import RandomizationFn
+from trpo_jax.environments.suites import SUITES
 from trpo_jax.environments.vectorized import VectorizedEnvironment
 from trpo_jax.environments.wrapped import WrapEnvFn, WrappedEnvironment, wrap_environment
 from trpo_jax.errors import ConfigError, MissingPackageError
-
-SUITES = ("brax", "playground", "safety")
-"""Libraries whose environments can be loaded by name."""
+from trpo_jax.spaces import check_action_space
 
 
 def as_environment(
@@ -21,15 +21,16 @@ def as_environment(
     suite: str = "brax",
     backend: str = "auto",
     randomization_fn: RandomizationFn | None = None,
-) -> Environment:
-    """Return an environment behind the protocol.
+) -> Any:
+    """Return an environment behind the protocol, an `Environment` or a `HostEnvironment`.
 
     Args:
         environment: the name of an environment of the suite ("hopper"); a Brax `Env` or Playground `MjxEnv` object,
             neither vectorized nor time-limited; or an object that satisfies `Environment` already.
-        suite: "brax", "playground" (MuJoCo Playground) or "safety" (environments with costs), for an environment given by name.
-        backend: physics of an environment given by name: "spring", "positional", "generalized" or "mjx" for Brax,
-            "jax" or "warp" for Playground. For "auto" see `resolve_backend`.
+        suite: "brax", "playground" (MuJoCo Playground), "safety" (environments with costs), "gymnasium" or "gymnax", for an
+            environment given by name.
+        backend: who steps an environment given by name: "spring", "positional", "generalized" or "mjx" for Brax,
+            "jax" or "warp" for Playground, "envpool", "async" or "sync" for Gymnasium. For "auto" see `resolve_backend`.
         randomization_fn: draws physical parameters for each environment at every reset. It has Brax's signature,
             (sys, raw keys `[N, 2]`) -> (sys with N values in some leaves, in_axes); for Playground the model is the
             `mjx_model`. None: all environments share the same parameters, at no cost.
@@ -45,7 +46,7 @@ def as_environment(
     adapter = _adapter_of(environment)
     if adapter is not None:
         return adapter.adapt(environment, randomization_fn)
-    if not isinstance(environment, Environment):
+    if not isinstance(environment, (Environment, HostEnvironment)):
         raise _wrong_kind(environment)
     check_action_space(environment.action_space)
     if randomization_fn is None:
@@ -59,7 +60,8 @@ def as_environment(
 def resolve_backend(environment: str, suite: str = "brax", backend: str = "auto") -> str:
     """Return the backend to load a named environment with, replacing "auto" by the backend that it stands for.
 
-    In Brax, "auto" is the first of spring, positional, generalized and mjx that the environment offers; in Playground, "jax".
+    In Brax, "auto" is the first of spring, positional, generalized and mjx that the environment offers; in Gymnasium EnvPool if
+    it is installed and has the environment, else processes if steps are slow; elsewhere "jax".
 
     Raises:
         ConfigError: as `as_environment`.
@@ -144,13 +146,13 @@ def _suite(suite: str) -> ModuleType:
         from trpo_jax.environments import safety
 
         return safety
+    package = {"playground": "mujoco_playground"}.get(suite, suite)
     try:
-        from trpo_jax.environments import playground
+        return importlib.import_module(f"trpo_jax.environments.{suite}")
     except ModuleNotFoundError as error:
-        if error.name != "mujoco_playground":
+        if error.name != package:
             raise
-        raise MissingPackageError.of(f"the suite {suite}", "mujoco_playground", "playground") from None
-    return playground
+        raise MissingPackageError.of(f"the suite {suite}", package, suite) from None
 
 
 def _adapter_of(environment: Any) -> ModuleType | None:

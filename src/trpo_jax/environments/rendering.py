@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from trpo_jax.environments.history import innermost, innermost_simulator
 from trpo_jax.environments.loading import quiet_import
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.randomization import Randomized
@@ -163,7 +164,7 @@ def _material_colours(model: mujoco.MjModel) -> Float[np.ndarray, "M 4"]:
 
 def inner_simulator(state: EnvironmentState) -> Any:
     """Return the simulator's own state of N environments, from inside `EpisodeLimit` and any domain randomization."""
-    simulator = state.simulator.simulator
+    simulator = innermost_simulator(state.simulator.simulator)
     return simulator.state if isinstance(simulator, Randomized) else simulator
 
 
@@ -176,7 +177,7 @@ def make_scene(environment: Environment) -> Scene:
         ConfigError: an environment of a kind that cannot be drawn.
     """
     if isinstance(environment, EpisodeLimit):
-        inner = environment.environment
+        inner = innermost(environment.environment)
         for module, kind, make in _KINDS:
             if module in sys.modules and isinstance(inner, getattr(sys.modules[module], kind)):
                 return make(inner.environment, environment.action_repeat)

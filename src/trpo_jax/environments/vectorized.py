@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from trpo_jax.environments.protocol import Box, EnvironmentState
+from trpo_jax.environments.protocol import EnvironmentState
 from trpo_jax.environments.randomization import Randomization, RandomizationFn, Randomized
+from trpo_jax.spaces import Box
 from trpo_jax.tree import upcast
 
 

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from trpo_jax.environments.protocol import Box, EnvironmentState
+from trpo_jax.environments.protocol import EnvironmentState
 from trpo_jax.environments.randomization import RandomizationFn
 from trpo_jax.environments.vectorized import cost_of
 from trpo_jax.environments.wrappers import select
+from trpo_jax.spaces import Box
 from trpo_jax.tree import upcast
 
 WrapEnvFn = Callable[..., Any]

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from trpo_jax.environments.checked import checked_reset, checked_step
-from trpo_jax.environments.protocol import Box, Discrete, Environment, EnvironmentState
+from trpo_jax.environments.host import AnyEnvironment
+from trpo_jax.environments.protocol import Environment, EnvironmentState
+from trpo_jax.spaces import ActionSpace
 
 GOLDEN_RATIO = 2654435769
 """The golden ratio's fractional part times 2^32: its multiples modulo 2^32 are evenly spread, however many there are."""
@@ -18,52 +20,23 @@ class _TimedSimulator(NamedTuple):
     steps: Int[Array, "N"]
 
 
-class EpisodeLimit:
-    """Truncate episodes after `episode_length` simulator steps, and repeat every action `action_repeat` times.
+class ActionRepeat:
+    """Repeat every action `number` times; sum rewards and costs.
 
-    A step that both terminates and reaches the limit counts as a termination. Rewards and costs of repeated actions are summed.
     If an episode ends between repeats, the remaining repeats leave the environment unchanged.
     """
 
-    def __init__(self, environment: Environment, episode_length: int, action_repeat: int = 1):
-        self.environment, self.episode_length, self.action_repeat = environment, episode_length, action_repeat
+    def __init__(self, environment: Environment, number: int):
+        self.environment, self.number = environment, number
 
     @property
-    def action_space(self) -> Box | Discrete:
+    def action_space(self) -> ActionSpace:
         return self.environment.action_space
 
     def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
-        state = checked_reset(self.environment, keys)
-        return state._replace(simulator=_TimedSimulator(state.simulator, jnp.zeros(keys.shape, jnp.int32)))
+        return checked_reset(self.environment, keys)
 
-    def step(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
-        simulator, steps = state.simulator
-        inner = state._replace(simulator=simulator)
-        inner = checked_step(self.environment, inner, action) if self.action_repeat == 1 else self._repeat(inner, action)
-        steps = steps + self.action_repeat
-        truncated = (inner.truncated | (steps >= self.episode_length)) & ~inner.terminated
-        return inner._replace(simulator=_TimedSimulator(inner.simulator, steps), truncated=truncated)
-
-    def out_of_step(self, state: EnvironmentState) -> tuple[EnvironmentState, Float[Array, "N"]]:
-        """Spread the time limits of initial states, as if each episode had started some actions ago.
-
-        Otherwise all environments would be at the same point of their episodes, and none would end for a long time.
-
-        Returns:
-            (the states, the number of actions since each episode's assumed start).
-        """
-        num_actions = -(-self.episode_length // self.action_repeat)
-        multiple = jnp.arange(state.reward.shape[0], dtype=jnp.uint32) * jnp.uint32(GOLDEN_RATIO)  # modulo 2^32
-        share = (multiple >> 8).astype(jnp.float32) * 2**-24
-        age = jnp.minimum(jnp.floor(share * num_actions), num_actions - 1)
-        steps = age.astype(jnp.int32) * self.action_repeat
-        return state._replace(simulator=state.simulator._replace(steps=steps)), age
-
-    def has_reached_limit(self, state: EnvironmentState) -> Bool[Array, "N"]:
-        """Tell which episodes ended at the time limit without terminating."""
-        return (state.simulator.steps >= self.episode_length) & ~state.terminated
-
-    def _repeat(self, state: EnvironmentState, action: jax.Array) -> EnvironmentState:
+    def step(self, state: EnvironmentState, action: Any) -> EnvironmentState:
         def repeat(state, _):
             ended = state.terminated | state.truncated
             new = checked_step(self.environment, state, action)
@@ -76,7 +49,63 @@ class EpisodeLimit:
             terminated=jnp.zeros_like(state.terminated),
             truncated=jnp.zeros_like(state.truncated),
         )
-        return jax.lax.scan(repeat, fresh, None, length=self.action_repeat)[0]
+        return jax.lax.scan(repeat, fresh, None, length=self.number)[0]
+
+
+class EpisodeLimit:
+    """Truncate episodes after `episode_length` simulator steps, of which an action takes several under `ActionRepeat`.
+
+    A step that both terminates and reaches the limit counts as a termination.
+    """
+
+    def __init__(self, environment: Environment, episode_length: int):
+        self.environment, self.episode_length, self.action_repeat = environment, episode_length, _repeats(environment)
+
+    @property
+    def action_space(self) -> ActionSpace:
+        return self.environment.action_space
+
+    @property
+    def most_actions(self) -> int:
+        """Number of actions after which an episode is over."""
+        return -(-self.episode_length // self.action_repeat)
+
+    def reset(self, keys: Key[Array, "N"]) -> EnvironmentState:
+        state = checked_reset(self.environment, keys)
+        return state._replace(simulator=_TimedSimulator(state.simulator, jnp.zeros(keys.shape, jnp.int32)))
+
+    def step(self, state: EnvironmentState, action: Any) -> EnvironmentState:
+        simulator, steps = state.simulator
+        inner = checked_step(self.environment, state._replace(simulator=simulator), action)
+        steps = steps + self.action_repeat
+        truncated = (inner.truncated | (steps >= self.episode_length)) & ~inner.terminated
+        return inner._replace(simulator=_TimedSimulator(inner.simulator, steps), truncated=truncated)
+
+    def out_of_step(self, state: EnvironmentState) -> tuple[EnvironmentState, Float[Array, "N"]]:
+        """Spread the time limits of initial states, as if each episode had started some actions ago.
+
+        Otherwise all environments would be at the same point of their episodes, and none would end for a long time.
+
+        Returns:
+            (the states, the number of actions since each episode's assumed start).
+        """
+        num_actions = self.most_actions
+        multiple = jnp.arange(state.reward.shape[0], dtype=jnp.uint32) * jnp.uint32(GOLDEN_RATIO)  # modulo 2^32
+        share = (multiple >> 8).astype(jnp.float32) * 2**-24
+        age = jnp.minimum(jnp.floor(share * num_actions), num_actions - 1)
+        steps = age.astype(jnp.int32) * self.action_repeat
+        return state._replace(simulator=state.simulator._replace(steps=steps)), age
+
+    def has_reached_limit(self, state: EnvironmentState) -> Bool[Array, "N"]:
+        """Tell which episodes ended at the time limit without terminating."""
+        return (state.simulator.steps >= self.episode_length) & ~state.terminated
+
+
+def _repeats(environment: Any) -> int:
+    """Return how often an environment's `ActionRepeat` repeats an action; 1 without one."""
+    while environment is not None and not isinstance(environment, ActionRepeat):
+        environment = getattr(environment, "environment", None)
+    return 1 if environment is None else environment.number
 
 
 class FreshAutoReset:
@@ -88,11 +117,11 @@ class FreshAutoReset:
     to draw new ones. Each environment has its own, so no state moves between environments or devices.
     """
 
-    def __init__(self, environment: Environment):
+    def __init__(self, environment: AnyEnvironment):
         self.environment: Any = environment
 
     @property
-    def action_space(self) -> Box | Discrete:
+    def action_space(self) -> ActionSpace:
         return self.environment.action_space
 
     @property
@@ -117,7 +146,7 @@ class FreshAutoReset:
         return jnp.zeros(state.reward.shape, bool)
 
     def step(
-        self, state: EnvironmentState, action: jax.Array, fresh: EnvironmentState
+        self, state: EnvironmentState, action: Any, fresh: EnvironmentState
     ) -> tuple[EnvironmentState, EnvironmentState, Bool[Array, "N"]]:
         """Advance by one action.
 

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from trpo_jax.agent.host import HostStage
 from trpo_jax.agent.keys import as_typed_key
 from trpo_jax.agent.state import TrainState
 from trpo_jax.errors import ConfigError
 from trpo_jax.execution.devices import are_cores_of_one_processor, compiler_options, put
 from trpo_jax.execution.host_arrays import place
+from trpo_jax.execution.host_program import HostProgram
 from trpo_jax.execution.memory import available_memory
 from trpo_jax.execution.program import Program
 
@@ -26,6 +28,8 @@ NAMES = {
     "improve": "policy step",
     "fit": "critic fit",
     "evaluate": "evaluation",
+    "act": "policy",
+    "finish": "end of the rollout",
 }
 """Human-readable names of the programs."""
 
@@ -52,7 +56,7 @@ class Placement(Protocol):
         """Put each training's inputs, such as hyperparameters, on the devices where it begins."""
         ...
 
-    def program(self, stage: str, function: Callable[..., Any]) -> Program:
+    def program(self, stage: str, function: Callable[..., Any] | HostStage) -> Program | HostProgram:
         """Return the program of a stage, a key of `NAMES`. Its arguments may lie on any devices."""
         ...
 
@@ -108,8 +112,14 @@ class OneTraining:
         self._beforehand = concurrent.futures.ThreadPoolExecutor(1) if one_processor and not self.learns_apart else None
         self._copy = self.jit("copy", functools.partial(jax.tree.map, jnp.copy))
 
-    def program(self, stage: str, function: Callable[..., Any]) -> Program:
+    def program(self, stage: str, function: Callable[..., Any] | HostStage) -> Program | HostProgram:
         """Return the program of a stage."""
+        if isinstance(function, HostStage):
+            options = compiler_options(self._devices)
+            programs = {
+                name: Program(NAMES[name], jax.jit(each, compiler_options=options)) for name, each in function.functions.items()
+            }
+            return HostProgram(function, programs)
         if stage == "evaluate":  # by this process alone, on its first device
             jitted = jax.jit(function, compiler_options=compiler_options(jax.local_devices()))
             return Program(NAMES[stage], jitted)
@@ -219,8 +229,11 @@ class ManyTrainings:
         self._num_trainings, self._num_more = num_trainings, -num_trainings % len(devices)
         self._strip = jax.jit(functools.partial(jax.tree.map, lambda leaf: jnp.copy(leaf[:num_trainings])))
 
-    def program(self, stage: str, function: Callable[..., Any]) -> Program:
+    def program(self, stage: str, function: Callable[..., Any] | HostStage) -> Program | HostProgram:
         """Return a program that runs a stage for R trainings."""
+        if isinstance(function, HostStage):
+            programs = {name: Program(NAMES[name], self.jit(name, each)) for name, each in function.functions.items()}
+            return HostProgram(function, programs)
         return Program(NAMES[stage], self.jit(stage, function))
 
     def jit(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:

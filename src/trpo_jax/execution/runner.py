@@ -12,6 +12,7 @@ from trpo_jax.agent.config import AgentConfig
 from trpo_jax.agent.evaluate import Episodes
 from trpo_jax.agent.stages import Stages, run_stages, timed_stages
 from trpo_jax.agent.state import TrainState, inference_params
+from trpo_jax.execution.host_program import HostProgram
 from trpo_jax.execution.placement import Placement
 from trpo_jax.execution.program import compile_stages
 
@@ -72,6 +73,12 @@ class Runner:
         if self._evaluate is not None and jax.process_index() == 0:  # the others do not evaluate
             params = inference_params(self._whole_state_like)
             self._evaluate.compile(compilers, *self._placement.to_evaluate(params, key))
+
+    def close(self) -> None:
+        """Release what stages hold on the host."""
+        for program in (self.stages.collect, self._evaluate):
+            if isinstance(program, HostProgram):
+                program.close()
 
     def init(self, keys: jax.Array) -> TrainState:
         """Initialize networks and environments, as `Agent.init` does."""

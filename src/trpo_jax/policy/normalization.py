@@ -10,12 +10,17 @@ from trpo_jax.tree import upcast, where_finite
 
 MAX_ABS = 10.0
 """Normalized observations are clipped to ±10, since a rarely seen feature must not saturate a network."""
+IMAGE_RANK = 3
+"""An observation's leaf of this rank is an image."""
 STD_EPS = 1e-6
 """Added to the variance, so that a feature that has not varied (std 0) does not turn a change of 0.001 into 1000 σ."""
 
 
 class NormalizerState(NamedTuple):
-    """Statistics of all observations so far; `mean`, `summed_variance` and `std` are pytrees like one observation."""
+    """Statistics of all observations so far; `mean`, `summed_variance` and `std` are pytrees like one observation.
+
+    Images, leaves `[H, W, C]`, and flags, leaves of bools, are left alone: their statistics stay 0 and 1.
+    """
 
     count: Float[Array, ""]  # type: ignore[assignment]  # tuples have a method of that name
     mean: Any
@@ -55,6 +60,8 @@ def update_normalizer(state: NormalizerState, observation: Any, weight: Float[Ar
     count = state.count + batch_count
 
     def merge(mean, summed_variance, batch):
+        if _is_left_alone(mean, batch):
+            return mean, summed_variance
         times = weight.reshape(batch_shape + (1,) * mean.ndim)
         batch_mean = jnp.sum(times * batch, axes) / batch_count
         batch_summed_variance = jnp.sum(times * (batch - jnp.expand_dims(batch_mean, axes)) ** 2, axes)
@@ -65,7 +72,10 @@ def update_normalizer(state: NormalizerState, observation: Any, weight: Float[Ar
     merged = jax.tree.map(merge, state.mean, state.summed_variance, observation)
     mean = jax.tree.map(lambda _, pair: pair[0], state.mean, merged)
     summed_variance = jax.tree.map(lambda _, pair: pair[1], state.mean, merged)
-    std = jax.tree.map(lambda summed: jnp.sqrt(summed / count + STD_EPS), summed_variance)
+    std = jax.tree.map(
+        lambda summed, leaf: jnp.ones_like(summed) if _is_left_alone(summed, leaf) else jnp.sqrt(summed / count + STD_EPS),
+        *(summed_variance, observation),
+    )
     return where_finite(NormalizerState(count, mean, summed_variance, std), state)
 
 
@@ -75,7 +85,14 @@ def normalize(state: NormalizerState | None, observation: Any) -> Any:
         return observation
 
     def of_leaf(x, mean, std):
+        if _is_left_alone(mean, x):
+            return x
         mean, std = (jnp.expand_dims(statistic, tuple(range(x.ndim - statistic.ndim))) for statistic in (mean, std))
         return jnp.clip((x - mean) / std, -MAX_ABS, MAX_ABS)
 
     return jax.tree.map(of_leaf, observation, state.mean, state.std)
+
+
+def _is_left_alone(statistic: Any, observation: Any) -> bool:
+    """Tell whether a leaf of observations is not normalized."""
+    return statistic.ndim == IMAGE_RANK or observation.dtype == bool

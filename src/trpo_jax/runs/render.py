@@ -1,5 +1,6 @@
 """Play an episode, and write it as an HTML page and an animation."""
 
+import contextlib
 import functools
 import itertools
 import math
@@ -13,8 +14,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt8
 from PIL import Image
 
-from trpo_jax.agent.inference import Policy
+from trpo_jax.agent.agent import Agent
+from trpo_jax.agent.inference import PolicyMaker
 from trpo_jax.environments.checked import checked_reset, checked_step
+from trpo_jax.environments.host import Film, HostEnvironment
 from trpo_jax.environments.protocol import Environment, EnvironmentState
 from trpo_jax.environments.rendering import DrawingError, Scene, View, make_scene
 from trpo_jax.environments.wrappers import is_faulty
@@ -90,6 +93,12 @@ def render_run(
     """
     encode = _video_encoder() if output == "mp4" else write_gif
     agent, step, params = load_policy(run_config, folder)
+    if isinstance(agent.environment, HostEnvironment):
+        film = _film(agent, params, max_steps=max_steps, seed=seed, output=output, view=view)
+        path = folder.path / f"render.{output}"
+        with _writing(path):
+            encode(path, iter(film.frames), film.seconds_per_frame)
+        return Rendering(step, Episode(film.frames, film.episode_return, film.ended), [path], [])
     scene = make_scene(agent.environment)
     scene.camera(view.camera)  # fail before anything is compiled
     record = jax.jit(functools.partial(_record, agent.environment, agent.make_policy, scene.pose, max_steps))
@@ -101,20 +110,46 @@ def render_run(
     for ending, write in writers.items():
         path = folder.path / f"render.{ending}"
         try:
-            write(path, scene, episode.poses)
+            with _writing(path):
+                write(path, scene, episode.poses)
             files.append(path)
         except DrawingError as error:
             missing.append(str(error))
-        except OSError as error:
-            raise FileError.unwritable(path, error) from None
     if not files:
         raise ConfigError("run", str(folder.path), f"one that can be drawn here; this one cannot: {'; '.join(missing)}")
     return Rendering(step, episode, files, missing)
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an OSError into a FileError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError.unwritable(path, error) from None
+
+
+def _film(agent: Agent, params: Any, *, max_steps: int, seed: int, output: Format, view: View) -> Film:
+    """Play and draw an episode of an environment that draws itself."""
+    if output == "html":
+        raise ConfigError("format", output, "gif or mp4: this environment draws frames, and no page")
+    if view != View():
+        raise ConfigError("camera, width or height", "another than the default", "the default: this environment draws itself")
+    policy, carry = jax.jit(agent.make_policy(params, True)), agent.make_policy.initial_carry((1,))
+
+    def act(observation: Any) -> Any:
+        nonlocal carry
+        action, extras = policy(observation, None, carry)
+        carry = extras.get("carry")
+        return jax.device_get(action)
+
+    environment: Any = agent.environment
+    return environment.film(act, seed=seed, max_steps=max_steps)
+
+
 def _record(
     environment: Environment,
-    make_policy: Callable[..., Policy],
+    make_policy: PolicyMaker,
     pose: Callable[[EnvironmentState], Any],
     num_steps: int,
     params: Any,
@@ -123,14 +158,15 @@ def _record(
     """Play steps; return (first pose, `Step` of `[num_steps, …]`). Steps after the episode's end are meaningless."""
     policy = make_policy(params, True)
 
-    def play(state: EnvironmentState, _: None) -> tuple[EnvironmentState, Step]:
-        action = policy(state.observation)[0]
+    def play(now: tuple[EnvironmentState, Any], _: None) -> tuple[tuple[EnvironmentState, Any], Step]:
+        state, carry = now
+        action, extras = policy(state.observation, None, carry)
         state = checked_step(environment, state, action)
         step = Step(pose(state), state.reward, state.terminated | state.truncated, is_faulty(state))
-        return state, jax.tree.map(lambda leaf: leaf[0], step)  # the step of the only environment
+        return (state, extras.get("carry")), jax.tree.map(lambda leaf: leaf[0], step)  # the step of the only environment
 
     start = checked_reset(environment, jax.random.split(key, 1))
-    _, steps = jax.lax.scan(play, start, None, length=num_steps)
+    _, steps = jax.lax.scan(play, (start, make_policy.initial_carry((1,))), None, length=num_steps)
     return jax.tree.map(lambda leaf: leaf[0], pose(start)), steps
 
 

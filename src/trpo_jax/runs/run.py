@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 
 from trpo_jax.agent.agent import Agent
-from trpo_jax.agent.evaluate import Episodes, make_evaluator
+from trpo_jax.agent.evaluate import Episodes
+from trpo_jax.agent.host import evaluator_for
 from trpo_jax.agent.inference import Params, PolicyMaker
 from trpo_jax.agent.state import inference_params
 from trpo_jax.algorithms.registry import make_agent
-from trpo_jax.environments.protocol import Environment
+from trpo_jax.environments.host import AnyEnvironment
 from trpo_jax.environments.registry import as_environment, resolve_backend
 from trpo_jax.execution.host_arrays import host_like
 from trpo_jax.runs.loggers import Logger
@@ -30,7 +31,7 @@ def resolve(run_config: RunConfig) -> RunConfig:
     return dataclasses.replace(run_config, backend=backend)
 
 
-def run_environment(run_config: RunConfig) -> Environment:
+def run_environment(run_config: RunConfig) -> AnyEnvironment:
     """Make the environment that a configuration names; raises ConfigError for an unknown one."""
     return as_environment(run_config.environment, suite=run_config.suite, backend=run_config.backend)
 
@@ -38,7 +39,7 @@ def run_environment(run_config: RunConfig) -> Environment:
 def run_training(
     run_config: RunConfig,
     folder: RunFolder,
-    environment: Environment,
+    environment: AnyEnvironment,
     loggers: Sequence[Logger],
     *,
     resume: bool = False,
@@ -177,7 +178,7 @@ def evaluate_runs(
         kind = program_of(config)
         if kind not in programs:
             agent = make_agent(run_environment(config), config.agent)
-            evaluate = make_evaluator(
+            evaluate = evaluator_for(
                 agent.environment, agent.make_policy, num_episodes=num_episodes, deterministic=deterministic
             )
             programs[kind] = agent, evaluate

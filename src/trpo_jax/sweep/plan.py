@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trpo_jax.algorithms.registry import DEFAULT, default_config
+from trpo_jax.config import to_mapping
 from trpo_jax.errors import ConfigError, errors_in
+from trpo_jax.policy.networks import ImageConfig
 from trpo_jax.runs.run import resolve
 from trpo_jax.sweep.spec import Sweep, read_sweep
 from trpo_jax.training.fields import fields_of, setting_in_words, with_fields
 from trpo_jax.training.run_config import RunConfig, program_of, starting_config, with_algorithm
 
-ADDED_LATER = {"algorithm": DEFAULT, "sampler": "path", "trust_region.fisher": "analytic"}
+ADDED_LATER: dict[str, Any] = {"algorithm": DEFAULT, "sampler": "path", "trust_region.fisher": "analytic"}
+ADDED_LATER |= {"normalize_rewards": False, "frame_stack": 1, "observe_last_step": False}
+ADDED_LATER |= {"policy.action_mask_key": "action_mask"}
+for _network in ("policy", "critic"):
+    ADDED_LATER |= {f"{_network}.network": "mlp"}
+    ADDED_LATER |= {f"{_network}.image.{name}": value for name, value in to_mapping(ImageConfig()).items()}
 """Fields that are younger than the names of runs, with values that leave a run as it was: names do not cover them."""
 
 

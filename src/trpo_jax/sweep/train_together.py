@@ -1,5 +1,6 @@
 """Training runs of one program together, from start to end."""
 
+import contextlib
 import functools
 import json
 import os
@@ -83,7 +84,7 @@ def train_together(
     milestones = make_milestones(agent, config.num_timesteps, config.num_evals, checkpoint_interval=config.checkpoint_interval)
     metrics = folder / METRICS
     store, earlier = _open(folder / "checkpoints", {"runs": [run.name for run in runs]}, runner)
-    with store, _Log(metrics, progress_fn) as log:
+    with contextlib.closing(runner), store, _Log(metrics, progress_fn) as log:
         state, _ = train_to_end(
             agent,
             runner,

@@ -43,13 +43,13 @@ def restored(runner: Runner, state: TrainState, source: ParamsSource) -> TrainSt
     _check_fits("normalizer", params.normalizer, fresh.normalizer)
     _check_fits("policy", params.policy, fresh.policy)
     _check_fits("value", value.params, fresh.value.params)
-    restored_scaling, scaling = float(value.reward_scaling), float(fresh.value.reward_scaling)
-    if restored_scaling != scaling:
-        allowed = f"{restored_scaling}, with which the restored value function was trained; or set restore_value_fn to false"
-        raise ConfigError("reward_scaling", scaling, allowed)
+    scaling = to_host(jnp.asarray(value.reward_scaling))
+    if host_state.critic.returns is None and float(scaling) != float(fresh.value.reward_scaling):
+        allowed = f"{scaling}, with which the restored value function was trained; or set restore_value_fn to false"
+        raise ConfigError("reward_scaling", float(fresh.value.reward_scaling), allowed)
     normalizer, policy, value_params = to_host(jax.tree.map(jnp.asarray, (params.normalizer, params.policy, value.params)))
     learner = host_state.learner._replace(normalizer=normalizer, policy=policy)
-    critic = host_state.critic._replace(critic=fresh.value._replace(params=value_params))
+    critic = host_state.critic._replace(critic=fresh.value._replace(params=value_params, reward_scaling=scaling))
     return runner.place(host_state._replace(learner=learner, critic=critic))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ import tyro
 from trpo_jax.agent.config import AgentConfig
 from trpo_jax.algorithms.registry import ALGORITHMS, DEFAULT, algorithm_name, default_config
 from trpo_jax.config import LARGEST_SEED, config, flatten, from_mapping, setting, to_mapping, unknown_name
+from trpo_jax.environments.suites import ON_HOST, SUITES, Suite
 from trpo_jax.errors import ConfigError, errors_in
 from trpo_jax.execution.devices import is_accelerated
 from trpo_jax.files import write_whole
@@ -23,10 +25,13 @@ class RunConfig:
 
     environment: str = setting(default="ant")
     """Name of an environment of the suite."""
-    suite: Literal["brax", "playground", "safety"] = setting(default="brax")
-    """Brax, MuJoCo Playground (an extra to install), or the environments with costs."""
-    backend: Literal["auto", "spring", "positional", "generalized", "mjx", "jax", "warp"] = setting(default="auto")
-    """Physics: jax or warp in Playground, the others in Brax; auto is the first that Brax offers, in Playground jax."""
+    suite: Suite = setting(default="brax")
+    """Brax, the environments with costs, or an extra: MuJoCo Playground, Gymnasium, gymnax."""
+    backend: Literal["auto", "spring", "positional", "generalized", "mjx", "jax", "warp", "envpool", "async", "sync"] = setting(
+        default="auto"
+    )
+    """Who simulates. In Brax, spring to mjx, and auto is the first that the environment offers; in Playground, jax (auto) or
+    warp; in Gymnasium, envpool, async (processes) or sync (in turn), and auto is the fastest; in gymnax, jax (auto)."""
     num_timesteps: int = setting(default=1_000_000, at_least=0)
     """Environment steps to train for, rounded up to whole iterations."""
     seed: int = setting(default=0, at_least=0, at_most=LARGEST_SEED)
@@ -66,7 +71,8 @@ the file in configs/ that does the same for every environment given by name."""
 def read_run_config(path: Path | str, algorithm: str | None = None, *, accelerator: bool = False) -> RunConfig:
     """Read a TOML file of `RunConfig` fields, with those of its `agent` at the top level.
 
-    A table named after an algorithm overrides the rest if that algorithm is used.
+    A table named after an algorithm overrides the rest if that algorithm is used. What the file lacks is taken from the
+    `default.toml` of the suite that it names, if there is one.
 
     Args:
         path: the file.
@@ -77,7 +83,8 @@ def read_run_config(path: Path | str, algorithm: str | None = None, *, accelerat
         ConfigError: no such file, not TOML, an unknown key, a wrong type, or a value out of range.
     """
     own = read_toml(path, "config file")
-    run_config = _layered(RunConfig(), own, path, None, algorithm, accelerator=accelerator)
+    layers = [*_of_suite(own.get("suite")), (path, own)]
+    run_config = _layered(RunConfig(), layers, None, algorithm, accelerator=accelerator)
     if "environment" not in own:
         raise ConfigError(f"{path}: environment", None, 'the name of an environment, as in environment = "ant"')
     return run_config
@@ -142,51 +149,62 @@ def starting_config(target: str, suite: str = "brax", algorithm: str | None = No
 
     Args:
         target: path of a TOML file, or name of an environment.
-        suite: "brax", "playground" or "safety", for a name.
+        suite: a suite, for a name. The settings of its file `default.toml`, if it has one, are overridden by those of the
+            environment's own file.
         algorithm: algorithm to learn by; None takes the TOML file's, or TRPO.
         accelerator: take the settings for an accelerator. A TOML file has them in its table `[accelerator]`. For a name
-            they are those that all environments share, overridden by that table of the environment's own file.
+            they are those that all environments share, unless they are stepped on the host, overridden by that table of the
+            suite's and the environment's files.
 
     Raises:
         ConfigError: the file cannot be used.
     """
     if target.endswith(".toml"):
         return read_run_config(target, algorithm, accelerator=accelerator)
-    common = _configs() / f"{ACCELERATOR}.toml" if accelerator else None
+    common = _configs() / f"{ACCELERATOR}.toml" if accelerator and suite not in ON_HOST else None
     file = shipped_config_file(target, suite)
-    own = {} if file is None else read_toml(file, "config file")
-    config = _layered(RunConfig(environment=target), own, file, common, algorithm, accelerator=accelerator)
+    layers = [*_of_suite(suite), *([] if file is None else [(file, read_toml(file, "config file"))])]
+    config = _layered(RunConfig(environment=target), layers, common, algorithm, accelerator=accelerator)
     return dataclasses.replace(config, environment=target)
+
+
+def _of_suite(suite: Any) -> list[tuple[Path | str, dict[str, Any]]]:
+    """Return the settings that all environments of a suite have, if there are any, with their file."""
+    file = _configs() / suite / "default.toml" if suite in SUITES else None
+    return [(file, read_toml(file, "config file"))] if file is not None and file.is_file() else []
 
 
 def _layered(
     config: RunConfig,
-    own: dict[str, Any],
-    path: Path | str | None,
+    layers: Sequence[tuple[Path | str, dict[str, Any]]],
     common: Path | None,
     algorithm: str | None,
     *,
     accelerator: bool,
 ) -> RunConfig:
-    """Override a configuration by the file at `path` (`own`), then the common file, then `own`'s [accelerator] table."""
-    table = own.get(ACCELERATOR, {})
+    """Override a configuration by files, one after the other, then the common file, then their tables [accelerator]."""
+    for path, own in layers:
+        with errors_in(path):
+            config = with_algorithm(config, own.get("algorithm", config.algorithm))
     if algorithm is not None:
         config = with_algorithm(config, algorithm)
-    with errors_in(path or ""):
-        if algorithm is None:
-            config = with_algorithm(config, own.get("algorithm", config.algorithm))
-        rest = {name: value for name, value in own.items() if name not in (ACCELERATOR, "algorithm")}
-        config = _applied(rest, config)
+    for path, own in layers:
+        with errors_in(path):
+            rest = {name: value for name, value in own.items() if name not in (ACCELERATOR, "algorithm")}
+            config = _applied(rest, config)
+    accelerated = config
     if common is not None:
         with errors_in(common):
-            config = _applied(read_toml(common, "config file"), config)
-    with errors_in(path or ""):
-        if not isinstance(table, dict):
-            raise ConfigError(ACCELERATOR, table, "a table")
-        try:
-            accelerated = _applied(table, config)  # checked even on a CPU
-        except ConfigError as error:
-            raise error.within(ACCELERATOR) from None
+            accelerated = _applied(read_toml(common, "config file"), config)
+    for path, own in layers:
+        table = own.get(ACCELERATOR, {})
+        with errors_in(path):
+            if not isinstance(table, dict):
+                raise ConfigError(ACCELERATOR, table, "a table")
+            try:
+                accelerated = _applied(table, accelerated)  # checked even on a CPU
+            except ConfigError as error:
+                raise error.within(ACCELERATOR) from None
     return accelerated if accelerator else config
 
 
@@ -215,7 +233,7 @@ def shipped_config(
 
     Args:
         environment: name, such as "ant".
-        suite: "brax", "playground" or "safety".
+        suite: as `RunConfig.suite`.
         algorithm: algorithm to learn by, such as "ppo".
         accelerator: whether to take the settings for an accelerator; None does if JAX's default device is not a CPU.
 

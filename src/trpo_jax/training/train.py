@@ -12,12 +12,13 @@ import jax
 from trpo_jax.agent.agent import Agent
 from trpo_jax.agent.binding import with_time_limit
 from trpo_jax.agent.config import AgentConfig
-from trpo_jax.agent.evaluate import Episodes, make_evaluator
+from trpo_jax.agent.evaluate import Episodes
+from trpo_jax.agent.host import evaluator_for
 from trpo_jax.agent.inference import Params, Policy, PolicyMaker
 from trpo_jax.agent.state import TrainState
 from trpo_jax.algorithms.registry import make_agent
 from trpo_jax.config import to_mapping
-from trpo_jax.environments.protocol import Box, Environment
+from trpo_jax.environments.host import AnyEnvironment, HostEnvironment
 from trpo_jax.environments.registry import as_environment, wrapped_environment
 from trpo_jax.errors import ConfigError
 from trpo_jax.execution.devices import all_devices
@@ -25,6 +26,7 @@ from trpo_jax.execution.memory import check_training
 from trpo_jax.execution.placement import OneTraining
 from trpo_jax.execution.runner import Runner
 from trpo_jax.policy.networks import Networks
+from trpo_jax.spaces import Box
 from trpo_jax.training.brax_keywords import networks_from_brax
 from trpo_jax.training.loop import train_to_end
 from trpo_jax.training.milestones import Milestones, make_milestones
@@ -75,12 +77,13 @@ def train(
     """Train a policy, on all devices that JAX sees.
 
     Args:
-        environment: a name ("hopper"), a Brax or MuJoCo Playground environment, or an object behind the `Environment`
-            protocol.
+        environment: a name ("hopper"), a Brax or MuJoCo Playground environment, or an object behind the `Environment` or
+            the `HostEnvironment` protocol.
         num_timesteps: environment steps (simulator steps, before action repeat) to train for, rounded up to whole
             iterations; 0 only evaluates the initial policy. All integer arguments may be written like 1e6.
-        suite: "brax", "playground" (MuJoCo Playground) or "safety" (with costs), for an environment given by name.
-        backend: physics of an environment given by name; see `as_environment`.
+        suite: "brax", "playground" (MuJoCo Playground), "safety" (with costs), "gymnasium" or "gymnax", for an environment
+            given by name.
+        backend: who simulates an environment given by name; see `RunConfig.backend`.
         config: how to learn; its type selects the algorithm (`TRPOConfig`, `PPOConfig`, …). None takes the settings that
             ship for an environment given by name (`shipped_config`; on an accelerator, the settings for one), and the
             defaults for any other environment.
@@ -88,7 +91,8 @@ def train(
             config's, or TRPO.
         networks: policy and critic; None makes those that the config describes.
         network_factory: makes the networks instead, as `brax.training.agents.ppo.networks.make_ppo_networks` does.
-        max_devices_per_host: use no more devices of each process than this. They must divide num_envs.
+        max_devices_per_host: use no more devices of each process than this. They must divide num_envs. An environment that
+            Python steps takes one.
         wrap_env: False if the environment is already vectorized, time-limited and self-resetting.
         wrap_env_fn: wraps the environment and replaces the built-in time limit and resets; see `wrapped_environment`.
         randomization_fn: (sys, keys) -> (sys, in_axes), as in Brax: draws new physical parameters for each environment
@@ -131,6 +135,7 @@ def train(
         MissingPackageError: a suite of environments that is not installed.
         TypeError, ValueError: an environment that violates the protocol.
         CheckpointError: checkpoints that cannot be read or written.
+        SimulatorError: an environment that Python steps has failed; the training can be resumed.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; pass through after a checkpoint is written.
 
     Reference:
@@ -157,6 +162,8 @@ def train(
     made = None if network_factory is None else _networks_by(network_factory, training_environment, config.num_envs)
     agent = make_agent(training_environment, config, made or networks)
     milestones = make_milestones(agent, run.num_timesteps, run.num_evals, num_resets_per_eval, run.checkpoint_interval)
+    if isinstance(agent.environment, HostEnvironment) and jax.process_count() > 1:
+        raise ConfigError("environment", environment, "one on the device, for a training in several processes")
     evaluates = run_evals and run.evaluates
     eval_environment = maker.environment(eval_env, run, run.num_eval_envs) if evaluates and eval_env is not None else None
     if log_training_metrics:
@@ -171,7 +178,7 @@ def train(
             milestones,
             Callbacks(iteration_fn, progress_fn, policy_params_fn),
             evaluate_fn=run_evaluator(agent, run, eval_environment) if evaluates else None,
-            devices=all_devices(max_devices_per_host),
+            devices=all_devices(1 if isinstance(agent.environment, HostEnvironment) else max_devices_per_host),
             checkpoints=None if save_checkpoint_path is None else (save_checkpoint_path, resume),
             restored_from=ParamsSource(restore_checkpoint_path, restore_params, restore_value_fn),
         )
@@ -191,7 +198,7 @@ class _EnvironmentMaker(NamedTuple):
     wrap_env_fn: Any
     randomization_fn: Any
 
-    def environment(self, environment: Any, run: RunConfig, num_envs: int) -> Environment:
+    def environment(self, environment: Any, run: RunConfig, num_envs: int) -> AnyEnvironment:
         """Return an environment with a time limit, either the built-in one or a wrapper's."""
         config = run.agent
         named: dict[str, Any] = {"suite": self.suite, "backend": self.backend}
@@ -212,7 +219,7 @@ class _EnvironmentMaker(NamedTuple):
         )
 
 
-def _networks_by(network_factory: Callable[..., Any], environment: Environment, num_envs: int) -> Networks:
+def _networks_by(network_factory: Callable[..., Any], environment: AnyEnvironment, num_envs: int) -> Networks:
     state = jax.eval_shape(environment.reset, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_envs)))
     if not isinstance(environment.action_space, Box):
         raise ConfigError("network_factory", network_factory, "None if actions are discrete")
@@ -220,7 +227,7 @@ def _networks_by(network_factory: Callable[..., Any], environment: Environment, 
     return networks_from_brax(network_factory, observation, int(environment.action_space.size))
 
 
-def run_evaluator(agent: Agent, run: RunConfig, environment: Environment | None = None) -> Callable[[Any, Any], Episodes]:
+def run_evaluator(agent: Agent, run: RunConfig, environment: AnyEnvironment | None = None) -> Callable[[Any, Any], Episodes]:
     """Return a function (params, key) -> episodes for a configuration.
 
     Args:
@@ -229,7 +236,7 @@ def run_evaluator(agent: Agent, run: RunConfig, environment: Environment | None 
         environment: the environment to play in; None takes the one that the agent trains in.
     """
     environment = agent.environment if environment is None else environment
-    return make_evaluator(environment, agent.make_policy, num_episodes=run.num_eval_envs, deterministic=run.deterministic_eval)
+    return evaluator_for(environment, agent.make_policy, num_episodes=run.num_eval_envs, deterministic=run.deterministic_eval)
 
 
 def _train_agent(
@@ -252,7 +259,7 @@ def _train_agent(
         origin = {"algorithm": run.algorithm, "config": to_mapping(run.agent), "seed": int(run.seed)}
         store = Store(folder, resume=resume, keep=run.keep_checkpoints, origin=origin)
     state_key, eval_key = jax.random.split(jax.random.key(run.seed))
-    with store or contextlib.nullcontext():
+    with contextlib.closing(runner), store or contextlib.nullcontext():
         earlier = store.load(runner) if store is not None and store.goes_on else None
         if store is not None and earlier is not None and earlier[1].iteration > milestones.num_iterations:
             allowed = f"at least {earlier[1].iteration * agent.steps_per_iteration}, already trained in {store.directory}"
