@@ -1,6 +1,7 @@
 """Gymnasium environments on the host: spaces, ends, costs, backends, failures."""
 
 import functools
+import multiprocessing
 
 import jax
 import numpy as np
@@ -114,6 +115,7 @@ def test_an_environment_that_fails_says_so_in_one_sentence_and_the_run_can_be_re
     folder = str(tmp_path)
     with pytest.raises(SimulatorError, match=message):
         train(name, 1_000, backend=backend, num_evals=30, save_checkpoint_path=folder, episode_length=5)
+    assert not [process for process in multiprocessing.active_children() if "AsyncVectorEnv" in process.name]
     metrics = train("Line-v0", 128, backend="sync", save_checkpoint_path=folder, resume=True, episode_length=5)[2]
     assert np.isfinite(metrics["eval/episode_reward"])
 

@@ -264,8 +264,7 @@ class _Vector:
                 yield
         except SimulatorError:
             if isinstance(self._vector, AsyncVectorEnv):
-                with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
-                    self._vector.close(terminate=True)
+                _end_processes(self._vector)
             self._vector = None
             raise
 
@@ -312,6 +311,15 @@ def _processes(make: list[Callable[[], Any]], seeds: list[int]) -> Any:
     del seeds
     multiprocessing.set_forkserver_preload([__name__])
     return AsyncVectorEnv(make, context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _end_processes(vector: AsyncVectorEnv) -> None:
+    """End the processes of environments, one of which has failed: their own `close` would wait for its answer."""
+    for process in vector.processes:
+        process.terminate()
+    for process in vector.processes:
+        process.join()
+    vector.closed = True
 
 
 def _pool(name: str, num_envs: int, most_actions: int, seeds: list[int]) -> Any:
