@@ -95,14 +95,12 @@ class HostCollect:
         for time in range(self._agent.config.unroll_length):
             observation, now = _shaped(self._observation, like.observation), np.full(outer, time, np.int32)
             inside, action, log_prob, carry = programs["act"](learner.policy, learner.normalizer, observation, memory, key, now)
-            step = _cast_step(self._simulator.step(_flat(inside, like.reward.ndim)), like)
-            lost = ~_finite((self._observation, step.observation, step.reward, step.cost))
+            step, lost, ended = _advance(self._simulator, self._observation, inside, like)
             action, log_prob, before = _flat((action, log_prob, memory), like.reward.ndim)
             row = self._transition(self._observation, action, log_prob, step, lost, before)
             steps = self._buffers(row) if steps is None else steps
             for buffer, leaf in zip(jax.tree.leaves(steps), jax.tree.leaves(row), strict=True):
                 buffer[time] = leaf
-            ended = step.terminated | step.truncated | lost
             restarted = self._simulator.restart(ended) if ended.any() else step.observation
             self._observation = _cast(restarted, like.observation)
             memory = None if memory is None else Memory(carry, ended.reshape(like.reward.shape))
@@ -218,16 +216,14 @@ class HostEvaluate:
         active, total, length = np.ones(number, bool), np.zeros(number, np.float32), np.zeros(number, np.int32)
         costs = np.zeros((number, 0 if like.cost is None else like.cost.shape[-1]), np.float32)
         while active.any():
-            seen = _shaped(_cast(observation, like.observation), like.observation)
-            inside, carry = act(seen, carry, key, np.full(shape[:-1], time, np.int32))
-            step = self._simulator.step(_flat(inside, len(shape)))
-            lost = ~_finite((observation, step.observation, step.reward, step.cost))
+            observation = _cast(observation, like.observation)
+            inside, carry = act(_shaped(observation, like.observation), carry, key, np.full(shape[:-1], time, np.int32))
+            step, lost, ended = _advance(self._simulator, observation, inside, like)
             active &= ~lost
             total[active] += step.reward[active]
             length[active] += 1
             if step.cost is not None:
                 costs[active] += step.cost[active]
-            ended = step.terminated | step.truncated | lost
             active &= ~ended
             observation = self._simulator.restart(ended) if ended.any() and active.any() else step.observation
             time += 1
@@ -321,10 +317,16 @@ def _cast(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda leaf, other: np.asarray(leaf, other.dtype), tree, like)
 
 
-def _cast_step(step: HostStep, like: EnvironmentState) -> HostStep:
-    """Give a step's arrays the dtypes of an environment's states."""
+def _advance(simulator: Simulator, observation: Any, action: Any, like: EnvironmentState) -> tuple[HostStep, Any, Any]:
+    """Take a step; also tell in which environments something before or after it is not finite, and whose episodes have ended.
+
+    The step's arrays get the dtypes of `like`, which describes the environments' states.
+    """
+    step = simulator.step(_flat(action, like.reward.ndim))
     reward, cost = _cast((step.reward, step.cost), (like.reward, like.cost))
-    return step._replace(observation=_cast(step.observation, like.observation), reward=reward, cost=cost)
+    step = step._replace(observation=_cast(step.observation, like.observation), reward=reward, cost=cost)
+    lost = ~_finite((observation, step.observation, step.reward, step.cost))
+    return step, lost, step.terminated | step.truncated | lost
 
 
 def _finite(tree: Any) -> Bool[np.ndarray, "N"]:

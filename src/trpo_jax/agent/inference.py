@@ -11,7 +11,7 @@ from trpo_jax.agent.critic import CriticParams, ValueFn
 from trpo_jax.agent.keys import as_typed_key
 from trpo_jax.agent.rollout import to_environment_action
 from trpo_jax.policy.distributions import Distribution
-from trpo_jax.policy.memory import RecurrentNetwork, Sequence, initial_carry, policy_distribution
+from trpo_jax.policy.memory import RecurrentNetwork, Sequence, initial_carry, step_distribution
 from trpo_jax.policy.networks import Networks
 from trpo_jax.policy.normalization import NormalizerState, normalize
 from trpo_jax.spaces import ActionSpace
@@ -65,12 +65,11 @@ class PolicyMaker:
         """Return the memory after a step, and the distribution of the actions."""
         network, observation = self.networks.policy, normalize(params[0], observation)
         if not isinstance(network, RecurrentNetwork):
-            return None, policy_distribution(network, params[1], observation)
-        if carry is None:
+            carry = None
+        elif carry is None:
             allowed = "make_policy.initial_carry(batch_shape) at the beginning of an episode, then the last extras' entry"
             raise TypeError(f"carry: got None, allowed: {allowed}")
-        with jax.default_matmul_precision("highest"):
-            return network.step(params[1], carry, observation)
+        return step_distribution(network, params[1], carry, observation)
 
     def value_fn(self, params: Params) -> ValueFn:
         """Return the critic as a function observation `[..., *]` -> value `[...]`, in units of unscaled reward.

@@ -4,6 +4,7 @@ The only module that imports either.
 """
 
 import contextlib
+import copy
 import functools
 import importlib
 import importlib.util
@@ -25,7 +26,7 @@ from jaxtyping import Array, Bool, Int, Key
 from trpo_jax.config import unknown_name
 from trpo_jax.environments.host import Film, HostStep, Simulator
 from trpo_jax.environments.protocol import EnvironmentState
-from trpo_jax.environments.randomization import RandomizationFn
+from trpo_jax.environments.randomization import RandomizationFn, refuse_randomization
 from trpo_jax.errors import ConfigError, MissingPackageError, SimulatorError
 from trpo_jax.spaces import ActionSpace, Box, Composite, Discrete, MultiBinary, MultiDiscrete
 
@@ -87,8 +88,7 @@ def load_environment(
         TypeError: a randomization_fn.
     """
     backend = resolve_backend(name, backend)
-    if randomization_fn is not None:
-        raise TypeError(f"randomization_fn: got a function, allowed: None for {name}; only Brax and Playground are randomized")
+    refuse_randomization(name, randomization_fn)
     return GymnasiumEnvironment(name, backend)
 
 
@@ -102,11 +102,11 @@ class GymnasiumEnvironment:
     Args:
         name: as it is registered.
         backend: one of `BACKENDS`.
-        episode_length: time limit if the environment has none of its own.
     """
 
-    def __init__(self, name: str, backend: str, episode_length: int | None = None):
-        self.name, self._backend, self._episode_length = name, backend, episode_length
+    def __init__(self, name: str, backend: str):
+        self.name, self._backend = name, backend
+        self._episode_length: int | None = None
         with _failures_of(name):
             environment = _make(name)
             self._observations, self._actions = environment.observation_space, environment.action_space
@@ -121,7 +121,11 @@ class GymnasiumEnvironment:
 
     def limited(self, episode_length: int) -> "GymnasiumEnvironment":
         """Return the environment with this time limit, unless it has one."""
-        return self if self._own_limit is not None else GymnasiumEnvironment(self.name, self._backend, episode_length)
+        if self._own_limit is not None:
+            return self
+        limited = copy.copy(self)
+        limited._episode_length = episode_length
+        return limited
 
     @property
     def most_actions(self) -> int:
@@ -138,7 +142,7 @@ class GymnasiumEnvironment:
 
     def open(self, num_envs: int) -> Simulator:
         """Make N environments."""
-        make = functools.partial(_make, _spec(self.name), self._limit)
+        make = functools.partial(_make, _spec(self.name))
         vector: Callable[[list[int]], Any]
         if self._backend == "envpool":
             vector = functools.partial(_pool, self.name, num_envs, self.most_actions)
@@ -161,7 +165,7 @@ class GymnasiumEnvironment:
             SimulatorError: one that fails.
         """
         with _failures_of(self.name):
-            environment = _make(self.name, self._limit, render_mode="rgb_array")
+            environment = _make(self.name, render_mode="rgb_array")
             alone = [lambda: environment]
             simulator = self._simulator(lambda _: SyncVectorEnv(alone, autoreset_mode=AutoresetMode.DISABLED))
             observation = simulator.reset(np.asarray([seed]))
@@ -180,11 +184,6 @@ class GymnasiumEnvironment:
     def _simulator(self, make: Callable[[list[int]], Any]) -> Simulator:
         has_cost, most_actions = self._has_cost, self.most_actions
         return _Vector(self.name, make, self._observations, self._actions, has_cost=has_cost, most_actions=most_actions)
-
-    @property
-    def _limit(self) -> int | None:
-        """The time limit to add."""
-        return self._episode_length if self._own_limit is None else None
 
 
 class _Vector:
@@ -205,7 +204,8 @@ class _Vector:
         self._observation: Any = None
         self._most_actions = most_actions
         self._taken = np.zeros(0, np.int64)
-        """Actions of each environment's episode: not all of EnvPool's keep to the limit that they are given."""
+        """Actions of each environment's episode, for the limit: not every environment has one, and not all of EnvPool's keep
+        to the one that they are given."""
 
     def reset(self, seeds: Int[np.ndarray, "N"]) -> Any:
         """Start an episode in every environment."""
@@ -294,10 +294,10 @@ class _OnlyCost(gymnasium.Wrapper):
         return observation, reward, terminated, truncated, told
 
 
-def _make(name: str | EnvSpec, episode_length: int | None = None, **kwargs: Any) -> gymnasium.Env:
+def _make(name: str | EnvSpec, **kwargs: Any) -> gymnasium.Env:
     """Make an environment; by its specification where another process may not know the name."""
     with warnings.catch_warnings(action="ignore"):  # newer versions of an environment, its render modes
-        environment = gymnasium.make(name, max_episode_steps=episode_length, disable_env_checker=True, **kwargs)
+        environment = gymnasium.make(name, disable_env_checker=True, **kwargs)
     return _OnlyCost(environment)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 
 from trpo_jax.config import unknown_name
 from trpo_jax.environments.protocol import EnvironmentState
-from trpo_jax.environments.randomization import RandomizationFn
+from trpo_jax.environments.randomization import RandomizationFn, refuse_randomization
 from trpo_jax.errors import ConfigError
 from trpo_jax.spaces import ActionSpace, Box, Discrete
 from trpo_jax.tree import upcast
@@ -114,8 +114,7 @@ def load_environment(name: str, backend: str = "auto", randomization_fn: Randomi
         TypeError: a randomization_fn.
     """
     resolve_backend(name, backend)
-    if randomization_fn is not None:
-        raise TypeError(f"randomization_fn: got a function, allowed: None for {name}; only Brax and Playground are randomized")
+    refuse_randomization(name, randomization_fn)
     return GymnaxEnvironment(*gymnax.make(name))
 
 

@@ -13,6 +13,12 @@ RandomizationFn = Callable[[Any, jax.Array], tuple[Any, Any]]
 """Brax's signature: (model, raw keys `[N, 2]`) -> (model with N values in some leaves, in_axes as `jax.vmap` takes them)."""
 
 
+def refuse_randomization(what: str, randomization_fn: RandomizationFn | None) -> None:
+    """Raise TypeError if there is a function for an environment whose parameters cannot be drawn."""
+    if randomization_fn is not None:
+        raise TypeError(f"randomization_fn: got a function, allowed: None for {what}; only Brax and Playground are randomized")
+
+
 class Randomized(NamedTuple):
     """State of N environments, each with its own model."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from trpo_jax.environments.host import HostEnvironment
 from trpo_jax.environments.protocol import Environment
-from trpo_jax.environments.randomization import RandomizationFn
+from trpo_jax.environments.randomization import RandomizationFn, refuse_randomization
 from trpo_jax.environments.suites import SUITES
 from trpo_jax.environments.vectorized import VectorizedEnvironment
 from trpo_jax.environments.wrapped import WrapEnvFn, WrappedEnvironment, wrap_environment
@@ -49,12 +49,10 @@ def as_environment(
     if not isinstance(environment, (Environment, HostEnvironment)):
         raise _wrong_kind(environment)
     check_action_space(environment.action_space)
-    if randomization_fn is None:
-        return environment
-    if isinstance(environment, VectorizedEnvironment):
+    if randomization_fn is not None and isinstance(environment, VectorizedEnvironment):
         return as_environment(environment.environment, randomization_fn=randomization_fn)
-    kind = type(environment).__name__
-    raise TypeError(f"randomization_fn: got a function, allowed: None for a {kind}; only Brax and Playground are randomized")
+    refuse_randomization(f"a {type(environment).__name__}", randomization_fn)
+    return environment
 
 
 def resolve_backend(environment: str, suite: str = "brax", backend: str = "auto") -> str:

@@ -4,7 +4,7 @@ from trpo_jax.config import unknown_name
 from trpo_jax.environments import brax
 from trpo_jax.environments.point_hazards import PointHazards
 from trpo_jax.environments.protocol import Environment
-from trpo_jax.environments.randomization import RandomizationFn
+from trpo_jax.environments.randomization import RandomizationFn, refuse_randomization
 from trpo_jax.environments.speed_limit import SpeedLimit
 from trpo_jax.errors import ConfigError
 
@@ -59,8 +59,7 @@ def load_environment(name: str, backend: str = "auto", randomization_fn: Randomi
     if robot is not None:
         environment = brax.load_environment(robot, backend).environment
         return brax.adapt(SpeedLimit(environment, SPEED_LIMITS[robot]), randomization_fn)
-    if randomization_fn is not None:
-        raise TypeError(f"randomization_fn: got a function, allowed: None for {name}; only Brax and Playground are randomized")
+    refuse_randomization(name, randomization_fn)
     return PointHazards()
 
 

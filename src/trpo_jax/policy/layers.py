@@ -25,6 +25,13 @@ def orthogonal(scale: float) -> nn.initializers.Initializer:
     return init
 
 
+def hidden_layers(x: Shaped[Array, "*batch O"], sizes: tuple[int, ...], activation: str) -> Shaped[Array, "*batch F"]:
+    """Apply dense layers with an activation after each; they belong to the module that calls this."""
+    for size in sizes:
+        x = ACTIVATIONS[activation](nn.Dense(size, kernel_init=orthogonal(2**0.5))(x))
+    return x
+
+
 class MLP(nn.Module):
     """A multilayer perceptron. Initial weights are orthogonal times √2, in the last layer times `last_scale`; biases are 0."""
 
@@ -35,8 +42,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Shaped[Array, "*batch O"]) -> Float[Array, "*batch F"]:
-        for size in self.hidden_sizes:
-            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(2**0.5))(x))
+        x = hidden_layers(x, self.hidden_sizes, self.activation)
         return nn.Dense(self.output_size, kernel_init=orthogonal(self.last_scale))(x)
 
 
@@ -81,7 +87,4 @@ class Hidden(nn.Module):
 
     @nn.compact
     def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, "... F"]:
-        x = x if self.encoder is None else self.encoder(x)
-        for size in self.hidden_sizes:
-            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=orthogonal(2**0.5))(x))
-        return x
+        return hidden_layers(x if self.encoder is None else self.encoder(x), self.hidden_sizes, self.activation)

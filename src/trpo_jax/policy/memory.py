@@ -61,8 +61,15 @@ class Memory(NamedTuple):
 def policy_step(network: Any, params: Any, memory: Memory | None, observation: Any) -> tuple[Any, Distribution]:
     """Return a policy's memory after a step of N environments, None if it has none, and the distribution of its actions."""
     if memory is None or memory.carry is None:
-        return None, policy_distribution(network, params, observation)
+        return step_distribution(network, params, None, observation)
     carry = restarted(memory.carry, memory.begins, network.initial_carry(memory.begins.shape))
+    return step_distribution(network, params, carry, observation)
+
+
+def step_distribution(network: Any, params: Any, carry: Any, observation: Any) -> tuple[Any, Distribution]:
+    """Return a policy's memory after a step, and the distribution of its actions; the memory is None for one without."""
+    if carry is None:
+        return None, policy_distribution(network, params, observation)
     with jax.default_matmul_precision("highest"):
         return network.step(params, carry, observation)
 
